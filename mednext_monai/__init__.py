@@ -1,0 +1,16 @@
+"""MedNeXt for MONAI: the published network (Roy et al., MICCAI 2023), its recipe, its weights and eight bundles.
+
+What lies where:
+
+- ``networks``: the network, its blocks, the variants S, B, M, L.
+- ``weights``: reading checkpoints, UpKern, conversion from and to other implementations.
+- ``upstream``: the authors' own names and arguments, for code that migrates by changing an import.
+- ``handlers``: ignite event handlers that MONAI lacks.
+- ``data``: data lists, folds, and the checks of a data set before training.
+- ``bundles``: finding, copying, building and zipping the eight bundles.
+- ``demo``: the synthetic data set and the run behind ``mednext demo``.
+
+Importing this package registers short names for bundle configs (see ``registry``) and imports neither torch nor monai.
+"""
+
+__version__ = "0.1.0"
