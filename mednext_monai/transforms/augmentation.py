@@ -1,0 +1,171 @@
+"""The training augmentation of the paper, in the original's order, as one MONAI transform.
+
+Source: recipe of MIC-DKFZ/MedNeXt (nnU-Net v1's ``get_moreDA_augmentation``), written anew. Where MONAI's own
+transform does the same, it is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import torch
+from monai.data import MetaTensor
+from monai.data.meta_obj import get_track_meta
+from monai.transforms import (
+    Compose,
+    MapTransform,
+    RandFlipd,
+    RandGaussianNoised,
+    RandScaleIntensityd,
+    RandScaleIntensityFixedMeand,
+)
+from monai.utils import convert_to_tensor
+
+from .intensity import RandChannelGammad, RandChannelLowResolutiond, RandChannelSmoothd
+from .sampling import RandPatchd
+from .spatial import RandRotateScaled
+
+__all__ = ["CleanOutsided", "patch_transforms", "training_augmentation"]
+
+
+class CleanOutsided(MapTransform):
+    """
+    Dictionary transform: zero the image outside the mask, then turn label -1 ("outside") into background.
+
+    It belongs after all augmentation: noise, contrast and gamma move voxels that normalisation had set to zero.
+    Written for this package because MONAI's ``MaskIntensityd`` masks all channels. Not lazy.
+
+    Args:
+        image_key: key of the image ``(C, *spatial)``.
+        label_key: key of the label ``(1, *spatial)``, negative outside.
+        mask_channels: numbers of the channels that were normalised inside the mask; no others are zeroed.
+            Defaults to none.
+        label_dtype: type of the cleaned label. Defaults to float32, which MONAI's ``DeepSupervisionLoss`` can resize.
+
+    Raises:
+        ValueError: the image lacks one of ``mask_channels``.
+    """
+
+    def __init__(
+        self,
+        image_key: str = "image",
+        label_key: str = "label",
+        mask_channels: Sequence[int] = (),
+        label_dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__((image_key, label_key))
+        self.mask_channels = tuple(mask_channels)
+        self.label_dtype = label_dtype
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        image_key, label_key = self.keys
+        label = convert_to_tensor(d[label_key], track_meta=get_track_meta())
+        if self.mask_channels:
+            image = convert_to_tensor(d[image_key], track_meta=get_track_meta())
+            if not 0 <= min(self.mask_channels) <= max(self.mask_channels) < len(image):
+                raise ValueError(f"mask_channels must be in 0 ... {len(image) - 1}, got {self.mask_channels}.")
+            outside = (label.as_tensor() if isinstance(label, MetaTensor) else label)[0] < 0
+            if bool(outside.any()):
+                image = image.clone()
+                values = image.as_tensor() if isinstance(image, MetaTensor) else image
+                for channel in self.mask_channels:
+                    values[channel].masked_fill_(outside, 0)
+            d[image_key] = image
+        d[label_key] = label.to(self.label_dtype).clamp(min=0)
+        return d
+
+
+def training_augmentation(
+    patch_size: int | Sequence[int],
+    image_key: str = "image",
+    label_key: str = "label",
+    mask_channels: Sequence[int] = (),
+    dummy_2d: bool = False,
+    thin_axis: int = 2,
+) -> Compose:
+    """
+    From stored case to training patch: sampling and the nine augmentations, in the original's order.
+
+    Takes what :py:class:`RandPatchd` takes; gives float32 tensors, image ``(C, *patch_size)`` and label
+    ``(1, *patch_size)``. Deep-supervision targets are made in the loss.
+
+    | augmentation | how often | range | per channel |
+    | --- | --- | --- | --- |
+    | rotation; scaling (one interpolation) | 0.2; 0.2 | 30 degrees per axis; 0.7 to 1.4 | no |
+    | Gaussian noise | 0.1 | standard deviation 0 to 0.1 | no |
+    | Gaussian smoothing | 0.2, then 0.5 per channel | sigma 0.5 to 1 voxel | yes |
+    | brightness, a factor | 0.15 | 0.75 to 1.25 | yes |
+    | contrast about the mean, clipped to the range | 0.15 | 0.75 to 1.25 | yes |
+    | lower resolution | 0.25, then 0.5 per channel | zoom 0.5 to 1 | yes |
+    | gamma of the inverted image | 0.1 | 0.7 to 1.5 | yes |
+    | gamma | 0.3 | 0.7 to 1.5 | yes |
+    | mirroring | 0.5 per axis | | no |
+
+    Args:
+        patch_size: in voxels, one number or three.
+        image_key: key of the image. Defaults to "image".
+        label_key: key of the label. Defaults to "label".
+        mask_channels: channels that were normalised inside the nonzero mask. Defaults to none.
+        dummy_2d: for thick slices: rotate (up to 180 degrees), scale and lower the resolution only in their plane.
+            Defaults to ``False``.
+        thin_axis: the axis across the slices. Defaults to 2, the last; the original's first.
+    """
+    keys = (image_key, label_key)
+    return Compose(
+        [
+            RandPatchd(
+                keys,
+                patch_size,
+                mode=("image", "label"),
+                augmentation=RandRotateScaled(
+                    keys,
+                    patch_size,
+                    mode=("image", "label"),
+                    rotate_prob=0.2,
+                    scale_prob=0.2,
+                    rotate_range=30,
+                    scale_range=(0.7, 1.4),
+                    dummy_2d=dummy_2d,
+                    thin_axis=thin_axis,
+                ),
+            ),
+            RandGaussianNoised(image_key, prob=0.1, mean=0.0, std=0.1, sample_std=True),
+            RandChannelSmoothd(image_key, prob=0.2, channel_prob=0.5, sigma_range=(0.5, 1.0)),
+            RandScaleIntensityd(image_key, factors=0.25, prob=0.15, channel_wise=True),
+            RandScaleIntensityFixedMeand(
+                image_key, factors=0.25, prob=0.15, fixed_mean=True, preserve_range=True, channel_wise=True
+            ),
+            RandChannelLowResolutiond(
+                image_key,
+                prob=0.25,
+                channel_prob=0.5,
+                zoom_range=(0.5, 1.0),
+                keep_axis=thin_axis if dummy_2d else None,
+            ),
+            RandChannelGammad(image_key, prob=0.1, gamma_range=(0.7, 1.5), invert=True),
+            RandChannelGammad(image_key, prob=0.3, gamma_range=(0.7, 1.5), invert=False),
+            *(RandFlipd(keys, prob=0.5, spatial_axis=axis) for axis in range(3)),
+            CleanOutsided(image_key, label_key, mask_channels),
+        ]
+    )
+
+
+def patch_transforms(
+    patch_size: int | Sequence[int],
+    image_key: str = "image",
+    label_key: str = "label",
+    mask_channels: Sequence[int] = (),
+) -> Compose:
+    """
+    From stored case to validation patch: sampling as for training, no augmentation.
+
+    For the original's cheap validation on patches. Arguments and output as for :py:func:`training_augmentation`.
+    """
+    return Compose(
+        [
+            RandPatchd((image_key, label_key), patch_size, mode=("image", "label")),
+            CleanOutsided(image_key, label_key, mask_channels),
+        ]
+    )

@@ -1,0 +1,294 @@
+"""Per-channel intensity augmentation: Gaussian smoothing, lower resolution, gamma.
+
+MONAI has transforms of these names; they draw one value for all channels and differ in the operation, as each class
+says. Each class here draws parameters for a function, which does the work and can be used alone. All are pure PyTorch,
+leave their input as it is, and can run in a ``Compose(lazy=True)``: they are not lazy themselves.
+
+Source: recipe of MIC-DKFZ/MedNeXt (nnU-Net v1's ``get_moreDA_augmentation``), written anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.data.meta_obj import get_track_meta
+from monai.transforms import MapTransform, RandomizableTransform
+from monai.utils import convert_to_tensor
+
+from .spatial import draw_about_one
+from .splines import apply_along_axes, spline_matrix
+
+__all__ = [
+    "RandChannelGammad",
+    "RandChannelLowResolutiond",
+    "RandChannelSmoothd",
+    "adjust_gamma",
+    "lower_resolution",
+    "smooth",
+]
+
+TRUNCATE = 4.0  # scipy's: the Gaussian's radius in standard deviations
+EDGE = 12  # voxels by which scipy repeats the edge before it computes a spline's coefficients
+
+
+def smooth(channel: torch.Tensor, sigma: float) -> torch.Tensor:
+    """
+    Gaussian smoothing, equal to ``scipy.ndimage.gaussian_filter``: mirrored edges, cut off at four sigma.
+
+    Args:
+        channel: ``spatial``, floating point.
+        sigma: standard deviation in voxels, for all axes.
+    """
+    return apply_along_axes(channel, [_gaussian_matrix(n, sigma) for n in channel.shape])
+
+
+def _gaussian_matrix(size: int, sigma: float) -> torch.Tensor:
+    """One axis of :py:func:`smooth` as a matrix ``(size, size)``, float64."""
+    radius = int(TRUNCATE * sigma + 0.5)
+    taps = torch.arange(-radius, radius + 1)
+    weights = torch.exp(-0.5 * (taps.double() / sigma) ** 2)
+    index = (torch.arange(size)[:, None] + taps) % (2 * size)
+    index = torch.minimum(index, 2 * size - 1 - index)  # d c b a | a b c d | d c b a
+    matrix = torch.zeros(size, size, dtype=torch.float64)
+    return matrix.scatter_add_(1, index, (weights / weights.sum()).expand(size, -1))
+
+
+def lower_resolution(channel: torch.Tensor, zoom: float, keep_axis: int | None = None) -> torch.Tensor:
+    """
+    Nearest-neighbour sampling to ``round(size * zoom)`` voxels and a cubic spline back, within the range of the former.
+
+    Equal to two calls of ``skimage.transform.resize`` (order 0, then 3, mode "edge", no anti-aliasing).
+
+    Args:
+        channel: ``spatial``, floating point.
+        zoom: size of the coarse grid relative to ``channel``, at most 1.
+        keep_axis: axis to leave at full resolution. Defaults to ``None``.
+    """
+    matrices: list[torch.Tensor | None] = []
+    for axis, size in enumerate(channel.shape):
+        coarse = max(round(size * zoom), 1)
+        if axis == keep_axis or coarse == size:
+            matrices.append(None)
+            continue
+        positions = (torch.arange(coarse, dtype=torch.float64) + 0.5) * (size / coarse) - 0.5
+        channel = channel.index_select(axis, (positions + 0.5).floor().long().clamp_(0, size - 1))
+        matrices.append(_enlarging_matrix(coarse, size))
+    low, high = torch.aminmax(channel)
+    return apply_along_axes(channel, matrices).clamp(low, high)
+
+
+@lru_cache(maxsize=256)
+def _enlarging_matrix(coarse: int, size: int) -> torch.Tensor:
+    """Cubic spline from ``coarse`` to ``size`` voxels of one extent, edges repeated; ``(size, coarse)``, float64."""
+    positions = (torch.arange(size, dtype=torch.float64) + 0.5) * (coarse / size) - 0.5
+    padded = spline_matrix(positions + EDGE, coarse + 2 * EDGE)
+    index = (torch.arange(coarse + 2 * EDGE) - EDGE).clamp_(0, coarse - 1)
+    return torch.zeros(size, coarse, dtype=torch.float64).index_add_(1, index, padded)
+
+
+def adjust_gamma(channel: torch.Tensor, gamma: float, invert: bool = False) -> torch.Tensor:
+    """
+    ``((x - min) / range) ** gamma``, brought back to the range and then to the mean and standard deviation of ``x``.
+
+    Args:
+        channel: any shape, floating point.
+        gamma: exponent.
+        invert: apply it to ``-x`` and negate the result.
+    """
+    low, high = torch.aminmax(channel)
+    std, mean = torch.std_mean(channel, correction=0)
+    span = (high - low) + 1e-7
+    out = torch.sub(high, channel) if invert else torch.sub(channel, low)
+    out = out.div_(span).clamp_(min=0).pow_(gamma)
+    new_std, new_mean = torch.std_mean(out, correction=0)
+    # the range's factor and offset, undone at once by restoring mean and standard deviation
+    factor = span * std / (new_std * span + 1e-8)
+    out = out.sub_(new_mean).mul_(factor)
+    return out.neg_().add_(mean) if invert else out.add_(mean)
+
+
+class _RandChannelTransformd(RandomizableTransform, MapTransform):
+    """
+    Shared by the transforms below: fires with ``prob`` per sample and then with ``channel_prob`` per channel.
+
+    ``parameters`` holds one entry per channel after :py:meth:`randomize`, ``None`` where nothing happens. With several
+    keys all of them get the same parameters, as many channels as the first one has.
+    """
+
+    def __init__(self, keys: KeysCollection, prob: float, channel_prob: float, allow_missing_keys: bool) -> None:
+        for name, value in (("prob", prob), ("channel_prob", channel_prob)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} must be between 0 and 1, got {value}.")
+        MapTransform.__init__(self, keys, allow_missing_keys)
+        RandomizableTransform.__init__(self, prob)
+        self.channel_prob = channel_prob
+        self.parameters: list[float | None] = []
+
+    def draw(self) -> float:
+        """One channel's parameter."""
+        raise NotImplementedError
+
+    def apply(self, channel: torch.Tensor, parameter: float) -> torch.Tensor:
+        """The operation on one channel ``spatial``; returns a new tensor."""
+        raise NotImplementedError
+
+    def randomize(self, data: int) -> None:
+        """Draw for ``data`` channels."""
+        super().randomize(None)
+        self.parameters = [None] * data
+        if self._do_transform:
+            for channel in range(data):
+                if self.R.uniform() < self.channel_prob:
+                    self.parameters[channel] = self.draw()
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        first = self.first_key(d)
+        if first == ():
+            return d
+        self.randomize(len(d[first]))
+        if all(parameter is None for parameter in self.parameters):
+            return d
+        for key in self.key_iterator(d):
+            d[key] = _per_channel(d[key], self.parameters, self.apply)
+        return d
+
+
+def _per_channel(
+    image: Any, parameters: Sequence[float | None], operation: Callable[[torch.Tensor, float], torch.Tensor]
+) -> torch.Tensor:
+    """``operation`` on those channels of ``(C, *spatial)`` that have a parameter; a new tensor, meta data kept."""
+    image = convert_to_tensor(image, track_meta=get_track_meta())
+    values = image.as_tensor() if isinstance(image, MetaTensor) else image
+    values = values if values.is_floating_point() else values.float()
+    if len(values) != len(parameters):
+        raise ValueError(f"all keys must have {len(parameters)} channels as the first one has, got {len(values)}.")
+    out = torch.empty_like(values)
+    for target, channel, parameter in zip(out, values, parameters):
+        target.copy_(channel if parameter is None else operation(channel, parameter))
+    if not isinstance(image, MetaTensor):
+        return out
+    return MetaTensor(out, meta=image.meta, applied_operations=image.applied_operations)
+
+
+class RandChannelSmoothd(_RandChannelTransformd):
+    """
+    Dictionary transform: Gaussian smoothing, with one sigma per channel that holds for all axes.
+
+    Written for this package because MONAI's ``RandGaussianSmoothd`` draws one sigma per axis for all channels, and
+    takes values outside the image as zero. See :py:func:`smooth`.
+
+    Args:
+        keys: keys of images ``(C, *spatial)``.
+        prob: how often a sample is hit. Defaults to 0.2.
+        channel_prob: how often a channel of it is. Defaults to 0.5.
+        sigma_range: smallest and largest sigma in voxels. Defaults to ``(0.5, 1.0)``.
+        allow_missing_keys: see :py:class:`monai.transforms.MapTransform`.
+
+    Raises:
+        ValueError: probabilities outside 0 ... 1, or a sigma of 0 or less.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        prob: float = 0.2,
+        channel_prob: float = 0.5,
+        sigma_range: Sequence[float] = (0.5, 1.0),
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, prob, channel_prob, allow_missing_keys)
+        if not 0 < sigma_range[0] <= sigma_range[1]:
+            raise ValueError(f"sigma_range must be two positive numbers, the smaller first, got {sigma_range}.")
+        self.sigma_range = tuple(sigma_range)
+
+    def draw(self) -> float:
+        return self.R.uniform(*self.sigma_range)
+
+    def apply(self, channel: torch.Tensor, parameter: float) -> torch.Tensor:
+        return smooth(channel, parameter)
+
+
+class RandChannelLowResolutiond(_RandChannelTransformd):
+    """
+    Dictionary transform: lower resolution and back, with one zoom per channel.
+
+    Written for this package because MONAI's ``RandSimulateLowResolutiond`` draws one zoom for all channels, enlarges
+    linearly, and by its default shifts the image against the label. See :py:func:`lower_resolution`.
+
+    Args:
+        keys: keys of images ``(C, *spatial)``.
+        prob: how often a sample is hit. Defaults to 0.25.
+        channel_prob: how often a channel of it is. Defaults to 0.5.
+        zoom_range: smallest and largest coarse size, relative to the image. Defaults to ``(0.5, 1.0)``.
+        keep_axis: spatial axis to leave at full resolution, for thick slices. Defaults to ``None``.
+        allow_missing_keys: see :py:class:`monai.transforms.MapTransform`.
+
+    Raises:
+        ValueError: probabilities outside 0 ... 1, or a zoom outside of (0, 1].
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        prob: float = 0.25,
+        channel_prob: float = 0.5,
+        zoom_range: Sequence[float] = (0.5, 1.0),
+        keep_axis: int | None = None,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, prob, channel_prob, allow_missing_keys)
+        if not 0 < zoom_range[0] <= zoom_range[1] <= 1:
+            raise ValueError(f"zoom_range must be two numbers in (0, 1], the smaller first, got {zoom_range}.")
+        self.zoom_range, self.keep_axis = tuple(zoom_range), keep_axis
+
+    def draw(self) -> float:
+        return self.R.uniform(*self.zoom_range)
+
+    def apply(self, channel: torch.Tensor, parameter: float) -> torch.Tensor:
+        return lower_resolution(channel, parameter, self.keep_axis)
+
+
+class RandChannelGammad(_RandChannelTransformd):
+    """
+    Dictionary transform: gamma on each channel's own range, its mean and standard deviation restored.
+
+    Written for this package because MONAI's ``RandAdjustContrastd`` takes range, mean and gamma over all channels, and
+    draws gamma uniformly; here it is as often below as above 1. See :py:func:`adjust_gamma`.
+
+    Args:
+        keys: keys of images ``(C, *spatial)``.
+        prob: how often a sample is hit. Defaults to 0.3.
+        gamma_range: smallest and largest exponent. Defaults to ``(0.7, 1.5)``.
+        invert: whether to apply it to the negative image. Defaults to ``False``.
+        channel_prob: how often a channel of a sample that is hit is. Defaults to 1.
+        allow_missing_keys: see :py:class:`monai.transforms.MapTransform`.
+
+    Raises:
+        ValueError: probabilities outside 0 ... 1, or a gamma of 0 or less.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        prob: float = 0.3,
+        gamma_range: Sequence[float] = (0.7, 1.5),
+        invert: bool = False,
+        channel_prob: float = 1.0,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, prob, channel_prob, allow_missing_keys)
+        if not 0 < gamma_range[0] <= gamma_range[1]:
+            raise ValueError(f"gamma_range must be two positive numbers, the smaller first, got {gamma_range}.")
+        self.gamma_range, self.invert = tuple(gamma_range), invert
+
+    def draw(self) -> float:
+        return draw_about_one(self.R, *self.gamma_range)
+
+    def apply(self, channel: torch.Tensor, parameter: float) -> torch.Tensor:
+        return adjust_gamma(channel, parameter, self.invert)
