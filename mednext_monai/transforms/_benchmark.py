@@ -119,8 +119,8 @@ class _NnUNetV2Patches(TorchDataset):
             shape = image.shape[1:]
             start = [random.randint(-m // 2, n + m // 2 + m % 2 - b + 1) for m, n, b in zip(margins, shape, self.box)]
         patch = self.transforms(
-            image=read_box(image, start, self.box, 0, torch.float32),
-            segmentation=read_box(label, start, self.box, -1, torch.int16),
+            image=read_box(image, start, self.box, 0, "image"),
+            segmentation=read_box(label, start, self.box, -1, "label").to(torch.int16),
         )
         return {"image": patch["image"], "label": patch["segmentation"]}
 

@@ -68,12 +68,13 @@ class CleanOutsided(MapTransform):
                 raise ValueError(f"mask_channels must be in 0 ... {len(image) - 1}, got {self.mask_channels}.")
             outside = (label.as_tensor() if isinstance(label, MetaTensor) else label)[0] < 0
             if bool(outside.any()):
-                image = image.clone()
                 values = image.as_tensor() if isinstance(image, MetaTensor) else image
-                for channel in self.mask_channels:
-                    values[channel].masked_fill_(outside, 0)
+                cleaned = torch.empty_like(values)
+                for channel, (target, source) in enumerate(zip(cleaned, values)):
+                    target.copy_(source.masked_fill(outside, 0) if channel in self.mask_channels else source)
+                image = MetaTensor(cleaned, meta=image.meta) if isinstance(image, MetaTensor) else cleaned
             d[image_key] = image
-        d[label_key] = label.to(self.label_dtype).clamp(min=0)
+        d[label_key] = label.clamp(min=0).to(self.label_dtype)
         return d
 
 

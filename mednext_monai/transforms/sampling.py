@@ -25,7 +25,7 @@ from monai.utils import ensure_tuple_rep
 from torch.utils.data import Sampler
 
 from ..preprocessing.foreground import foreground_locations
-from .spatial import PART_DTYPE, RandRotateScaled, homogeneous, interpolate_box, on_new_grid
+from .spatial import MODES, RandRotateScaled, homogeneous, interpolate_box, on_new_grid, working_dtype
 
 __all__ = [
     "BATCHES_PER_EPOCH",
@@ -51,7 +51,7 @@ def _opened(value: Any) -> Any:
 
 
 def read_box(
-    array: np.ndarray | torch.Tensor, start: Sequence[int], size: Sequence[int], fill: float, dtype: torch.dtype
+    array: np.ndarray | torch.Tensor, start: Sequence[int], size: Sequence[int], fill: float, mode: str
 ) -> torch.Tensor:
     """
     A copy of a box of a volume, padded where it overhangs. Of a memory-mapped array only the box is read.
@@ -61,7 +61,7 @@ def read_box(
         start: first voxel of the box, may be negative.
         size: size of the box in voxels.
         fill: value outside the volume.
-        dtype: type of the result.
+        mode: "image" for float32; "label" for int8 if stored so, else int16.
 
     Returns:
         ``(C, *size)``, with one channel for an array without channels; never shares memory with ``array``.
@@ -75,6 +75,7 @@ def read_box(
         part = part.as_tensor() if isinstance(part, MetaTensor) else part
     else:
         part = torch.from_numpy(np.array(part))  # a copy: memory-mapped files are read-only
+    dtype = working_dtype(part.dtype, mode)
     if list(part.shape[1:]) == list(size):
         return part.to(dtype, copy=isinstance(array, torch.Tensor)).contiguous()
     out = torch.full((len(array), *size), fill, dtype=dtype)
@@ -100,9 +101,9 @@ class RandPatchd(MapTransform, Randomizable):
     Input: per key an array, tensor or the path of an ``.npy`` file, ``(C, X, Y, Z)`` or ``(X, Y, Z)``; under
     ``foreground_key`` a dictionary class to ``(n, 3)`` voxels, or the path of an ``.npz`` file with one array per
     class, named by the class; when the key is missing, the last label is searched, which is slow. Output: per key a
-    tensor ``(C, *patch_size)``, images float32, labels int16 with -1 outside; the foreground and slot entries are
-    removed. With MONAI's ``set_track_meta`` on (its default) these are ``MetaTensor``, whose ``affine`` is the input's
-    (identity for plain arrays) times the patch's place. Not lazy, not invertible.
+    tensor ``(C, *patch_size)``, images float32, labels int16 (int8 if stored so) with -1 outside; the foreground and
+    slot entries are removed. With MONAI's ``set_track_meta`` on (its default) these are ``MetaTensor``, whose
+    ``affine`` is the input's (identity for plain arrays) times the patch's place. Not lazy, not invertible.
 
     Args:
         keys: keys of images and labels on one grid.
@@ -136,8 +137,8 @@ class RandPatchd(MapTransform, Randomizable):
     ) -> None:
         MapTransform.__init__(self, keys, allow_missing_keys)
         self.mode = ensure_tuple_rep(mode, len(self.keys))
-        if any(m not in PART_DTYPE for m in self.mode):
-            raise ValueError(f"mode must be one of {tuple(PART_DTYPE)}, got {mode}.")
+        if any(m not in MODES for m in self.mode):
+            raise ValueError(f"mode must be one of {MODES}, got {mode}.")
         self.patch_size = ensure_tuple_rep(patch_size, 3)
         self.augmentation = augmentation
         self.foreground_key, self.slot_key = foreground_key, slot_key
@@ -145,9 +146,7 @@ class RandPatchd(MapTransform, Randomizable):
         self.box_size = self.patch_size if augmentation is None else augmentation.box_size(self.patch_size)
         self.start: tuple[int, ...] | None = None
 
-    def set_random_state(
-        self, seed: int | None = None, state: np.random.RandomState | None = None
-    ) -> RandPatchd:
+    def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> RandPatchd:
         super().set_random_state(seed, state)
         if self.augmentation is not None:
             self.augmentation.set_random_state(state=self.R)
@@ -205,15 +204,15 @@ class RandPatchd(MapTransform, Randomizable):
 
     def _patch(self, volume: np.ndarray | torch.Tensor, mode: str) -> tuple[torch.Tensor, np.ndarray]:
         """The drawn patch, ``(C, *patch_size)``, and the matrix ``(4, 4)`` from its voxels to the volume's."""
-        fill, dtype = self.fill[mode], PART_DTYPE[mode]
+        fill = self.fill[mode]
         draw = None if self.augmentation is None else self.augmentation.draw(self.patch_size, self.box_size)
         if draw is None:
-            patch = read_box(volume, self.start, self.patch_size, fill, dtype)
+            patch = read_box(volume, self.start, self.patch_size, fill, mode)
             return patch, homogeneous(np.eye(3), self.start)
         margin = (np.asarray(self.box_size) - self.patch_size) // 2
         box_start = np.asarray(self.start) - margin
-        start, size = draw.needed(self.patch_size)
-        part = read_box(volume, tuple(box_start + start), tuple(size), fill, dtype)
+        start, size = draw.needed(self.patch_size, mode)
+        part = read_box(volume, tuple(box_start + start), tuple(size), fill, mode)
         patch = interpolate_box(part, draw, start, self.patch_size, mode)
         return patch, homogeneous(draw.matrix, draw.offset + box_start)
 

@@ -21,9 +21,16 @@ from .splines import HALO, affine_labels, affine_spline
 
 __all__ = ["RandRotateScaled", "SpatialDraw", "draw_about_one", "interpolate_box"]
 
-PART_DTYPE = {"image": torch.float32, "label": torch.int16}  # in which interpolation computes
+MODES = ("image", "label")
 BOX_ROTATION, BOX_SCALE = math.radians(30), 0.85  # by these the original sizes the box that it loads
 BOX_ROTATION_2D = math.radians(90)
+
+
+def working_dtype(stored: torch.dtype, mode: str) -> torch.dtype:
+    """In what interpolation computes: images in float32, labels in int16, or in int8 if they are stored so."""
+    if mode == "image":
+        return torch.float32
+    return torch.int8 if stored == torch.int8 else torch.int16
 
 
 def draw_about_one(random: np.random.RandomState, low: float, high: float) -> float:
@@ -56,13 +63,14 @@ class SpatialDraw(NamedTuple):
     offset: np.ndarray  # (3,), position of output index 0, in voxels from the box's first voxel
     box_size: tuple[int, int, int]  # outside of this box nothing is read
 
-    def needed(self, spatial_size: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        """The part of the box that the output depends on: first voxel and size, each ``(3,)``."""
+    def needed(self, spatial_size: Sequence[int], mode: str) -> tuple[np.ndarray, np.ndarray]:
+        """The part of the box that an output depends on: first voxel and size, each ``(3,)``."""
+        halo = HALO + 1 if mode == "image" else 0
         ends = np.outer(np.asarray(spatial_size) - 1, [0, 1]).T  # (2, 3)
         corners = np.array([[ends[c >> d & 1, d] for d in range(3)] for c in range(8)]) @ self.matrix.T + self.offset
         box = np.asarray(self.box_size)
-        start = np.clip(np.floor(corners.min(0)).astype(int) - HALO - 1, 0, box - 2)
-        stop = np.clip(np.floor(corners.max(0)).astype(int) + HALO + 3, start + 2, box)
+        start = np.clip(np.floor(corners.min(0)).astype(int) - halo, 0, box - 2)
+        stop = np.clip(np.floor(corners.max(0)).astype(int) + halo + 2, start + 2, box)
         return start, stop - start
 
 
@@ -73,7 +81,7 @@ def interpolate_box(
     Rotate and scale the part of a box that begins at its voxel ``start``.
 
     Args:
-        values: ``(C, X, Y, Z)``: float32 images, or int16 labels.
+        values: ``(C, X, Y, Z)``: float32 images, or int8 or int16 labels.
         draw: the map.
         start: ``(3,)``, as given by :py:meth:`SpatialDraw.needed`.
         spatial_size: output size.
@@ -138,8 +146,8 @@ class RandRotateScaled(MapTransform, Randomizable):
     ) -> None:
         MapTransform.__init__(self, keys, allow_missing_keys)
         self.mode = ensure_tuple_rep(mode, len(self.keys))
-        if any(m not in PART_DTYPE for m in self.mode):
-            raise ValueError(f"mode must be one of {tuple(PART_DTYPE)}, got {mode}.")
+        if any(m not in MODES for m in self.mode):
+            raise ValueError(f"mode must be one of {MODES}, got {mode}.")
         if len(scale_range) != 2 or not 0 < scale_range[0] <= scale_range[1]:
             raise ValueError(f"scale_range must be two positive numbers, the smaller first, got {scale_range}.")
         if thin_axis not in (0, 1, 2):
@@ -210,10 +218,10 @@ class RandRotateScaled(MapTransform, Randomizable):
                 out = values[(slice(None), *(slice(b, b + s) for b, s in zip(start, size)))].clone()
                 to_input = homogeneous(np.eye(3), start)
             else:
-                start, extent = draw.needed(size)
+                start, extent = draw.needed(size, mode)
                 part = values[(slice(None), *(slice(b, b + e) for b, e in zip(start, extent)))]
                 part = part.as_tensor() if isinstance(part, MetaTensor) else part
-                part = part.to(PART_DTYPE[mode])
+                part = part.to(working_dtype(part.dtype, mode))
                 out = interpolate_box(part, draw, start, size, mode).to(values.dtype)
                 to_input = homogeneous(draw.matrix, draw.offset)
             d[key] = on_new_grid(out, values, to_input)

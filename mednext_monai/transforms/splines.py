@@ -16,7 +16,8 @@ mirrored about the outermost voxel centres and whose value outside of them is th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from itertools import product
 
@@ -25,9 +26,10 @@ import torch
 __all__ = ["affine_labels", "affine_spline", "apply_along_axes", "spline_matrix"]
 
 HALO = 12  # voxels after which a spline coefficient's influence has fallen to (2 - sqrt(3))^12 = 1.4e-7
-BLOCK = 48  # rows of the prefilter's band taken together, a multiple of ROW
+SLAB, BLOCK = 8, 48  # rows of the prefilter's band taken together: first axis (to stay in cache), others (times ROW)
 ROW, STEP = 8, 5  # neighbouring coefficients along the last axis in one table row; voxels from row to row
-TINY = 1e-12  # smaller matrix entries are dropped: they change nothing, and denormal numbers are slow
+POLE = math.sqrt(3) - 2  # of the cubic spline's prefilter
+REACH, TINY = 24, 1e-14  # voxels after which the prefilter's weight has fallen to 2e-14; smallest matrix entry kept
 
 
 def cubic_bspline(distance: torch.Tensor) -> torch.Tensor:
@@ -37,22 +39,20 @@ def cubic_bspline(distance: torch.Tensor) -> torch.Tensor:
     return (outer.pow(3) - inner.pow(3).mul_(4)).div_(6)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=256)
 def _prefilter(size: int) -> torch.Tensor:
     """
     The matrix ``(size, size)``, float64, from samples to cubic spline coefficients under mirrored borders.
 
-    It is the inverse of ``(c[i-1] + 4 c[i] + c[i+1]) / 6`` with ``c[-1] = c[1]`` and ``c[size] = c[size-2]``.
+    It inverts ``(c[i-1] + 4 c[i] + c[i+1]) / 6``: a coefficient is the sum of the samples, weighted by
+    ``sqrt(3) * POLE ** distance``, continued beyond the border by mirroring.
     """
-    samples = torch.zeros(size, size, dtype=torch.float64)
     if size == 1:
-        return torch.ones_like(samples)
-    index = torch.arange(size)
-    samples[index, index] += 4 / 6
-    samples[index, (index - 1).abs()] += 1 / 6
-    samples[index, size - 1 - (size - 2 - index).abs()] += 1 / 6
-    inverse = torch.linalg.inv(samples)
-    return inverse.where(inverse.abs() > TINY, 0)
+        return torch.ones(1, 1, dtype=torch.float64)
+    taps = torch.arange(-REACH, REACH + 1)
+    weights = math.sqrt(3) * POLE ** taps.abs().double()
+    index = _mirrored(torch.arange(size)[:, None] + taps, size)
+    return torch.zeros(size, size, dtype=torch.float64).scatter_add_(1, index, weights.expand(size, -1))
 
 
 def spline_matrix(coordinates: torch.Tensor, size: int) -> torch.Tensor:
@@ -72,7 +72,7 @@ def spline_matrix(coordinates: torch.Tensor, size: int) -> torch.Tensor:
     taps = _mirrored(taps.long().clamp(-size, 2 * size), size)
     matrix = torch.zeros(len(coordinates), size, dtype=torch.float64)
     matrix = matrix.scatter_add_(1, taps, weights) @ _prefilter(size)
-    return matrix.where(matrix.abs() > TINY, 0)
+    return matrix.where(matrix.abs() > TINY, 0)  # changes nothing; denormal numbers would make products slow
 
 
 def _mirrored(index: torch.Tensor, size: int) -> torch.Tensor:
@@ -110,17 +110,19 @@ def apply_along_axes(volume: torch.Tensor, matrices: Sequence[torch.Tensor | Non
     return volume
 
 
-def _bands(indices: torch.Tensor, size: int, dtype: torch.dtype) -> Iterator[tuple[slice, slice, torch.Tensor]]:
+def _bands(
+    indices: torch.Tensor, size: int, block: int, dtype: torch.dtype
+) -> Iterator[tuple[slice, slice, torch.Tensor]]:
     """
     The prefilter's rows ``indices``, beyond the border mirrored, as small dense products.
 
     Yields:
-        the rows, the columns that they need, and the matrix of these rows and columns, for ``BLOCK`` rows at a time.
+        the rows, the columns that they need, and the matrix of these rows and columns, for ``block`` rows at a time.
     """
     indices = _mirrored(indices, size)
     matrix = _prefilter(size)[indices].to(dtype)
-    for start in range(0, len(indices), BLOCK):
-        rows = slice(start, min(start + BLOCK, len(indices)))
+    for start in range(0, len(indices), block):
+        rows = slice(start, min(start + block, len(indices)))
         low, high = int(indices[rows].min()) - HALO, int(indices[rows].max()) + HALO + 1
         columns = slice(max(low, 0), min(high, size))
         yield rows, columns, matrix[rows, columns]
@@ -137,10 +139,10 @@ def _coefficient_rows(volume: torch.Tensor) -> tuple[torch.Tensor, tuple[int, in
     channels, x, y, z = volume.shape
     blocks = -(-z // STEP)
     along = torch.arange(blocks)[:, None] * STEP + torch.arange(-1, ROW - 1)
-    bands_y = list(_bands(torch.arange(-1, y + 2), y, volume.dtype))
-    bands_z = list(_bands(along.flatten(), z, volume.dtype))
+    bands_y = list(_bands(torch.arange(-1, y + 2), y, BLOCK, volume.dtype))
+    bands_z = list(_bands(along.flatten(), z, BLOCK, volume.dtype))
     table = volume.new_empty(x + 3, y + 3, blocks, channels, ROW)
-    for rows_x, columns_x, band_x in _bands(torch.arange(-1, x + 2), x, volume.dtype):
+    for rows_x, columns_x, band_x in _bands(torch.arange(-1, x + 2), x, SLAB, volume.dtype):
         slab = torch.matmul(band_x, volume[:, columns_x].flatten(2)).view(channels, -1, y, z)
         slab_y = volume.new_empty(channels, slab.shape[1], y + 3, z)
         for rows, columns, band in bands_y:
@@ -158,9 +160,9 @@ def _planes(
     The sampling positions ``matrix @ index + offset`` of one output plane after the other.
 
     Yields:
-        the cell's first corner and the position within the cell, each ``(3, P)``, float64, with ``P = size[1] *
+        the points and the first corners of the cells that they lie in, each ``(3, P)``, float64, with ``P = size[1] *
         size[2]``, and which points lie within a volume of ``shape``, ``(P,)``, or ``None`` when all do. A point
-        outside gets the first cell.
+        outside is replaced by the first voxel.
     """
     rows = torch.arange(size[1], dtype=torch.float64)[:, None] * matrix[:, 1, None, None]
     columns = torch.arange(size[2], dtype=torch.float64) * matrix[:, 2, None, None]
@@ -174,8 +176,7 @@ def _planes(
         if bool(((ends + start < 0) | (ends + start > last)).any()):
             inside = ((points >= 0) & (points <= last)).all(0)
             points.mul_(inside)
-        cell = points.floor()
-        yield cell, points.sub_(cell), inside
+        yield points, points.floor(), inside
 
 
 def affine_spline(
@@ -206,12 +207,12 @@ def affine_spline(
     spread_x, spread_y, spread_z = _weight_spreads(channels)
     channel_sum = torch.eye(channels).repeat_interleave(ROW, dim=1)
     out = volume.new_empty(channels, size[0], size[1] * size[2])
-    for i, (cell, fraction, inside) in enumerate(_planes(matrix, offset, size, volume.shape[1:])):
+    for i, (points, cell, inside) in enumerate(_planes(matrix, offset, size, volume.shape[1:])):
         first_x, first_y, first_z = cell.to(torch.int32)
         block = torch.div(first_z, STEP, rounding_mode="floor")
         rows = (first_x * step_x + first_y * step_y + block)[:, None] + taps
         # powers of the position in the cell, (4, P) per axis; a product with the spline's polynomials gives weights
-        x, y, z = _powers(fraction.to(volume.dtype)).unbind(1)
+        x, y, z = _powers(points.sub_(cell).to(volume.dtype)).unbind(1)
         weights = torch.mm(x.T, spread_x).mul_(torch.mm(y.T, spread_y))
         lines = torch.nn.functional.embedding_bag(rows, table, mode="sum", per_sample_weights=weights)
         shift = (first_z - block * STEP == torch.arange(STEP)[:, None]).to(volume.dtype)
@@ -268,35 +269,41 @@ def affine_labels(
     """
     mixed = torch.iinfo(labels.dtype).min
     low = high = labels
-    for axis in range(3):
-        n = labels.shape[axis] - 1
-        low = torch.minimum(low.narrow(axis, 0, n), low.narrow(axis, 1, n))
-        high = torch.maximum(high.narrow(axis, 0, n), high.narrow(axis, 1, n))
+    for axis in range(3):  # the least and greatest label of the cell that begins at a voxel
+        low, high = _with_next(torch.minimum, low, axis), _with_next(torch.maximum, high, axis)
     cells = torch.where(low == high, low, mixed)
-    last_cell = torch.tensor(cells.shape, dtype=torch.float64)[:, None] - 1
+    strides = torch.tensor([labels.shape[1] * labels.shape[2], labels.shape[2], 1], dtype=torch.float64)
     out = labels.new_empty(size[0], size[1] * size[2])
-    unsure = []  # positions in the output, cells and positions within them, settled together at the end
-    for i, (cell, fraction, inside) in enumerate(_planes(matrix, offset, size, labels.shape)):
-        fraction += cell
-        cell = torch.minimum(cell, last_cell)  # the very last voxel centre is the end of the last cell
-        fraction -= cell
-        index = cell.to(torch.int64)
-        found = torch.take(cells, (index[0] * cells.shape[1] + index[1]) * cells.shape[2] + index[2])
+    unsure = []  # positions in the output, and points, settled together at the end
+    for i, (points, cell, inside) in enumerate(_planes(matrix, offset, size, labels.shape)):
+        found = torch.take(cells, torch.mv(cell.T, strides).to(torch.int64))
         if inside is not None:
             found = torch.where(inside, found, outside)
         out[i] = found
         where = (found == mixed).nonzero()[:, 0]
-        unsure.append((where + i * out.shape[1], index[:, where], fraction[:, where]))
-    where, index, fraction = (torch.cat(parts, dim=-1) for parts in zip(*unsure))
-    out.view(-1)[where] = _vote(labels, index, fraction)
+        unsure.append((where + i * out.shape[1], points[:, where]))
+    where, points = (torch.cat(parts, dim=-1) for parts in zip(*unsure))
+    out.view(-1)[where] = _vote(labels, points)
     return out.view(*size)
 
 
-def _vote(labels: torch.Tensor, index: torch.Tensor, fraction: torch.Tensor) -> torch.Tensor:
-    """The label with a linear weight of at least 0.5 among the eight corners of the cells ``index``, ``(3, K)``."""
+def _with_next(operation: Callable[..., torch.Tensor], values: torch.Tensor, axis: int) -> torch.Tensor:
+    """``operation`` on every voxel and its neighbour one further along ``axis``; the last voxels stay."""
+    out = values.clone()
+    n = values.shape[axis] - 1
+    operation(values.narrow(axis, 0, n), values.narrow(axis, 1, n), out=out.narrow(axis, 0, n))
+    return out
+
+
+def _vote(labels: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
+    """The label with a linear weight of at least 0.5 at each of ``points``, ``(3, K)``, which lie inside the volume."""
+    cell = points.floor()
+    fraction = points - cell
+    index = cell.to(torch.int64)
+    last = [n - 1 for n in labels.shape]
     neighbours, weights = [], []
     for corner in product((0, 1), repeat=3):
-        x, y, z = (i + c for i, c in zip(index, corner))
+        x, y, z = ((i + c).clamp_(max=n) for i, c, n in zip(index, corner, last))
         neighbours.append(torch.take(labels, (x * labels.shape[1] + y) * labels.shape[2] + z))
         x, y, z = (f if c else 1 - f for f, c in zip(fraction, corner))
         weights.append(x * y * z)
