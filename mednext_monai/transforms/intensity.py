@@ -157,8 +157,6 @@ class _RandChannelTransformd(RandomizableTransform, MapTransform):
         if first == ():
             return d
         self.randomize(len(d[first]))
-        if all(parameter is None for parameter in self.parameters):
-            return d
         for key in self.key_iterator(d):
             d[key] = _per_channel(d[key], self.parameters, self.apply)
         return d
@@ -167,8 +165,11 @@ class _RandChannelTransformd(RandomizableTransform, MapTransform):
 def _per_channel(
     image: Any, parameters: Sequence[float | None], operation: Callable[[torch.Tensor, float], torch.Tensor]
 ) -> torch.Tensor:
-    """``operation`` on those channels of ``(C, *spatial)`` that have a parameter; a new tensor, meta data kept."""
+    """``operation`` on those channels of ``(C, *spatial)`` that have a parameter; a new tensor, meta data kept,
+    unless nothing happens."""
     image = convert_to_tensor(image, track_meta=get_track_meta())
+    if all(parameter is None for parameter in parameters):
+        return image
     values = image.as_tensor() if isinstance(image, MetaTensor) else image
     values = values if values.is_floating_point() else values.float()
     if len(values) != len(parameters):

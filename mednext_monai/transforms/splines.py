@@ -140,16 +140,29 @@ def _coefficient_rows(volume: torch.Tensor) -> tuple[torch.Tensor, tuple[int, in
     blocks = -(-z // STEP)
     along = torch.arange(blocks)[:, None] * STEP + torch.arange(-1, ROW - 1)
     bands_y = list(_bands(torch.arange(-1, y + 2), y, BLOCK, volume.dtype))
-    bands_z = list(_bands(along.flatten(), z, BLOCK, volume.dtype))
+    spreads_z = []  # per channel, the band between columns of zeros, so that products land where they belong in a row
+    for rows, columns, band in _bands(along.flatten(), z, BLOCK, volume.dtype):
+        spread = band.new_zeros(channels, band.shape[1], band.shape[0] // ROW, channels, ROW)
+        for channel in range(channels):
+            spread[channel, :, :, channel] = band.T.unflatten(1, (-1, ROW))
+        spreads_z.append((rows, columns, spread.flatten(2)))
     table = volume.new_empty(x + 3, y + 3, blocks, channels, ROW)
+    slab_x = volume.new_empty(SLAB, channels, y, z)
+    slab_y = volume.new_empty(SLAB, y + 3, channels, z)
     for rows_x, columns_x, band_x in _bands(torch.arange(-1, x + 2), x, SLAB, volume.dtype):
-        slab = torch.matmul(band_x, volume[:, columns_x].flatten(2)).view(channels, -1, y, z)
-        slab_y = volume.new_empty(channels, slab.shape[1], y + 3, z)
-        for rows, columns, band in bands_y:
-            slab_y[:, :, rows] = torch.matmul(band, slab[:, :, columns])
-        for rows, columns, band in bands_z:
-            lines = torch.matmul(slab_y[..., columns], band.T).unflatten(-1, (-1, ROW))
-            table[rows_x, :, rows.start // ROW : rows.stop // ROW] = lines.permute(1, 2, 3, 0, 4)
+        planes = len(band_x)
+        for channel, values in enumerate(volume):
+            slab_x[:planes, channel] = torch.mm(band_x, values[columns_x].view(-1, y * z)).view(-1, y, z)
+            for rows, columns, band in bands_y:
+                source, target = slab_x[:planes, channel, columns], slab_y[:planes, rows, channel]
+                torch.bmm(band.expand(planes, -1, -1), source, out=target)
+        lines = slab_y[:planes].view(-1, channels, z)
+        target = table[rows_x].view(len(lines), -1)
+        for rows, columns, spread in spreads_z:
+            part = target[:, rows.start * channels : rows.stop * channels]
+            torch.mm(lines[:, 0, columns], spread[0], out=part)
+            for channel in range(1, channels):
+                part.addmm_(lines[:, channel, columns], spread[channel])
     return table.view(-1, channels * ROW), ((y + 3) * blocks, blocks)
 
 
@@ -207,28 +220,25 @@ def affine_spline(
     spread_x, spread_y, spread_z = _weight_spreads(channels)
     channel_sum = torch.eye(channels).repeat_interleave(ROW, dim=1)
     out = volume.new_empty(channels, size[0], size[1] * size[2])
+    powers = volume.new_ones(4, 3, out.shape[2])
+    shifted_z = volume.new_empty(STEP, 4, out.shape[2])
     for i, (points, cell, inside) in enumerate(_planes(matrix, offset, size, volume.shape[1:])):
         first_x, first_y, first_z = cell.to(torch.int32)
         block = torch.div(first_z, STEP, rounding_mode="floor")
         rows = (first_x * step_x + first_y * step_y + block)[:, None] + taps
         # powers of the position in the cell, (4, P) per axis; a product with the spline's polynomials gives weights
-        x, y, z = _powers(points.sub_(cell).to(volume.dtype)).unbind(1)
+        fraction = points.sub_(cell).to(volume.dtype)
+        for degree in range(1, 4):
+            torch.mul(powers[degree - 1], fraction, out=powers[degree])
+        x, y, z = powers.unbind(1)
         weights = torch.mm(x.T, spread_x).mul_(torch.mm(y.T, spread_y))
         lines = torch.nn.functional.embedding_bag(rows, table, mode="sum", per_sample_weights=weights)
         shift = (first_z - block * STEP == torch.arange(STEP)[:, None]).to(volume.dtype)
-        z = (shift[:, None] * z).view(STEP * 4, -1)
-        torch.mm(channel_sum, lines.mul_(torch.mm(z.T, spread_z)).T, out=out[:, i])
+        torch.mul(shift[:, None], z, out=shifted_z)
+        torch.mm(channel_sum, lines.mul_(torch.mm(shifted_z.view(STEP * 4, -1).T, spread_z)).T, out=out[:, i])
         if inside is not None:
             out[:, i] *= inside
     return out.view(channels, *size)
-
-
-def _powers(fraction: torch.Tensor) -> torch.Tensor:
-    """``1, t, t^2, t^3`` of every position; ``(3, P)`` becomes ``(4, 3, P)``."""
-    powers = fraction.new_ones(4, *fraction.shape)
-    for degree in range(1, 4):
-        torch.mul(powers[degree - 1], fraction, out=powers[degree])
-    return powers
 
 
 @lru_cache(maxsize=8)

@@ -1,0 +1,317 @@
+"""Which patch is drawn: slots, classes, voxels, borders; and that a seed gives the same patches in any process."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from monai.data import DataLoader, MetaTensor, set_track_meta
+from monai.transforms import Compose, RandGaussianNoised
+
+from mednext_monai.transforms import (
+    EpochSampler,
+    PatchDataset,
+    RandPatchd,
+    RandRotateScaled,
+    is_forced_slot,
+    patch_transforms,
+    training_augmentation,
+)
+from mednext_monai.transforms.sampling import read_box
+
+KEYS = ("image", "label")
+
+
+def binomial_band(n: int, p: float) -> tuple[float, float]:
+    """Counts that a fair draw leaves about once in 15000."""
+    return n * p - 4 * (n * p * (1 - p)) ** 0.5, n * p + 4 * (n * p * (1 - p)) ** 0.5
+
+
+def numbered_case(shape=(20, 18, 16)) -> dict:
+    """A case whose first channel numbers its voxels from 1, so that a patch says where it came from."""
+    index = np.arange(1, np.prod(shape) + 1, dtype=np.float32).reshape(shape)
+    label = np.zeros(shape, dtype=np.int8)
+    label[2:8, 2:8, 2:8] = 1
+    label[tuple(n // 2 for n in shape)] = 2
+    return {
+        "image": np.stack([index, -index]),
+        "label": label,
+        "foreground": {1: np.argwhere(label == 1), 2: np.argwhere(label == 2)},
+    }
+
+
+def start_of(patch: torch.Tensor) -> tuple[int, ...]:
+    return tuple(int(v) for v in patch.affine[:3, 3])
+
+
+@pytest.fixture
+def stored(tmp_path) -> dict:
+    case = numbered_case((40, 36, 30))
+    np.save(tmp_path / "image.npy", case["image"])
+    np.save(tmp_path / "label.npy", case["label"][None])
+    np.savez(tmp_path / "foreground.npz", **{str(k): v for k, v in case["foreground"].items()})
+    return {
+        "image": str(tmp_path / "image.npy"),
+        "label": tmp_path / "label.npy",
+        "foreground": tmp_path / "foreground.npz",
+    }
+
+
+@pytest.mark.parametrize(
+    "batch_size, forced", [(1, [False]), (2, [False, True]), (3, [False] * 2 + [True]), (9, [False] * 6 + [True] * 3)]
+)
+def test_slot_rule_is_the_original_s(batch_size, forced):
+    assert [is_forced_slot(slot, batch_size) for slot in range(batch_size)] == forced
+
+
+def test_box_is_the_original_s_205_voxels_for_a_patch_of_128():
+    assert RandRotateScaled("image").box_size((128, 128, 128)) == (205, 205, 205)
+    flat = RandRotateScaled("image", dummy_2d=True, thin_axis=2)
+    assert flat.box_size((128, 128, 32)) == (150, 150, 32)
+
+
+@pytest.mark.parametrize("augmented, first", [(True, -1), (False, 0)])
+def test_random_patch_begins_uniformly_where_the_original_s_does(augmented, first):
+    # a size with an odd margin, as 205 - 128 is
+    augmentation = RandRotateScaled(KEYS, rotate_prob=0, scale_prob=0) if augmented else None
+    crop = RandPatchd(KEYS, 8, augmentation=augmentation, foreground_prob=0)
+    margin = crop.box_size[0] - 8
+    assert margin == (4 if augmented else 0)
+    first = -(margin // 2) + margin // 2 - (1 if margin % 2 else 0)
+    crop.set_random_state(0)
+    starts = Counter()
+    n = 2000
+    for _ in range(n):
+        crop.randomize((20, 18, 16), None)
+        starts[crop.start[0]] += 1
+    places = range(first, 20 - 8 + 1)
+    assert set(starts) == set(places)
+    low, high = binomial_band(n, 1 / len(places))
+    assert all(low < count < high for count in starts.values())
+
+
+def test_published_patch_begins_between_one_voxel_outside_and_the_last_that_fits():
+    crop = RandPatchd(KEYS, 128, augmentation=RandRotateScaled(KEYS), foreground_prob=0)
+    crop.set_random_state(0)
+    starts = []
+    for _ in range(600):
+        crop.randomize((132, 150, 100), None)
+        starts.append(crop.start)
+    low, high = np.min(starts, axis=0), np.max(starts, axis=0)
+    assert (low[0], high[0]) == (-1, 4)  # 132 - 128
+    assert (low[1], high[1]) == (-1, 22)
+    # smaller than the patch: the original centres, to a voxel
+    assert (low[2], high[2]) == (-15, -14)
+
+
+def test_forced_patch_has_its_voxel_at_the_centre_and_overhangs_only_at_the_high_end():
+    crop = RandPatchd(KEYS, 128, augmentation=RandRotateScaled(KEYS))
+    for voxel, start in [((100, 100, 100), (36, 36, 36)), ((149, 0, 64), (85, -1, 0)), ((10, 63, 62), (-1, -1, -1))]:
+        crop.randomize((150, 150, 150), {1: np.array([voxel])})
+        assert crop.start == start
+
+
+def test_overhang_is_zero_in_the_image_and_outside_in_the_label():
+    case = numbered_case()
+    case["foreground"] = {1: np.array([[19, 17, 15]])}
+    crop = RandPatchd(KEYS, 8, foreground_prob=1)
+    out = crop(case)
+    assert start_of(out["image"]) == (15, 13, 11)
+    np.testing.assert_array_equal(out["image"][:, :5, :5, :5], case["image"][:, 15:, 13:, 11:])
+    np.testing.assert_array_equal(out["label"][0, :5, :5, :5], case["label"][15:, 13:, 11:])
+    for beyond in (np.s_[:, 5:], np.s_[:, :, 5:], np.s_[:, :, :, 5:]):
+        assert (out["image"][beyond] == 0).all() and (out["label"][beyond] == -1).all()
+    assert out["image"].shape == (2, 8, 8, 8) and out["label"].shape == (1, 8, 8, 8)
+
+
+def test_case_smaller_than_the_patch_is_padded_on_both_sides():
+    case = numbered_case((6, 18, 16))
+    case["foreground"] = {}
+    out = RandPatchd(KEYS, (8, 8, 8), foreground_prob=1)(case)
+    assert start_of(out["image"])[0] == -1
+    assert (out["image"][:, [0, 7]] == 0).all() and (out["image"][0, 1:7] > 0).all()
+
+
+def test_classes_are_drawn_uniformly_however_small():
+    case = numbered_case()  # 216 voxels of class 1, one of class 2
+    crop = RandPatchd(KEYS, 2, foreground_prob=1)
+    crop.set_random_state(3)
+    n = 600
+    hits = sum(int(crop(case)["label"][0, 1, 1, 1] == 2) for _ in range(n))
+    low, high = binomial_band(n, 0.5)
+    assert low < hits < high
+
+
+def test_voxels_of_a_class_are_drawn_uniformly():
+    crop = RandPatchd(KEYS, 2)
+    crop.set_random_state(1)
+    voxels = np.array([[5, 5, 5], [6, 5, 5], [7, 5, 5], [8, 5, 5]])
+    n, starts = 1200, Counter()
+    for _ in range(n):
+        crop.randomize((20, 20, 20), {1: voxels})
+        starts[crop.start[0]] += 1
+    low, high = binomial_band(n, 0.25)
+    assert set(starts) == {4, 5, 6, 7} and all(low < count < high for count in starts.values())
+
+
+def test_case_without_foreground_gives_a_random_patch():
+    case = numbered_case()
+    case["label"][:] = 0
+    del case["foreground"]  # then the label is searched
+    case["force_foreground"] = True
+    out = RandPatchd(KEYS, 8)(case)
+    assert out["image"].shape == (2, 8, 8, 8) and (out["label"] == 0).all()
+    assert set(out) == set(KEYS)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_patch_from_the_needed_part_equals_patch_from_the_whole_box(stored, seed):
+    """Reading less changes nothing: the original's box, loaded whole and then augmented, gives the same."""
+    augmentation = RandRotateScaled(KEYS, rotate_prob=float(seed != 1), scale_prob=float(seed != 2))
+    crop = RandPatchd(KEYS, 16, augmentation=augmentation, foreground_prob=1)
+    crop.set_random_state(seed)
+    out = crop(stored)
+    box = [a - (b - 16) // 2 for a, b in zip(crop.start, crop.box_size)]
+    alone = RandRotateScaled(KEYS, 16, mode=("image", "label"))
+    alone.angles, alone.scale = augmentation.angles, augmentation.scale
+    alone.randomize = lambda: None
+    whole = {
+        key: read_box(np.load(stored[key]), box, crop.box_size, fill, mode)
+        for key, fill, mode in (("image", 0, "image"), ("label", -1, "label"))
+    }
+    expected = alone(whole)
+    scale = np.abs(np.load(stored["image"])).max()
+    torch.testing.assert_close(out["image"].as_tensor(), expected["image"].as_tensor(), rtol=0, atol=2e-6 * scale)
+    assert torch.equal(out["label"].as_tensor(), expected["label"].as_tensor())
+
+
+def test_only_the_patch_is_read_when_no_spatial_augmentation_fires(stored, monkeypatch):
+    sizes = []
+
+    def spy(array, start, size, *rest):
+        sizes.append(tuple(size))
+        return read_box(array, start, size, *rest)
+
+    monkeypatch.setattr("mednext_monai.transforms.sampling.read_box", spy)
+    RandPatchd(KEYS, 16, augmentation=RandRotateScaled(KEYS, rotate_prob=0, scale_prob=0))(stored)
+    assert sizes == [(16, 16, 16)] * 2
+
+
+def test_stored_case_in_memory_and_on_disk_give_the_same_patch(stored):
+    loaded = {key: np.load(stored[key]) for key in KEYS}
+    with np.load(stored["foreground"]) as arrays:
+        loaded["foreground"] = {int(k): arrays[k] for k in arrays.files}
+    tensors = {**loaded, "image": torch.from_numpy(loaded["image"])}
+    outs = []
+    for case in (stored, loaded, tensors):
+        crop = training_augmentation(16)
+        crop.set_random_state(5)
+        outs.append(crop(case))
+    for out in outs[1:]:
+        assert all(torch.equal(out[key], outs[0][key]) for key in KEYS)
+
+
+def test_input_is_not_written_to(stored):
+    case = {key: np.load(stored[key]) for key in KEYS}
+    case["image"] = torch.from_numpy(case["image"])
+    before = {key: np.array(case[key]) for key in KEYS}
+    out = RandPatchd(KEYS, (40, 36, 30), foreground_prob=0)(case)
+    for key in KEYS:
+        out[key].fill_(7)
+        np.testing.assert_array_equal(case[key], before[key])
+
+
+def test_meta_tensor_keeps_its_place_in_space():
+    case = numbered_case()
+    affine = torch.diag(torch.tensor([2.0, 3.0, -1.0, 1.0], dtype=torch.float64))
+    affine[:3, 3] = torch.tensor([10.0, -5.0, 7.0])
+    case["image"] = MetaTensor(torch.from_numpy(case["image"]), affine=affine, meta={"filename_or_obj": "a.nii.gz"})
+    case["foreground"] = {1: np.array([[10, 9, 8]])}
+    out = RandPatchd(KEYS, 8, foreground_prob=1)(case)["image"]
+    torch.testing.assert_close(
+        out.affine @ torch.tensor([0.0, 0, 0, 1]).double(), affine @ torch.tensor([6.0, 5, 4, 1]).double()
+    )
+    assert out.meta["filename_or_obj"] == "a.nii.gz"
+    set_track_meta(False)
+    try:
+        assert type(RandPatchd(KEYS, 8)(numbered_case())["image"]) is torch.Tensor
+    finally:
+        set_track_meta(True)
+
+
+def test_volumes_of_different_sizes_are_refused():
+    case = {"image": np.zeros((1, 8, 8, 8), np.float32), "label": np.zeros((8, 8, 9), np.int8)}
+    with pytest.raises(ValueError, match="one size"):
+        RandPatchd(KEYS, 4)(case)
+
+
+def test_cases_are_drawn_uniformly_with_replacement_and_slots_alternate():
+    dataset = PatchDataset([{"n": i} for i in range(5)], transform=lambda d: d, batch_size=2)
+    assert len(dataset) == 500
+    drawn = [dataset[i] for i in range(2000)]
+    low, high = binomial_band(2000, 0.2)
+    counts = Counter(d["n"] for d in drawn)
+    assert len(counts) == 5 and all(low < count < high for count in counts.values())
+    assert [d["force_foreground"] for d in drawn[:6]] == [False, True] * 3
+    # with replacement: neighbouring draws repeat as often as chance has it
+    low, high = binomial_band(1999, 0.2)
+    assert low < sum(a["n"] == b["n"] for a, b in zip(drawn, drawn[1:])) < high
+
+
+def test_epoch_length_does_not_depend_on_the_number_of_cases():
+    for cases in (1, 7):
+        assert len(PatchDataset([{}] * cases, lambda d: d, batch_size=2)) == 500
+        assert len(EpochSampler(PatchDataset([{}] * cases, lambda d: d, batch_size=9))) == 2250
+
+
+def test_epochs_continue_and_resume():
+    dataset = PatchDataset([{}], lambda d: d, batch_size=2, batches_per_epoch=3)
+    sampler = EpochSampler(dataset)
+    assert list(sampler) == [0, 1, 2, 3, 4, 5]
+    state = sampler.state_dict()
+    second = list(sampler)
+    assert second == [6, 7, 8, 9, 10, 11]
+    resumed = EpochSampler(dataset)
+    resumed.load_state_dict(state)
+    assert list(resumed) == second
+
+
+def test_processes_share_the_slots_of_a_batch():
+    dataset = PatchDataset([{}], lambda d: d, batch_size=2, batches_per_epoch=4)
+    parts = [list(EpochSampler(dataset, rank, 2)) for rank in range(2)]
+    assert parts == [[0, 2, 4, 6], [1, 3, 5, 7]]
+    with pytest.raises(ValueError, match="multiple of world_size 3"):
+        EpochSampler(dataset, 0, 3)
+
+
+def test_same_seed_same_patches_with_any_number_of_workers(stored):
+    """Random transforms of MONAI in the pipeline included."""
+    runs = []
+    for workers, seed in ((0, 1), (2, 1), (0, 2)):
+        dataset = PatchDataset([stored], training_augmentation(16), batch_size=2, batches_per_epoch=4, seed=seed)
+        loader = DataLoader(dataset, batch_size=2, sampler=EpochSampler(dataset), num_workers=workers)
+        runs.append([batch["image"].as_tensor().clone() for batch in loader])
+    assert all(torch.equal(a, b) for a, b in zip(runs[0], runs[1]))
+    assert not any(torch.equal(a, b) for a, b in zip(runs[0], runs[2]))
+
+
+def test_set_random_state_reproduces_a_pipeline_of_ours_and_monai_s(stored):
+    pipeline = Compose([RandPatchd(KEYS, 16, augmentation=RandRotateScaled(KEYS)), RandGaussianNoised("image", prob=1)])
+    outs = []
+    for _ in range(2):
+        pipeline.set_random_state(11)
+        outs.append([pipeline(stored)["image"] for _ in range(4)])
+    assert all(torch.equal(a, b) for a, b in zip(*outs))
+    assert not torch.equal(outs[0][0], outs[0][1])
+
+
+def test_validation_patches_come_from_inside_and_are_clean(stored):
+    transform = patch_transforms(16)
+    transform.set_random_state(0)
+    for forced in (False, True):
+        out = transform({**stored, "force_foreground": forced})
+        assert out["image"].shape == (2, 16, 16, 16) and out["label"].dtype == torch.float32
+        assert out["label"].min() >= 0
+        assert min(start_of(out["image"])) >= 0
