@@ -69,9 +69,12 @@ class CleanOutsided(MapTransform):
             outside = (label.as_tensor() if isinstance(label, MetaTensor) else label)[0] < 0
             if bool(outside.any()):
                 values = image.as_tensor() if isinstance(image, MetaTensor) else image
-                cleaned = torch.empty_like(values)
+                cleaned, zero = torch.empty_like(values), values.new_zeros(())
                 for channel, (target, source) in enumerate(zip(cleaned, values)):
-                    target.copy_(source.masked_fill(outside, 0) if channel in self.mask_channels else source)
+                    if channel in self.mask_channels:
+                        torch.where(outside, zero, source, out=target)
+                    else:
+                        target.copy_(source)
                 image = MetaTensor(cleaned, meta=image.meta) if isinstance(image, MetaTensor) else cleaned
             d[image_key] = image
         d[label_key] = label.clamp(min=0).to(self.label_dtype)

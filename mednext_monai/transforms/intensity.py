@@ -165,8 +165,7 @@ class _RandChannelTransformd(RandomizableTransform, MapTransform):
 def _per_channel(
     image: Any, parameters: Sequence[float | None], operation: Callable[[torch.Tensor, float], torch.Tensor]
 ) -> torch.Tensor:
-    """``operation`` on those channels of ``(C, *spatial)`` that have a parameter; a new tensor, meta data kept,
-    unless nothing happens."""
+    """``operation`` on those channels of ``(C, *spatial)`` that have a parameter; new, meta data kept."""
     image = convert_to_tensor(image, track_meta=get_track_meta())
     if all(parameter is None for parameter in parameters):
         return image

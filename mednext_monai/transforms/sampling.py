@@ -67,19 +67,21 @@ def read_box(
         ``(C, *size)``, with one channel for an array without channels; never shares memory with ``array``.
     """
     array = array[None] if array.ndim == 3 else array
-    shape = array.shape[1:]
-    low = [min(max(b, 0), n) for b, n in zip(start, shape)]
-    high = [min(max(b + s, 0), n) for b, s, n in zip(start, size, shape)]
+    array = array.as_tensor() if isinstance(array, MetaTensor) else array
+    low = [min(max(b, 0), n) for b, n in zip(start, array.shape[1:])]
+    high = [min(max(b + s, 0), n) for b, s, n in zip(start, size, array.shape[1:])]
     part = array[(slice(None), *(slice(a, b) for a, b in zip(low, high)))]
+    stored = part.dtype if isinstance(part, torch.Tensor) else torch.from_numpy(np.empty(0, part.dtype)).dtype
+    out = torch.empty((len(array), *size), dtype=working_dtype(stored, mode))
+    inside = out
+    for axis, (a, b, first) in enumerate(zip(low, high, start), start=1):  # fill what overhangs, axis by axis
+        inside.narrow(axis, 0, a - first).fill_(fill)
+        inside.narrow(axis, b - first, inside.shape[axis] - (b - first)).fill_(fill)
+        inside = inside.narrow(axis, a - first, b - a)
     if isinstance(part, torch.Tensor):
-        part = part.as_tensor() if isinstance(part, MetaTensor) else part
+        inside.copy_(part)
     else:
-        part = torch.from_numpy(np.array(part))  # a copy: memory-mapped files are read-only
-    dtype = working_dtype(part.dtype, mode)
-    if list(part.shape[1:]) == list(size):
-        return part.to(dtype, copy=isinstance(array, torch.Tensor)).contiguous()
-    out = torch.full((len(array), *size), fill, dtype=dtype)
-    out[(slice(None), *(slice(a - b, c - b) for a, b, c in zip(low, start, high)))] = part
+        inside.numpy()[...] = part
     return out
 
 

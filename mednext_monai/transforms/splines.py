@@ -210,7 +210,7 @@ def affine_spline(
     Returns:
         ``(C, *size)``, float32.
     """
-    if bool((matrix == matrix.diag().diag()).all()):
+    if _is_diagonal(matrix):
         positions = [matrix[d, d] * torch.arange(size[d], dtype=torch.float64) + offset[d] for d in range(3)]
         return apply_along_axes(volume, [spline_matrix(p, n) for p, n in zip(positions, volume.shape[1:])])
     channels = len(volume)
@@ -282,6 +282,8 @@ def affine_labels(
     for axis in range(3):  # the least and greatest label of the cell that begins at a voxel
         low, high = _with_next(torch.minimum, low, axis), _with_next(torch.maximum, high, axis)
     cells = torch.where(low == high, low, mixed)
+    if _is_diagonal(matrix):
+        return _scaled_labels(labels, cells, matrix.diag(), offset, size, outside)
     strides = torch.tensor([labels.shape[1] * labels.shape[2], labels.shape[2], 1], dtype=torch.float64)
     out = labels.new_empty(size[0], size[1] * size[2])
     unsure = []  # positions in the output, and points, settled together at the end
@@ -295,6 +297,35 @@ def affine_labels(
     where, points = (torch.cat(parts, dim=-1) for parts in zip(*unsure))
     out.view(-1)[where] = _vote(labels, points)
     return out.view(*size)
+
+
+def _scaled_labels(
+    labels: torch.Tensor,
+    cells: torch.Tensor,
+    step: torch.Tensor,
+    offset: torch.Tensor,
+    size: Sequence[int],
+    outside: int,
+) -> torch.Tensor:
+    """:py:func:`affine_labels` for a diagonal matrix: cells are picked axis by axis."""
+    positions, beyond = [], []
+    for axis, n in enumerate(labels.shape):
+        position = step[axis] * torch.arange(size[axis], dtype=torch.float64) + offset[axis]
+        beyond.append((position < 0) | (position > n - 1))
+        positions.append(position.clamp(0, n - 1))
+    out = cells
+    for axis, position in enumerate(positions):
+        out = out.index_select(axis, position.long())
+    where = (out == torch.iinfo(labels.dtype).min).nonzero(as_tuple=True)
+    out[where] = _vote(labels, torch.stack([position[index] for position, index in zip(positions, where)]))
+    out[beyond[0]] = outside
+    out[:, beyond[1]] = outside
+    out[:, :, beyond[2]] = outside
+    return out
+
+
+def _is_diagonal(matrix: torch.Tensor) -> bool:
+    return bool((matrix == matrix.diag().diag()).all())
 
 
 def _with_next(operation: Callable[..., torch.Tensor], values: torch.Tensor, axis: int) -> torch.Tensor:
