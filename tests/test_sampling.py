@@ -190,9 +190,9 @@ def test_patch_from_the_needed_part_equals_patch_from_the_whole_box(stored, seed
 def test_only_the_patch_is_read_when_no_spatial_augmentation_fires(stored, monkeypatch):
     sizes = []
 
-    def spy(array, start, size, *rest):
+    def spy(array, start, size, *rest, **options):
         sizes.append(tuple(size))
-        return read_box(array, start, size, *rest)
+        return read_box(array, start, size, *rest, **options)
 
     monkeypatch.setattr("mednext_monai.transforms.sampling.read_box", spy)
     RandPatchd(KEYS, 16, augmentation=RandRotateScaled(KEYS, rotate_prob=0, scale_prob=0))(stored)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from os import PathLike
 from typing import Any
 
@@ -26,6 +27,7 @@ from torch.utils.data import Sampler
 
 from ..preprocessing.foreground import foreground_locations
 from .spatial import MODES, RandRotateScaled, homogeneous, interpolate_box, on_new_grid, working_dtype
+from .splines import scratch
 
 __all__ = [
     "BATCHES_PER_EPOCH",
@@ -51,7 +53,12 @@ def _opened(value: Any) -> Any:
 
 
 def read_box(
-    array: np.ndarray | torch.Tensor, start: Sequence[int], size: Sequence[int], fill: float, mode: str
+    array: np.ndarray | torch.Tensor,
+    start: Sequence[int],
+    size: Sequence[int],
+    fill: float,
+    mode: str,
+    reuse_memory: bool = False,
 ) -> torch.Tensor:
     """
     A copy of a box of a volume, padded where it overhangs. Of a memory-mapped array only the box is read.
@@ -62,6 +69,7 @@ def read_box(
         size: size of the box in voxels.
         fill: value outside the volume.
         mode: "image" for float32; "label" for int8 if stored so, else int16.
+        reuse_memory: give memory that the next such call overwrites. Defaults to ``False``.
 
     Returns:
         ``(C, *size)``, with one channel for an array without channels; never shares memory with ``array``.
@@ -72,7 +80,8 @@ def read_box(
     high = [min(max(b + s, 0), n) for b, s, n in zip(start, size, array.shape[1:])]
     part = array[(slice(None), *(slice(a, b) for a, b in zip(low, high)))]
     stored = part.dtype if isinstance(part, torch.Tensor) else torch.from_numpy(np.empty(0, part.dtype)).dtype
-    out = torch.empty((len(array), *size), dtype=working_dtype(stored, mode))
+    allocate = partial(scratch, mode) if reuse_memory else torch.empty
+    out = allocate((len(array), *size), dtype=working_dtype(stored, mode))
     inside = out
     for axis, (a, b, first) in enumerate(zip(low, high, start), start=1):  # fill what overhangs, axis by axis
         inside.narrow(axis, 0, a - first).fill_(fill)
@@ -214,7 +223,7 @@ class RandPatchd(MapTransform, Randomizable):
         margin = (np.asarray(self.box_size) - self.patch_size) // 2
         box_start = np.asarray(self.start) - margin
         start, size = draw.needed(self.patch_size, mode)
-        part = read_box(volume, tuple(box_start + start), tuple(size), fill, mode)
+        part = read_box(volume, tuple(box_start + start), tuple(size), fill, mode, reuse_memory=True)
         patch = interpolate_box(part, draw, start, self.patch_size, mode)
         return patch, homogeneous(draw.matrix, draw.offset + box_start)
 
