@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
+from monai.losses import DeepSupervisionLoss, DiceCELoss
 from monai.transforms import Compose, RandFlipd
 from scipy import ndimage
 
@@ -351,11 +352,25 @@ def test_cleaning_zeroes_masked_channels_outside_and_makes_outside_background():
     label[0, 0], label[0, 3] = -1, 2
     out = CleanOutsided(mask_channels=(0, 2))({"image": image, "label": label})
     assert (out["image"][[0, 2], 0] == 0).all() and (out["image"][1] == 1).all() and (out["image"][:, 1:] == 1).all()
-    assert out["label"].dtype == torch.float32 and sorted(out["label"].unique().tolist()) == [0, 2]
+    assert out["label"].dtype == torch.uint8 and sorted(out["label"].unique().tolist()) == [0, 2]
     assert (out["label"][0, 0] == 0).all()
     assert (image == 1).all() and label.min() == -1
     with pytest.raises(ValueError, match="mask_channels"):
         CleanOutsided(mask_channels=(3,))({"image": image, "label": label})
+
+
+def test_labels_above_255_need_another_type():
+    data = {"image": np.ones((1, 2, 2, 2), np.float32), "label": np.full((1, 2, 2, 2), 300, np.int16)}
+    with pytest.raises(ValueError, match="300"):
+        CleanOutsided()(data)
+    assert (CleanOutsided(label_dtype=torch.float32)(data)["label"] == 300).all()
+
+
+def test_cleaned_label_goes_through_the_deep_supervision_loss():
+    label = torch.from_numpy(label_map((16, 16, 16)).clip(0)).view(1, 1, 16, 16, 16)
+    outputs = [torch.from_numpy(volume((n, n, n), 4)).float()[None] for n in (16, 8, 4)]
+    loss = DeepSupervisionLoss(DiceCELoss(include_background=False, to_onehot_y=True, softmax=True))
+    torch.testing.assert_close(loss(outputs, label.to(torch.uint8)), loss(outputs, label.float()))
 
 
 def test_pipeline_has_the_published_order_and_probabilities():

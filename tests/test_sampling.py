@@ -312,6 +312,6 @@ def test_validation_patches_come_from_inside_and_are_clean(stored):
     transform.set_random_state(0)
     for forced in (False, True):
         out = transform({**stored, "force_foreground": forced})
-        assert out["image"].shape == (2, 16, 16, 16) and out["label"].dtype == torch.float32
+        assert out["image"].shape == (2, 16, 16, 16) and out["label"].dtype == torch.uint8
         assert out["label"].min() >= 0
         assert min(start_of(out["image"])) >= 0

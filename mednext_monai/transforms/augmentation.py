@@ -41,10 +41,11 @@ class CleanOutsided(MapTransform):
         label_key: key of the label ``(1, *spatial)``, negative outside.
         mask_channels: numbers of the channels that were normalised inside the mask; no others are zeroed.
             Defaults to none.
-        label_dtype: type of the cleaned label. Defaults to float32, which MONAI's ``DeepSupervisionLoss`` can resize.
+        label_dtype: type of the cleaned label. Defaults to uint8, which MONAI's ``DeepSupervisionLoss`` can resize as
+            it can float32, and which is four times less to hand from process to process.
 
     Raises:
-        ValueError: the image lacks one of ``mask_channels``.
+        ValueError: the image lacks one of ``mask_channels``, or a label does not fit ``label_dtype``.
     """
 
     def __init__(
@@ -52,7 +53,7 @@ class CleanOutsided(MapTransform):
         image_key: str = "image",
         label_key: str = "label",
         mask_channels: Sequence[int] = (),
-        label_dtype: torch.dtype = torch.float32,
+        label_dtype: torch.dtype = torch.uint8,
     ) -> None:
         super().__init__((image_key, label_key))
         self.mask_channels = tuple(mask_channels)
@@ -77,6 +78,8 @@ class CleanOutsided(MapTransform):
                         target.copy_(source)
                 image = MetaTensor(cleaned, meta=image.meta) if isinstance(image, MetaTensor) else cleaned
             d[image_key] = image
+        if self.label_dtype == torch.uint8 and label.dtype != torch.int8 and label.max() > 255:
+            raise ValueError(f"label_dtype must be other than uint8 for labels above 255, got label {label.max()}.")
         d[label_key] = label.clamp(min=0).to(self.label_dtype)
         return d
 
@@ -92,8 +95,8 @@ def training_augmentation(
     """
     From stored case to training patch: sampling and the nine augmentations, in the original's order.
 
-    Takes what :py:class:`RandPatchd` takes; gives float32 tensors, image ``(C, *patch_size)`` and label
-    ``(1, *patch_size)``. Deep-supervision targets are made in the loss.
+    Takes what :py:class:`RandPatchd` takes; gives the image as float32 ``(C, *patch_size)`` and the label as uint8
+    ``(1, *patch_size)``, without -1. Deep-supervision targets are made in the loss.
 
     | augmentation | how often | range | per channel |
     | --- | --- | --- | --- |

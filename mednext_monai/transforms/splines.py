@@ -26,7 +26,7 @@ import torch
 
 __all__ = ["affine_labels", "affine_spline", "apply_along_axes", "spline_matrix"]
 
-HALO = 12  # voxels after which a spline coefficient's influence has fallen to (2 - sqrt(3))^12 = 1.4e-7
+HALO = 10  # voxels after which a voxel's influence on spline coefficients has fallen to (2 - sqrt(3))^10 = 2e-6
 SLAB, BLOCK = 8, 48  # rows of the prefilter's band taken together: first axis (to stay in cache), others (times ROW)
 ROW, STEP = 8, 5  # neighbouring coefficients along the last axis in one table row; voxels from row to row
 POLE = math.sqrt(3) - 2  # of the cubic spline's prefilter
@@ -238,7 +238,7 @@ def affine_spline(
     channel_sum = torch.eye(channels).repeat_interleave(ROW, dim=1)
     out = volume.new_empty(channels, size[0], size[1] * size[2])
     powers = volume.new_ones(4, 3, out.shape[2])
-    shifted_z = volume.new_empty(STEP, 4, out.shape[2])
+    shifted_z, one_hot = volume.new_empty(STEP, 4, out.shape[2]), torch.eye(STEP)
     for i, (points, cell, inside) in enumerate(_planes(matrix, offset, size, volume.shape[1:])):
         first_x, first_y, first_z = cell.to(torch.int32)
         block = torch.div(first_z, STEP, rounding_mode="floor")
@@ -250,7 +250,7 @@ def affine_spline(
         x, y, z = powers.unbind(1)
         weights = torch.mm(x.T, spread_x).mul_(torch.mm(y.T, spread_y))
         lines = torch.nn.functional.embedding_bag(rows, table, mode="sum", per_sample_weights=weights)
-        shift = (first_z - block * STEP == torch.arange(STEP)[:, None]).to(volume.dtype)
+        shift = one_hot.index_select(1, first_z - block * STEP)
         torch.mul(shift[:, None], z, out=shifted_z)
         torch.mm(channel_sum, lines.mul_(torch.mm(shifted_z.view(STEP * 4, -1).T, spread_z)).T, out=out[:, i])
         if inside is not None:
@@ -303,17 +303,15 @@ def affine_labels(
         return _scaled_labels(labels, cells, matrix.diag(), offset, size, outside)
     strides = torch.tensor([labels.shape[1] * labels.shape[2], labels.shape[2], 1], dtype=torch.float64)
     out = labels.new_empty(size[0], size[1] * size[2])
-    unsure = []  # positions in the output, and points, settled together at the end
-    for i, (points, cell, inside) in enumerate(_planes(matrix, offset, size, labels.shape)):
-        found = torch.take(cells, torch.mv(cell.T, strides).to(torch.int64))
+    for i, (_, cell, inside) in enumerate(_planes(matrix, offset, size, labels.shape)):
+        out[i] = torch.take(cells, torch.mv(cell.T, strides).to(torch.int64))
         if inside is not None:
-            found = torch.where(inside, found, outside)
-        out[i] = found
-        where = (found == mixed).nonzero()[:, 0]
-        unsure.append((where + i * out.shape[1], points[:, where]))
-    where, points = (torch.cat(parts, dim=-1) for parts in zip(*unsure))
-    out.view(-1)[where] = _vote(labels, points)
-    return out.view(*size)
+            out[i].masked_fill_(~inside, outside)
+    out = out.view(*size)
+    where = (out == mixed).nonzero(as_tuple=True)
+    points = matrix @ torch.stack(where).to(matrix) + offset[:, None]
+    out[where] = _vote(labels, points.clamp_(min=0))  # inside, up to rounding
+    return out
 
 
 def _scaled_labels(
