@@ -269,7 +269,13 @@ class MedNeXtOutBlock(nn.Module):
 
 
 def _check_block_arguments(
-    spatial_dims: int, in_channels: int, out_channels: int, expansion_ratio: int, kernel_size: int, norm: str, groups: int
+    spatial_dims: int,
+    in_channels: int,
+    out_channels: int,
+    expansion_ratio: int,
+    kernel_size: int,
+    norm: str,
+    groups: int,
 ) -> None:
     if spatial_dims not in (2, 3):
         raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims}.")

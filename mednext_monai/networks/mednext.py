@@ -107,8 +107,14 @@ class MedNeXt(nn.Module):
             return nn.Sequential(
                 *(
                     MedNeXtBlock(
-                        spatial_dims, channels[level], channels[level], ratios[index], use_residual=use_residual,
-                        use_grn=use_grn, **kernel, **common,
+                        spatial_dims,
+                        channels[level],
+                        channels[level],
+                        ratios[index],
+                        use_residual=use_residual,
+                        use_grn=use_grn,
+                        **kernel,
+                        **common,
                     )  # fmt: skip
                     for _ in range(block_counts[index])
                 )
