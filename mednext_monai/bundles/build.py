@@ -10,7 +10,7 @@ from string import Template
 import yaml
 
 from .. import __version__
-from .package import PLACEHOLDER, checkout_root, names, write_atomically
+from .package import PLACEHOLDER, checkout_root, has_weights, names, write_atomically
 
 __all__ = ["build", "check", "render"]
 
@@ -157,4 +157,4 @@ def _read(file: Path) -> bytes | None:
 
 def _is_kept(file: Path) -> bool:
     """Whether the file holds trained weights, which a build never replaces by the placeholder."""
-    return file.name == "model.pt" and file.is_file()
+    return file.name == "model.pt" and has_weights(file.parent.parent)

@@ -16,8 +16,8 @@ PACKAGE = Path(__file__).resolve().parent.parent
 # As text it reads as what it is; torch's weights-only loader takes it for a reference to an unknown class, refuses
 # it and quotes its first line. Nothing in it can be executed.
 PLACEHOLDER = (
-    b"cThis bundle has no trained weights yet: train it, or put a checkpoint made by `mednext convert` or "
-    b"`mednext upkern` at models\nmodel.pt\n.\n"
+    b"cThis bundle has no trained weights yet: train it, or put a checkpoint (see `mednext convert --help`) "
+    b"at models/model\npt\n.\n"
 )
 
 
@@ -52,7 +52,7 @@ def has_weights(bundle_dir: str | Path) -> bool:
     if not file.is_file():
         return False
     with open(file, "rb") as stream:
-        return stream.read(16) != PLACEHOLDER[:16]
+        return stream.read(12) != PLACEHOLDER[:12]  # an older placeholder is one, too
 
 
 def copy(name: str, output_dir: str | Path = ".") -> Path:
