@@ -173,8 +173,8 @@ def test_the_placeholder_runs_nothing_even_where_pickles_are_trusted(tmp_path):
 def test_all_properties_of_a_bundle_workflow_are_there(name, config, kind, dataset):
     workflow = ConfigWorkflow(
         config_file=str(bundles.path(name) / "configs" / f"{config}.json"), workflow_type=kind,
-        dataset_dir=str(dataset), bundle_root=str(dataset), network_def={"_target_": "torch.nn.Conv3d", "in_channels": 1,
-        "out_channels": 2, "kernel_size": 1},
+        dataset_dir=str(dataset), bundle_root=str(dataset),
+        network_def={"_target_": "torch.nn.Conv3d", "in_channels": 1, "out_channels": 2, "kernel_size": 1},
     )  # fmt: skip
     workflow.initialize()
     assert workflow.check_properties() == []

@@ -26,17 +26,17 @@ def make_trainer(epochs=2, handlers=(), scale=1.0):
     return trainer, network, optimizer
 
 
-def test_the_gradient_is_clipped_to_the_norm_and_left_alone_below_it():
-    for scale, clipped in ((1e4, True), (1e-4, False)):
-        norms = []
-        trainer, network, _ = make_trainer(1, [lambda n, o: GradientClipping(n.parameters(), o, 12.0)], scale)
-        trainer.add_event_handler(
-            Events.ITERATION_COMPLETED,
-            lambda: norms.append(torch.stack([p.grad.norm() for p in network.parameters()]).norm().item()),
-        )
-        trainer.run()
-        assert all(math.isclose(norm, 12, rel_tol=1e-5) for norm in norms) == clipped
-        assert max(norms) <= 12 * (1 + 1e-5)
+@pytest.mark.parametrize(("scale", "clipped"), [(1e4, True), (1e-4, False)])
+def test_the_gradient_is_clipped_to_the_norm_and_left_alone_below_it(scale, clipped):
+    norms = []
+    trainer, network, _ = make_trainer(1, [lambda n, o: GradientClipping(n.parameters(), o, 12.0)], scale)
+    trainer.add_event_handler(
+        Events.ITERATION_COMPLETED,
+        lambda: norms.append(torch.stack([p.grad.norm() for p in network.parameters()]).norm().item()),
+    )
+    trainer.run()
+    assert all(math.isclose(norm, 12, rel_tol=1e-5) for norm in norms) == clipped
+    assert max(norms) <= 12 * (1 + 1e-5)
 
 
 def test_the_gradient_is_unscaled_before_it_is_clipped():

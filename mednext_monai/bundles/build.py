@@ -10,7 +10,8 @@ from string import Template
 import yaml
 
 from .. import __version__
-from .package import PLACEHOLDER, checkout_root, has_weights, names, write_atomically
+from ..files import atomic_path
+from .package import PLACEHOLDER, checkout_root, has_weights, names
 
 __all__ = ["build", "check", "render"]
 
@@ -32,7 +33,8 @@ def build(output_dir: str | Path | None = None, source_dir: str | Path | None = 
     changed = []
     for file, content in _rendered(output_dir, source_dir).items():
         if _read(file) != content and not _is_kept(file):
-            write_atomically(file, content)
+            with atomic_path(file) as temporary:
+                temporary.write_bytes(content)
             changed.append(file)
     return changed
 

@@ -8,7 +8,9 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-__all__ = ["PLACEHOLDER", "copy", "has_weights", "names", "path", "write_atomically", "zip_bundle"]
+from ..files import atomic_path
+
+__all__ = ["PLACEHOLDER", "copy", "has_weights", "names", "path", "zip_bundle"]
 
 PACKAGE = Path(__file__).resolve().parent.parent
 
@@ -96,19 +98,13 @@ def zip_bundle(bundle_dir: str | Path, output: str | Path | None = None) -> Path
         relative = file.relative_to(PACKAGE)
         if relative.parts[0] != "_bundles":
             entries[f"{bundle.name}/mednext_monai/{relative}"] = file
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
-            for name, file in sorted(entries.items()):
-                info = zipfile.ZipInfo(name)  # dated 1980: the same content, the same bytes
-                info.compress_type = zipfile.ZIP_DEFLATED
-                info.external_attr = 0o644 << 16
-                with archive.open(info, "w", force_zip64=True) as out, open(file, "rb") as stream:
-                    shutil.copyfileobj(stream, out)
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_path(target) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, file in sorted(entries.items()):
+            info = zipfile.ZipInfo(name)  # dated 1980: the same content, the same bytes
+            info.compress_type = zipfile.ZIP_DEFLATED
+            info.external_attr = 0o644 << 16
+            with archive.open(info, "w", force_zip64=True) as out, open(file, "rb") as stream:
+                shutil.copyfileobj(stream, out)
     return target
 
 
@@ -116,11 +112,3 @@ def _bundle_files(bundle: Path) -> list[Path]:
     files = [bundle / "LICENSE", *(bundle / "configs").rglob("*"), *(bundle / "docs").rglob("*")]
     files += [file for file in (bundle / "models").glob("*") if file.name != "last.pt" and file.name[0] != "."]
     return [file for file in files if file.is_file()]
-
-
-def write_atomically(file: Path, content: bytes) -> None:
-    """Write to a temporary file beside the target, then rename."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, file)

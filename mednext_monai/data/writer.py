@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 from monai.data import NibabelWriter
+
+from ..files import atomic_path
 
 __all__ = ["AtomicNibabelWriter"]
 
@@ -19,11 +18,5 @@ class AtomicNibabelWriter(NibabelWriter):
 
     def write(self, filename, verbose: bool = False, **kwargs) -> None:
         """Write to ``filename``; the arguments are the base class's."""
-        target = Path(filename)
-        suffix = "".join(target.suffixes[-2:]) if target.name.endswith(".gz") else target.suffix
-        temporary = target.with_name(f".{target.name}.{os.getpid()}{suffix}")
-        try:
+        with atomic_path(filename) as temporary:
             super().write(temporary, verbose=verbose, **kwargs)
-            os.replace(temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)

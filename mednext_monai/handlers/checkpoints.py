@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from ignite.engine import Events
+
+from ..files import atomic_path
 
 if TYPE_CHECKING:
     from ignite.engine import Engine
@@ -24,18 +25,9 @@ __all__ = ["BestCheckpoint", "TrainingCheckpoint", "save_atomically"]
 
 
 def save_atomically(content: Any, path: str | Path) -> None:
-    """``torch.save`` to a temporary file beside ``path``, then rename: there is always a whole file, old or new."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """``torch.save`` by way of a temporary file: there is always a whole file, old or new."""
+    with atomic_path(path) as temporary:
+        torch.save(content, temporary)
 
 
 def _state_dict(item: Any) -> dict:

@@ -7,7 +7,6 @@ scalars, and a ``dummy_tensor`` in every network), MONAI and ignite (``model`` o
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +14,8 @@ from typing import Any
 
 import numpy as np
 import torch
+
+from ..files import atomic_path
 
 __all__ = ["find_state_dict", "plain_names", "read_checkpoint", "read_state_dict", "write_state_dict"]
 
@@ -99,15 +100,9 @@ def plain_names(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tenso
 
 
 def write_state_dict(state_dict: Mapping[str, torch.Tensor], path: str | Path) -> None:
-    """Write a state dict to a temporary file beside ``path``, then rename it: a whole file is left, or the old one."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    """Write a state dict by way of a temporary file: a whole file is left, or the old one."""
+    with atomic_path(path) as temporary:
         torch.save(dict(state_dict), temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _is_state_dict(value: Any) -> bool:
