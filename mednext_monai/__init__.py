@@ -13,4 +13,8 @@ What lies where:
 Importing this package registers short names for bundle configs (see ``registry``) and imports neither torch nor monai.
 """
 
+from .registry import register as _register
+
 __version__ = "0.1.0"
+
+_register()

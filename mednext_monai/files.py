@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["atomic_path"]
+__all__ = ["atomic_path", "write_atomically"]
 
 
 @contextmanager
@@ -28,3 +28,9 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_atomically(target: str | Path, content: bytes) -> None:
+    """Write bytes by way of :py:func:`atomic_path`."""
+    with atomic_path(target) as temporary:
+        temporary.write_bytes(content)

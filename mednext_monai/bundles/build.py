@@ -10,7 +10,7 @@ from string import Template
 import yaml
 
 from .. import __version__
-from ..files import atomic_path
+from ..files import write_atomically
 from .package import PLACEHOLDER, checkout_root, has_weights, names
 
 __all__ = ["build", "check", "render"]
@@ -33,8 +33,7 @@ def build(output_dir: str | Path | None = None, source_dir: str | Path | None = 
     changed = []
     for file, content in _rendered(output_dir, source_dir).items():
         if _read(file) != content and not _is_kept(file):
-            with atomic_path(file) as temporary:
-                temporary.write_bytes(content)
+            write_atomically(file, content)
             changed.append(file)
     return changed
 
