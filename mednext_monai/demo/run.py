@@ -83,6 +83,7 @@ def run_demo(
     dataset, k3, k5 = _prepare(root, seed)
     task = {"dataset_dir": dataset, "out_channels": 4, "patch_size": [patch_size] * 3, "num_workers": 0}
     training = {**task, "batch_size": batch_size, "learning_rate": learning_rate, "val_interval": 1, "seed": seed}
+    training["log_interval"] = 5
 
     command = bundle_command(k3, epochs=epochs, iterations_per_epoch=iterations_per_epoch, **training)
     dice_k3 = _run_step("Train mednext_s_k3", command, root / "logs" / "1_train_k3.log")
@@ -94,10 +95,10 @@ def run_demo(
         **training,
     )
     dice_k5 = _run_step("Train mednext_s_k5 from it (UpKern)", command, root / "logs" / "2_train_k5.log")
-    command = bundle_command(k5, ("train", "evaluate"), "run", **{**task, "validate::inferer::mirror": False})
+    command = bundle_command(k5, ("train", "evaluate"), "evaluating", **{**task, "validate::inferer::mirror": False})
     evaluation = _run_step("Evaluate it", command, root / "logs" / "3_evaluate.log")
     predictions = root / "predictions"
-    command = bundle_command(k5, ("inference",), "run", output_dir=predictions, mirror=False, **task)
+    command = bundle_command(k5, ("inference",), "inferring", output_dir=predictions, mirror=False, **task)
     _run_step("Segment the test scans", command, root / "logs" / "4_inference.log")
 
     result = DemoResult(dice_k3, dice_k5, next(iter(evaluation.values()), float("nan")), *_judge(dataset, root))

@@ -115,10 +115,10 @@ def _is_state_dict(value: Any) -> bool:
 
 def _reason(error: Exception) -> str:
     """Say why ``torch.load`` failed, without its advice to load the file unsafely."""
-    named = re.search(r"GLOBAL (\S+)", str(error))
+    named = re.search(r"GLOBAL (\S+\.[^\s.]+)\s", str(error))  # a name that ends in a dot is cut off
     if named:
         return (
-            f"it holds the Python object {named[1].rstrip('.')}, which could run code; allowed are tensors, numbers, "
+            f"it holds the Python object {named[1]}, which could run code; allowed are tensors, numbers, "
             "strings, lists and dictionaries. Nothing in it was run."
         )
     detail = (str(error).splitlines() or [""])[0].split(". ")[0][:200]
