@@ -4,7 +4,7 @@ A grid of ``n`` voxels and one of ``m`` voxels cover the same extent: output vox
 ``(i + 1/2) n/m - 1/2``, and the nearest border voxel continues the image outside. Images are interpolated by cubic
 splines and clipped to their input range; label maps by linear weights of every label, of which the largest wins. Labels
 of equal weight are common (every boundary voxel, when an even factor shrinks the grid): then the label of the nearest
-voxel wins if it is one of them, else the lowest, as in batchgenerators 0.25.5. When one axis is more than three times as
+voxel wins if it is one of them, else the lowest, as in batchgenerators 0.25.5. When one axis is over three times as
 coarse as the finest, it is *separate*: slices are resampled in their plane, and along that axis the nearest is taken.
 
 The original calls ``skimage.transform.resize``, which is ``scipy.ndimage.zoom``. Both are tensor products of
