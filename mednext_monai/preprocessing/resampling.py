@@ -63,11 +63,14 @@ def separate_axis(spacing: Sequence[float], target_spacing: Sequence[float] = (1
     The axis to resample separately, or ``None``.
 
     It is the coarsest axis of the original spacing (mm) when that is more than ``ANISOTROPY_THRESHOLD`` times the
-    finest; otherwise that of the target spacing by the same rule. No axis when two are equally coarse.
+    finest; otherwise that of the target spacing by the same rule. No axis when two are equally coarse. Differences
+    below 1e-5 do not count: spacings that come from the columns of a rotated affine carry its rounding.
     """
     for candidate in (spacing, target_spacing):
-        if max(candidate) / min(candidate) > ANISOTROPY_THRESHOLD:
-            coarsest = [axis for axis, value in enumerate(candidate) if value == max(candidate)]
+        if max(candidate) / min(candidate) > ANISOTROPY_THRESHOLD * (1 + 1e-5):
+            coarsest = [
+                axis for axis, value in enumerate(candidate) if math.isclose(value, max(candidate), rel_tol=1e-5)
+            ]
             return coarsest[0] if len(coarsest) == 1 else None
     return None
 
