@@ -43,7 +43,7 @@ def normalize_channels(
     """
     if len(schemes) != len(image):
         raise ValueError(f"normalization must have one scheme per channel: {len(image)} channels, got {list(schemes)}.")
-    result = np.array(image, dtype=np.float32)
+    result = np.array(image, dtype=np.float32, order="C")
     for channel, scheme in enumerate(schemes):
         values = result[channel]
         if scheme == "CT":
