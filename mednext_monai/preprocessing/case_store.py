@@ -297,7 +297,7 @@ def _end_with_parent() -> None:
 
 
 def _prepare(case: Mapping, plan: Mapping, folder: Path) -> str | None:
-    """Preprocess and store one case unless the stored one has the same content; returns what went wrong, if anything."""
+    """Preprocess and store one case unless the stored one has the same content; returns what went wrong, if so."""
     try:
         sources = _signatures(case, use_hash=True)  # before reading the files: a change meanwhile shows next time
         if _is_current(case, folder, sources, CONTENT):

@@ -99,7 +99,8 @@ class NonzeroCropd(MapTransform, InvertibleTransform):
             array = crop(tensor.numpy(), start, stop)
             if key == self.label_key:
                 array = mark_outside(_signed(array), inside[None])
-            d[key] = _track(self, tensor, array, cropping_matrix(start), {"start": start, "stop": stop})
+            record = {"start": start, "stop": stop, "affine": tensor.affine.tolist()}
+            d[key] = _track(self, tensor, array, cropping_matrix(start), record)
         return d
 
     def inverse(self, data: Mapping[Hashable, torch.Tensor]) -> dict[Hashable, torch.Tensor]:
@@ -378,14 +379,11 @@ def _traced_geometry(source: MetaTensor) -> Geometry:
             f"got {names}; undo these with monai.transforms.Invertd instead."
         )
     cropping, resampling = (record[TraceKeys.EXTRA_INFO] for record in records)
-    start, stop = tuple(cropping["start"]), tuple(cropping["stop"])
-    cropped = tuple(high - low for low, high in zip(start, stop))
-    matrix = cropping_matrix(start) @ resampling_matrix(cropped, tuple(source.shape[1:]))
     return Geometry(
         shape=tuple(records[0][TraceKeys.ORIG_SIZE]),
-        affine=tuple(map(tuple, (source.affine.numpy() @ np.linalg.inv(matrix)).tolist())),
-        start=start,
-        stop=stop,
+        affine=tuple(map(tuple, cropping["affine"])),
+        start=tuple(cropping["start"]),
+        stop=tuple(cropping["stop"]),
         resampled_shape=tuple(source.shape[1:]),
         axis=None if resampling["axis"] < 0 else resampling["axis"],
     )
