@@ -219,7 +219,7 @@ def _announce_space(
             with contextlib.suppress(ValueError):  # an unreadable file is reported with all others
                 new += required_bytes([case], plan, crop_fraction)
     free = shutil.disk_usage(folder).free
-    message = f"{len(pending)} cases to preprocess into {folder}: up to {_size(new)} of {_size(free)} free."
+    message = f"{len(pending)} cases to preprocess into {folder}: up to about {_size(new)} of {_size(free)} free."
     if new > free:
         raise OSError(f"{message} Free some space or choose another cache directory.")
     _say(message, progress)
