@@ -7,6 +7,7 @@ What lies where:
 - ``upstream``: the authors' own names and arguments, for code that migrates by changing an import.
 - ``handlers``: ignite event handlers that MONAI lacks.
 - ``data``: data lists, folds, and the checks of a data set before training.
+- ``preprocessing``: crop, resampling, normalisation, the way back to the file's grid, and the store of prepared cases.
 - ``bundles``: finding, copying, building and zipping the eight bundles.
 - ``demo``: the synthetic data set and the run behind ``mednext demo``.
 
