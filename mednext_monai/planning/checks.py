@@ -94,7 +94,7 @@ def check_case(case: dict, dataset: Dataset) -> tuple[CaseCheck, Volume | None]:
 
 def check_across_cases(dataset: Dataset, checks: Sequence[CaseCheck], class_voxels: np.ndarray) -> tuple[list, list]:
     """
-    Check what only all cases together show: ids or images that come twice, classes that never occur.
+    Check what only all cases together show: files or images that come twice, classes that never occur.
 
     Args:
         dataset: the data set.
@@ -104,10 +104,8 @@ def check_across_cases(dataset: Dataset, checks: Sequence[CaseCheck], class_voxe
     Returns:
         problems and warnings, one line each.
     """
-    counts = Counter(case["id"] for case in dataset.cases)
-    problems = [f"{case}: this case id comes {n} times; ids must be unique" for case, n in counts.items() if n > 1]
     labels = Counter(case["label"] for case in dataset.cases)
-    problems += [f"{Path(path).name}: label file of {n} cases" for path, n in labels.items() if n > 1]
+    problems = [f"{Path(path).name}: label file of {n} cases" for path, n in labels.items() if n > 1]
     same: dict[str, list[str]] = {}
     for check in checks:
         if check.content:

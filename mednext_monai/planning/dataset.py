@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,7 +65,7 @@ def read_dataset(directory: str | Path) -> Dataset:
 
     Raises:
         DatasetError: when there is no readable ``dataset.json`` of one of the three layouts, or it declares what is not
-            supported (region-based labels, an ignore label, gaps between label values).
+            supported (region-based labels, an ignore label, gaps between label values, an id twice).
     """
     directory = Path(directory)
     if directory.name == "dataset.json":
@@ -75,8 +76,8 @@ def read_dataset(directory: str | Path) -> Dataset:
     if names is None or "labels" not in description:
         raise DatasetError(
             directory,
-            ["dataset.json: needs 'labels' and either 'modality' (Decathlon, nnU-Net v1) or 'channel_names' (nnU-Net v2); "
-             f"found the keys {sorted(description)}"],
+            ["dataset.json: needs 'labels' and either 'modality' (Decathlon, nnU-Net v1) or 'channel_names' (nnU-Net "
+             f"v2); found the keys {sorted(description)}"],
         )  # fmt: skip
     channel_names = _channel_names(directory, names)
     labels = _label_names(directory, description["labels"])
@@ -86,6 +87,10 @@ def read_dataset(directory: str | Path) -> Dataset:
         layout, cases = _listed_cases(directory, description, len(channel_names))
     if not cases:
         raise DatasetError(directory, ["no training case: 'training' in dataset.json, or imagesTr/, is empty"])
+    counts = Counter(case["id"] for case in cases)
+    twice = [f"{case}: this case id comes {n} times; ids must be unique" for case, n in counts.items() if n > 1]
+    if twice:
+        raise DatasetError(directory, twice)
     name = str(description.get("name", directory.name))
     return Dataset(directory, layout, name, channel_names, labels, sorted(cases, key=lambda case: case["id"]))
 
@@ -122,7 +127,7 @@ def _channel_names(directory: Path, names: dict | list) -> list[str]:
         names = {str(i): name for i, name in enumerate(names)}
     if not isinstance(names, dict) or set(names) != {str(i) for i in range(len(names))} or not names:
         raise DatasetError(
-            directory, [f"dataset.json: channels must be numbered from 0 without gaps, as in {{'0': 'CT'}}, got {names}"]
+            directory, [f"dataset.json: channels must be numbered from 0, as in {{'0': 'CT', '1': 'PET'}}, got {names}"]
         )
     return [str(names[str(i)]) for i in range(len(names))]
 
@@ -135,8 +140,8 @@ def _label_names(directory: Path, labels: dict) -> list[str]:
         regions = [name for name, value in labels.items() if isinstance(value, (list, tuple))]
         raise DatasetError(
             directory,
-            [f"dataset.json: region-based labels are not supported (found {regions}); give each class one integer, as in "
-             "{'background': 0, 'edema': 1, 'core': 2}; MedNeXt trains a softmax over exclusive classes"],
+            [f"dataset.json: region-based labels are not supported (found {regions}); give each class one integer, as "
+             "in {'background': 0, 'edema': 1, 'core': 2}; MedNeXt trains a softmax over exclusive classes"],
         )  # fmt: skip
     if "ignore" in labels:
         raise DatasetError(directory, ["dataset.json: the label 'ignore' of nnU-Net v2 is not supported"])
@@ -160,7 +165,8 @@ def _listed_cases(directory: Path, description: dict, channels: int) -> tuple[st
     """Cases that ``dataset.json`` lists: of Decathlon one file, of nnU-Net v1 ``case_0000.nii.gz`` per modality."""
     entries = description.get("training")
     if not isinstance(entries, list):
-        raise DatasetError(directory, [f"dataset.json: 'training' must be a list of cases, got {type(entries).__name__}"])
+        found = type(entries).__name__
+        raise DatasetError(directory, [f"dataset.json: 'training' must be a list of cases, got {found}"])
     wrong = [entry for entry in entries if not isinstance(entry, dict) or not {"image", "label"} <= set(entry)]
     if wrong:
         raise DatasetError(
@@ -188,7 +194,7 @@ def _modality_files(path: Path, channels: int) -> list[str]:
 
 
 def _nnunet_v2_cases(directory: Path, description: dict, channels: int) -> list[dict]:
-    """Cases that lie in ``imagesTr`` or ``labelsTr``; one that lies only in one of them is found missing by ``checks``."""
+    """Cases that lie in ``imagesTr`` or ``labelsTr``; what is missing in one of them is found by ``checks``."""
     ending = description.get("file_ending")
     if not isinstance(ending, str) or not ending.startswith("."):
         raise DatasetError(directory, [f"dataset.json: 'file_ending' must be like '.nii.gz', got {ending!r}"])

@@ -18,7 +18,9 @@ __all__ = ["make_folds", "read_groups", "read_splits", "select_fold"]
 Split = dict[str, list[str]]
 
 
-def make_folds(ids: Sequence[str], groups: Mapping[str, str] | None = None, folds: int = 5, seed: int = 12345) -> list[Split]:
+def make_folds(
+    ids: Sequence[str], groups: Mapping[str, str] | None = None, folds: int = 5, seed: int = 12345
+) -> list[Split]:
     """
     Split case ids into folds for cross-validation.
 
@@ -56,7 +58,7 @@ def make_folds(ids: Sequence[str], groups: Mapping[str, str] | None = None, fold
     splits = []
     for chosen in np.array_split(order, folds):  # the first n mod folds are larger by one, as in KFold
         val = {case for unit in chosen for case in units[unit]}
-        splits.append({"train": [case for case in ids if case not in val], "val": [case for case in ids if case in val]})
+        splits.append({"train": [case for case in ids if case not in val], "val": sorted(val)})
     return splits
 
 

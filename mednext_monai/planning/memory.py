@@ -15,7 +15,7 @@ __all__ = ["BYTES_PER_VOXEL", "CARDS_GIB", "PARAMETERS", "estimate_training_memo
 
 # Bytes per voxel of the batch that are live in one training step (mixed precision, five outputs with Dice and
 # cross-entropy, M and L checkpointed as published), without parameters and their gradients: at the backward peak in the
-# blocks of full resolution, and at the loss. To them come, for each class, the two numbers below; the larger sum counts.
+# blocks of full resolution, and at the loss. The numbers below are added for each class; the larger sum counts.
 # Measured by `measure` at 2 x 128^3 with 2, 3, 150 and 250 classes, torch 2.13.
 # fmt: off
 BYTES_PER_VOXEL = {

@@ -19,7 +19,9 @@ __all__ = ["scan"]
 MAX_PROCESSES = 8  # each holds one case in memory
 
 
-def scan(dataset: Dataset, processes: int | None = None, progress: bool = True) -> tuple[list[CaseFingerprint], list[str]]:
+def scan(
+    dataset: Dataset, processes: int | None = None, progress: bool = True
+) -> tuple[list[CaseFingerprint], list[str]]:
     """
     Check every case of a data set and measure it.
 

@@ -83,8 +83,8 @@ def plan(
     dataset = read_dataset(dataset_dir)
     ids = [case["id"] for case in dataset.cases]
     case_groups = None if groups is None else read_groups(groups, ids)
-    cases, warnings = scan(dataset, processes, progress)
     fold_list, folds_from = _folds(dataset, ids, case_groups, splits)
+    cases, warnings = scan(dataset, processes, progress)
     if gpu_memory is None:
         gpu_memory = _gpu_memory()
     result = make_plan(dataset, cases, patch_size, batch_size, gpu_memory)
@@ -93,7 +93,7 @@ def plan(
     result["_plan_"]["splits"] = fold_list
     texts = {output: json.dumps(result, indent=2) + "\n"}
     if report:
-        texts[output.with_suffix(".html")] = html_report(dataset, cases, result, progress)
+        texts[output.with_suffix(".html")] = html_report(dataset, cases, result)
     for path, text in texts.items():
         write_atomically(path, text)
     return result
@@ -332,8 +332,8 @@ def _why_dummy_2d(patch: Sequence[int]) -> str:
     ratio = max(patch) / min(patch)
     than = "more" if ratio > ANISOTROPY else "not more"
     return (
-        f"longest over shortest edge of the patch is {ratio:.2f}, {than} than {ANISOTROPY} (the original asks this of a "
-        "patch it then discards)"
+        f"longest over shortest edge of the patch is {ratio:.2f}, {than} than {ANISOTROPY} (the original asks this of "
+        "a patch it then discards)"
     )
 
 
@@ -358,8 +358,8 @@ def _warnings(dataset: Dataset, cases: Sequence[CaseFingerprint], patch: list[in
         found = ", ".join(f"{count} x {name}" for name, count in orientations.most_common())
         rare = [case.id for case in cases if case.orientation != orientations.most_common(1)[0][0]]
         warnings.append(
-            f"the files have different axis orientations ({found}), for example {', '.join(rare[:3])}; the recipe keeps "
-            "the files' order, so the network sees them turned or mirrored"
+            f"the files have different axis orientations ({found}), for example {', '.join(rare[:3])}; the recipe "
+            "keeps the files' order, so the network sees them turned or mirrored"
         )
     for name, scheme in zip(dataset.channel_names, schemes):
         if scheme != "CT" and "ct" in name.lower().replace("_", " ").replace("-", " ").split():
