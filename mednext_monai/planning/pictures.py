@@ -72,10 +72,7 @@ def histogram(
         bins: number of bars. Defaults to 32.
     """
     everything = np.concatenate([values for _, _, values in series])
-    low, high = float(everything.min()), float(everything.max())
-    if high - low < 1e-6 * max(abs(low), abs(high), 1e-6):  # one value: a bar in the middle
-        margin = max(abs(low) * 0.05, 0.5)
-        low, high = low - margin, high + margin
+    low, high, bins = _bins(everything, bins)
     width, height, base = 300, 150, 112
     scale = (width - 20) / (high - low)
     counts = [np.histogram(values, bins, (low, high))[0] / max(len(values), 1) for _, _, values in series]
@@ -96,9 +93,9 @@ def histogram(
         if low <= mark <= high:
             x = 10 + (mark - low) * scale
             parts.append(f'<line x1="{x:.1f}" y1="26" x2="{x:.1f}" y2="{base}" stroke="#333" stroke-dasharray="3 3"/>')
-    parts.append(f'<text x="10" y="{base + 14}">{low:.4g}</text>')
+    parts.append(f'<text x="10" y="{base + 14}">{everything.min():.4g}</text>')
     parts.append(f'<text x="{width / 2}" y="{base + 14}" text-anchor="middle">{escape(unit)}</text>')
-    parts.append(f'<text x="{width - 10}" y="{base + 14}" text-anchor="end">{high:.4g}</text>')
+    parts.append(f'<text x="{width - 10}" y="{base + 14}" text-anchor="end">{everything.max():.4g}</text>')
     if len(series) == 1:
         parts.append(f'<text x="10" y="{base + 30}">median {np.median(everything):.4g}</text>')
     else:
@@ -109,6 +106,19 @@ def histogram(
             x += 140
     label = escape(f"histogram: {title}", quote=True)
     return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
+
+
+def _bins(values: np.ndarray, bins: int) -> tuple[float, float, int]:
+    """Return lowest edge, highest edge and number of bars: whole numbers get bars of whole width, without gaps."""
+    low, high = float(values.min()), float(values.max())
+    if high - low < 1e-6 * max(abs(low), abs(high), 1e-6):  # one value: a bar in the middle
+        margin = max(abs(low) * 0.05, 0.5)
+        return low - margin, high + margin, bins | 1
+    if (values == np.rint(values)).all():
+        step = -(-(high - low + 1) // bins)
+        bins = int(-(-(high - low + 1) // step))
+        return low - 0.5, low - 0.5 + bins * step, bins
+    return low, high, bins
 
 
 def _draw(
@@ -136,7 +146,7 @@ def _draw(
     width, height = canvas.size
     places = ((2, height / 2, "lm"), (width - 2, height / 2, "rm"), (width / 2, 2, "ma"), (width / 2, height - 2, "md"))
     for letter, (x, y, anchor) in zip(across + down, places):
-        draw.text((x, y), letter, fill="#ffe14d", anchor=anchor, stroke_width=1, stroke_fill="black", font_size=13)
+        draw.text((x, y), letter, fill="#ffe14d", anchor=anchor, stroke_width=1, stroke_fill="black", font_size=15)
     return canvas
 
 

@@ -91,11 +91,9 @@ def plan(
     result["_plan_"]["warnings"] = warnings + result["_plan_"]["warnings"]
     result["_plan_"]["decisions"].append({"what": "folds", "value": f"{len(fold_list)}", "why": folds_from})
     result["_plan_"]["splits"] = fold_list
-    texts = {output: json.dumps(result, indent=2) + "\n"}
     if report:
-        texts[output.with_suffix(".html")] = html_report(dataset, cases, result)
-    for path, text in texts.items():
-        write_atomically(path, text)
+        write_atomically(output.with_suffix(".html"), html_report(dataset, cases, result))
+    write_atomically(output, json.dumps(result, indent=2) + "\n")  # last: where there is a plan, all went well
     return result
 
 
@@ -204,7 +202,7 @@ def _check_output(output: Path) -> None:
 def _check_patch_size(patch_size: int | Sequence[int] | None) -> None:
     if patch_size is None:
         return
-    sizes = (patch_size,) * 3 if isinstance(patch_size, int) else tuple(patch_size)
+    sizes = tuple(patch_size) if isinstance(patch_size, Sequence) else (patch_size,) * 3
     if len(sizes) != 3 or any(isinstance(s, bool) or not isinstance(s, int) or s < FACTOR or s % FACTOR for s in sizes):
         raise ValueError(f"patch_size must be one or three positive multiples of {FACTOR}, got {patch_size!r}.")
 
@@ -341,8 +339,11 @@ def _fits(memory: dict[str, float], gpu_memory: float | None) -> str:
     """Return which variants fit the given card, or the smallest usual card that each fits."""
     if gpu_memory is not None:
         return ", ".join(name for name, gib in memory.items() if gib <= gpu_memory) or "none of the eight fits"
-    cards = {name: next((card for card in CARDS_GIB if gib <= card), None) for name, gib in memory.items()}
-    return ", ".join(f"{name}: {f'{card} GiB card' if card else 'no usual card'}" for name, card in cards.items())
+    fits: dict[str, list[str]] = {}
+    for name, gib in memory.items():
+        card = next((f"{card} GiB" for card in CARDS_GIB if gib <= card), "none of the usual cards")
+        fits.setdefault(card, []).append(name)
+    return "; ".join(f"{card}: {', '.join(names)}" for card, names in fits.items())
 
 
 def _why_memory(gpu_memory: float | None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from html import escape
+from textwrap import fill
 
 import numpy as np
 
@@ -21,7 +22,7 @@ body { font: 15px/1.5 system-ui, sans-serif; color: #1d2329; background: #fff; m
   padding: 0 1rem; }
 h1 { font-size: 1.5rem; margin-bottom: .2rem; } h2 { font-size: 1.1rem; margin: 2.2rem 0 .6rem; }
 p.lead { color: #566069; margin-top: 0; }
-table { border-collapse: collapse; width: 100%; } th { text-align: left; color: #566069; font-weight: 600; }
+table { border-collapse: collapse; min-width: 22rem; } th { text-align: left; color: #566069; font-weight: 600; }
 th, td { padding: .3rem .8rem .3rem 0; border-bottom: 1px solid #e6e9ec; vertical-align: top; }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
 .warning { background: #fff6df; border-left: 4px solid #e0a100; padding: .6rem 1rem; }
@@ -53,11 +54,12 @@ def text_report(plan: dict) -> str:
         lines.append(f"  {name[:24]:24} {share:10.3%} {count:7} of {found['cases']}")
     lines += ["", "Decisions"]
     for decision in details["decisions"]:
-        lines += [f"  {decision['what']}: {decision['value']}", f"      {decision['why']}"]
+        lines.append(_wrap(f"{decision['what']}: {decision['value']}", "  "))
+        lines.append(_wrap(decision["why"], "      "))
     lines += ["", f"Training memory (estimate, GiB, batch {plan['batch_size']} of {_times(plan['patch_size'])} voxels)"]
     lines.append("  " + "  ".join(f"{name} {gib:.1f}" for name, gib in details["training_memory_gib"].items()))
     if details["warnings"]:
-        lines += ["", "Warnings", *(f"  - {warning}" for warning in details["warnings"])]
+        lines += ["", "Warnings", *(_wrap(warning, "  - ") for warning in details["warnings"])]
     return "\n".join(lines)
 
 
@@ -115,6 +117,10 @@ def html_report(dataset: Dataset, cases: Sequence[CaseFingerprint], plan: dict) 
         "</body></html>\n",
     ]
     return "\n".join(parts)
+
+
+def _wrap(text: str, indent: str) -> str:
+    return fill(text, 110, initial_indent=indent, subsequent_indent=" " * len(indent))
 
 
 def _times(values: Iterable[float]) -> str:
@@ -187,7 +193,8 @@ def _classes(cases: Sequence[CaseFingerprint], plan: dict) -> str:
     rows = []
     for value, name in enumerate(plan["labels"]):
         present = ml[ml[:, value] > 0, value]
-        size = [f"{v:.3g}" for v in (present.min(), np.median(present), present.max())] if len(present) else ["–"] * 3
+        sizes = (present.min(), np.median(present), present.max()) if len(present) else ()
+        size = [f"{v:.0f}" if v >= 100 else f"{v:.3g}" for v in sizes] or ["–"] * 3
         share = f"{found['class_voxel_share'][value]:.3%}"
         rows.append([value, name, share, f"{found['class_cases'][value]} of {len(cases)}", *size])
     heads = ("value", "class", "of all voxels", "in cases", "smallest, ml", "median, ml", "largest, ml")
