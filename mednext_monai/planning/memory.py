@@ -42,8 +42,10 @@ def estimate_training_memory(patch_size: Sequence[int], batch_size: int, out_cha
     Estimate the GPU memory that training takes with mixed precision, for the eight variants.
 
     Live tensors as counted by :py:func:`measure`, plus parameters, gradients and optimiser state, times 1.1 for the
-    allocator's fragmentation, plus 1 GiB. A user's figure for S (20 GB at 2 x 80 x 160 x 160, MIC-DKFZ/MedNeXt
-    issue 7) comes out within a tenth; the convolution library may still choose a larger workspace.
+    allocator's fragmentation, plus 1 GiB: not yet checked on a GPU. Of published figures for the authors' code, that
+    for S (20 GB at 2 x 80 x 160 x 160, MIC-DKFZ/MedNeXt issue 7) is met within a tenth, while L k3 at 2 x 128^3 is said
+    to take 17.3 GB (Isensee et al. 2024, a figure that users question) and is estimated at 11.1 GiB; the convolution
+    library may choose a large workspace, so leave room.
 
     Args:
         patch_size: edges of the patch in voxels.

@@ -348,7 +348,10 @@ def _fits(memory: dict[str, float], gpu_memory: float | None) -> str:
 
 def _why_memory(gpu_memory: float | None) -> str:
     card = "smallest usual card" if gpu_memory is None else f"fits the card of {gpu_memory:g} GiB"
-    return f"{card}, by an estimate of one training step with mixed precision; M and L recompute activations"
+    return (
+        f"{card}, by an estimate of one training step with mixed precision, in which M and L recompute activations; "
+        "counted without a GPU, so leave room"
+    )
 
 
 def _warnings(dataset: Dataset, cases: Sequence[CaseFingerprint], patch: list[int], schemes: list[str]) -> list[str]:
