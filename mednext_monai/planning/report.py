@@ -99,8 +99,8 @@ def html_report(dataset: Dataset, cases: Sequence[CaseFingerprint], plan: dict) 
         "<h2>Spacing</h2>",
         _row(_axis_histograms([case.spacing for case in cases], "spacing", "mm")),
         "<h2>Intensities</h2>",
-        "<p class='lead'>CT in its own units with the two clipping values dashed, everything else in standard deviations "
-        "from the mean of its case's nonzero crop.</p>",
+        "<p class='lead'>CT in its own units with the two clipping values dashed, everything else in standard "
+        "deviations from the mean of its case's nonzero crop.</p>",
         _row(_intensity_histograms(cases, plan)),
         _intensity_table(plan),
         "<h2>Training memory</h2>",
