@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from monai.utils import set_determinism
 
-__all__ = ["is_nonzero", "set_seed"]
+__all__ = ["outside_to_background", "set_seed"]
 
 
-def is_nonzero(x: torch.Tensor) -> torch.Tensor:
-    """Select the voxels that are not zero, for ``CropForegroundd``, whose default ``x > 0`` cuts into a CT."""
-    return x != 0
+def outside_to_background(label: torch.Tensor) -> torch.Tensor:
+    """Make the label -1, "outside the nonzero region" of the preprocessing, background, for loss and metrics."""
+    return label.clamp(min=0).float()
 
 
 def set_seed(seed: int | None, rank: int = 0) -> None:
