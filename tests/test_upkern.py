@@ -146,7 +146,7 @@ MISFITS = {
         {},
         [
             "enc_block_0.0.conv2.weight: (12, 4, 1, 1, 1) in the checkpoint, (8, 4, 1, 1, 1) in the network",
-            "and 46 more",
+            "and 43 more",
         ],
     ),
     "width": ({"base_channels": 8}, {}, ["stem.bias: (8,) in the checkpoint, (4,) in the network", "8 base channels"]),
