@@ -130,9 +130,41 @@ def upkern(source: str, output: str, kernel_size: int = 5) -> None:
     print(f"read {source}: {description}\n{report}\nwrote {output}: {describe(network.state_dict())}")
 
 
+def plan(
+    dataset_dir: str,
+    output: str,
+    patch_size: int | None = None,
+    batch_size: int = 2,
+    groups: str | None = None,
+    splits: str | None = None,
+    gpu_memory: float | None = None,
+    processes: int | None = None,
+) -> None:
+    """
+    Check a data set and plan its training.
+
+    Writes the settings that every bundle takes, and a page with pictures. Use them with --config_file "['configs/train.json','my_task.json']".
+
+    Args:
+        dataset_dir: the folder with dataset.json, in Decathlon, nnU-Net v1 raw or nnU-Net v2 raw layout.
+        output: the .json file to write; the page lies beside it as .html.
+        patch_size: edge of the patches in voxels, a multiple of 16; by default 128, less where all volumes are smaller.
+        batch_size: patches a step.
+        groups: a CSV file of case id and patient id, so that no patient is on both sides of a fold.
+        splits: your own folds, a JSON file in nnU-Net's format; by default splits_final.json of the data set, or the
+            original's five.
+        gpu_memory: memory of the graphics card in GiB; by default that of the card at hand.
+        processes: processes that read; by default one per core.
+    """
+    from .planning import plan, text_report
+
+    print(text_report(plan(dataset_dir, output, patch_size, batch_size, groups, splits, gpu_memory, processes)))
+
+
 # A dictionary is a group of commands. The first line of a function's docstring is what `mednext --help` says about it.
 COMMANDS: dict[str, Any] = {
     "demo": run_demo,
+    "plan": plan,
     "bundle": {"list": bundle_list, "copy": bundle_copy, "build": bundle_build, "zip": bundle_zip},
     "convert": convert,
     "upkern": upkern,

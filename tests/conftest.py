@@ -58,9 +58,15 @@ def run_bundle(tmp_path: Path, dataset: Path) -> Callable[..., subprocess.Comple
     bundle = bundles.copy("mednext_s_k3", tmp_path)
 
     def run(
-        run_id: str, *configs: str, options: tuple[str, ...] = (), launcher: tuple[str, ...] = (), check: bool = True
+        run_id: str,
+        *configs: str,
+        options: tuple[str, ...] = (),
+        launcher: tuple[str, ...] = (),
+        check: bool = True,
+        overlay: Path | None = None,
     ) -> subprocess.CompletedProcess:
-        files = "[" + ",".join(f"'{bundle}/configs/{name}.json'" for name in configs) + "]"
+        paths = [bundle / "configs" / f"{name}.json" for name in configs] + [overlay] * (overlay is not None)
+        files = "[" + ",".join(f"'{path}'" for path in paths) + "]"
         command = [sys.executable, *(launcher or ("-m",)), "monai.bundle", "run", run_id, "--config_file", files]
         command += ["--bundle_root", str(bundle), "--dataset_dir", str(dataset), "--out_channels", "3", *TINY, *options]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -111,10 +111,14 @@ def test_fold_that_does_not_exist(dataset, fold):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "not valid JSON"),
-        ("[]", "must hold a JSON object"),
-        ("{}", "lists no training cases"),
-        ('{"training": [{"image": "a.nii"}]}', "needs 'image' and 'label'"),
+        ("{", "dataset.json"),
+        ("[]", "dataset.json"),
+        ("{}", "needs 'labels' and either 'modality'"),
+        ('{"modality": {"0": "CT"}, "labels": {"0": "b", "1": "a"}, "training": []}', "no training case"),
+        (
+            '{"modality": {"0": "CT"}, "labels": {"0": "b", "1": "a"}, "training": [{"image": "a.nii"}]}',
+            "must be {'image': path, 'label': path}",
+        ),
     ],
 )
 def test_broken_dataset_json(dataset, content, message):
@@ -127,12 +131,12 @@ def test_case_listed_twice(dataset):
     content = json.loads((dataset / "dataset.json").read_text())
     content["training"].append(content["training"][0])
     (dataset / "dataset.json").write_text(json.dumps(content))
-    with pytest.raises(ValueError, match="more than one image named box_0"):
+    with pytest.raises(ValueError, match="box_0: this case id comes 2 times"):
         training_cases(dataset, 0)
 
 
 def test_folder_without_data_set(tmp_path):
-    with pytest.raises(FileNotFoundError, match="dataset.json does not exist"):
+    with pytest.raises(ValueError, match="dataset.json"):
         training_cases(tmp_path, 0)
 
 

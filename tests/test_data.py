@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 import numpy as np
@@ -9,26 +10,15 @@ import pytest
 import torch
 from monai.data import MetaTensor
 from monai.transforms import SaveImage
-from reference import load_reference
 
 from mednext_monai.data import (
     AtomicNibabelWriter,
     cache_folder,
+    check_cases,
     hash_case,
     inference_cases,
-    kfold_indices,
     training_cases,
 )
-
-
-@pytest.mark.parametrize(("count", "folds"), load_reference("folds").items())
-def test_folds_are_the_recorded_ones(count, folds):
-    assert kfold_indices(int(count)) == folds
-
-
-def test_fewer_cases_than_folds():
-    with pytest.raises(ValueError, match="at least 5 cases, got 4"):
-        kfold_indices(4)
 
 
 def test_training_and_validation_share_no_case_and_lose_none(dataset):
@@ -40,6 +30,33 @@ def test_training_and_validation_share_no_case_and_lose_none(dataset):
         assert sorted(training + validation) == everything
         validated += validation
     assert sorted(validated) == everything == [f"box_{i}" for i in range(6)]
+
+
+def test_the_users_own_folds_win(dataset):
+    own = [{"train": ["box_0", "box_1"], "val": ["box_5"]}]
+    assert [case["id"] for case in training_cases(dataset, 0, "validation", own)] == ["box_5"]
+    (dataset / "splits_final.json").write_text(
+        json.dumps([{"train": [f"box_{i}" for i in range(5)], "val": ["box_5"]}])
+    )
+    assert [case["id"] for case in training_cases(dataset, 0, "validation")] == ["box_5"]
+    with pytest.raises(ValueError, match=r"fold 0 names \['box_77'\]"):
+        training_cases(dataset, 0, "validation", [{"train": [], "val": ["box_77"]}])
+
+
+def test_one_file_per_channel_is_checked_and_listed(dataset):
+    """nnU-Net v2 layout."""
+    for image in (dataset / "imagesTr").iterdir():
+        stem = image.name.removesuffix(".nii.gz")
+        (dataset / "imagesTr" / f"{stem}_0001.nii.gz").write_bytes(image.read_bytes())
+        image.rename(dataset / "imagesTr" / f"{stem}_0000.nii.gz")
+    description = {"channel_names": {"0": "T1", "1": "T2"}, "labels": {"background": 0, "outer": 1, "inner": 2}}
+    (dataset / "dataset.json").write_text(json.dumps({**description, "numTraining": 6, "file_ending": ".nii.gz"}))
+    cases = training_cases(dataset, "all")
+    assert [len(case["image"]) for case in cases] == [2] * 6
+    check_cases(cases, 2, 3)
+    hash_case(cases[0])
+    with pytest.raises(ValueError, match="box_0: has 2 channel files; in_channels is 1"):
+        check_cases(cases, 1, 3)
 
 
 def test_images_to_segment_come_from_the_list_a_folder_or_a_file(dataset):

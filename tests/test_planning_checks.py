@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from planning_data import AFFINE, SHAPE, describe, make_case, make_decathlon, make_nnunet, save
 
-from mednext_monai.planning import DatasetError, plan, read_dataset, scan
+from mednext_monai.data import DatasetError, read_dataset
+from mednext_monai.planning import plan, scan
 
 
 def problems_of(directory) -> list[str]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from planning_data import describe, make_decathlon, make_nnunet
 
-from mednext_monai.planning.dataset import DatasetError, read_dataset, strip_ending
+from mednext_monai.data.dataset import DatasetError, read_dataset, strip_ending
 from mednext_monai.planning.reading import read_image
 
 

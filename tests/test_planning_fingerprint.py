@@ -67,7 +67,7 @@ def test_intensities_are_every_tenth_foreground_voxel_in_the_originals_order_poo
         expected = {
             "mean": pool.mean(), "sd": np.sqrt(((pool - pool.mean()) ** 2).mean()), "median": np.median(pool),
             "min": pool[0], "max": pool[-1],
-            "percentile_00_5": np.percentile(pool, 0.5), "percentile_99_5": np.percentile(pool, 99.5),
+            "p005": np.percentile(pool, 0.5), "p995": np.percentile(pool, 99.5),
         }  # fmt: skip
         assert statistics[channel] == pytest.approx(expected, rel=1e-12, abs=1e-12)
 

@@ -7,7 +7,7 @@ import json
 import pytest
 from reference import load_reference
 
-from mednext_monai.planning.folds import make_folds, read_groups, read_splits, select_fold
+from mednext_monai.data.folds import make_folds, read_groups, read_splits, select_fold
 
 
 @pytest.mark.parametrize("count, expected", load_reference("folds").items())

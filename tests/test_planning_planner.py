@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from planning_data import AFFINE, make_case, make_decathlon, save
 
-from mednext_monai.planning import make_folds, make_plan, plan
-from mednext_monai.planning.dataset import Dataset
+from mednext_monai.data import make_folds
+from mednext_monai.data.dataset import Dataset
+from mednext_monai.planning import make_plan, plan
 from mednext_monai.planning.fingerprint import CaseFingerprint
 from mednext_monai.planning.memory import BYTES_PER_VOXEL, PARAMETERS, estimate_training_memory, measure
 
@@ -120,7 +121,7 @@ def test_the_plan_is_written_with_report_and_folds(tmp_path):
     result = plan(directory, tmp_path / "my.json", processes=0, progress=False)
     assert json.loads((tmp_path / "my.json").read_text()) == result
     assert sorted(p.name for p in tmp_path.iterdir()) == ["data", "my.html", "my.json"]
-    assert {k: v for k, v in result.items() if k not in ("_plan_", "intensity")} == {
+    assert {k: v for k, v in result.items() if k not in ("_plan_", "intensity", "splits")} == {
         "dataset_dir": str(directory),
         "in_channels": 2,
         "out_channels": 3,
@@ -134,17 +135,17 @@ def test_the_plan_is_written_with_report_and_folds(tmp_path):
         "dummy_2d": False,
     }
     assert len(result["intensity"]) == 2 and result["intensity"][0]["sd"] > 0
-    assert result["_plan_"]["splits"] == make_folds([f"case_{i:02d}" for i in range(7)])
+    assert result["splits"] == make_folds([f"case_{i:02d}" for i in range(7)])
 
 
 def test_own_splits_win_and_few_cases_have_no_folds(tmp_path):
     directory = make_decathlon(tmp_path / "data", cases=4)
     arguments = {"processes": 0, "progress": False, "report": False}
     result = plan(directory, tmp_path / "my.json", **arguments)
-    assert result["_plan_"]["splits"] == [] and any("only 4 cases" in w for w in result["_plan_"]["warnings"])
+    assert result["splits"] == [] and any("only 4 cases" in w for w in result["_plan_"]["warnings"])
     own = [{"train": ["case_00", "case_01"], "val": ["case_02", "case_03"]}]
     (directory / "splits_final.json").write_text(json.dumps(own))
-    assert plan(directory, tmp_path / "my.json", **arguments)["_plan_"]["splits"] == own
+    assert plan(directory, tmp_path / "my.json", **arguments)["splits"] == own
     (tmp_path / "groups.csv").write_text("".join(f"case_0{i},{'p' if i else 'q'}\n" for i in range(4)))
     with pytest.raises(ValueError, match="groups in both train and val: p"):
         plan(directory, tmp_path / "my.json", groups=tmp_path / "groups.csv", **arguments)

@@ -27,7 +27,7 @@ def test_the_page_is_one_file_and_text_from_outside_is_escaped(tmp_path):
     page = (tmp_path / "my.html").read_text(encoding="utf-8")
     assert "<script" not in page and "<b>T2" not in page and "&lt;b&gt;T2" in page and "a&amp;b" in page
     assert not re.search(r"https?://|<link|@import|url\(", page)
-    assert page.count("<img src=\"data:image/png;base64,") == 4 * 3  # three cases, both channels of one of them
+    assert page.count('<img src="data:image/png;base64,') == 4 * 3  # three cases, both channels of one of them
     assert page.count("<svg") == 3 * 3 + 2  # shape, resampled shape, spacing; an intensity for each channel
     assert all(len(np.unique(pixels(element))) > 8 for element in re.findall(r"<img[^>]+>", page))
     for decision in result["_plan_"]["decisions"]:

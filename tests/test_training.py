@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from mednext_monai.planning import plan
 from mednext_monai.weights import describe, read_state_dict
 
 SHORT = ("--epochs", "2", "--iterations_per_epoch", "3", "--val_interval", "1")
@@ -57,6 +59,24 @@ def test_train_evaluate_segment_and_start_a_larger_kernel(run_bundle, dataset, t
     log = run_bundle("training", "train", options=(*SHORT, *options)).stdout
     assert re.search(r"UpKern: \d+ tensors copied, 26 kernels interpolated", log)
     assert describe(read_state_dict(tmp_path / "k5" / "model.pt")).encoder_kernel_size == 5
+
+
+def test_a_plan_is_an_overlay_for_training_evaluation_and_inference(run_bundle, dataset, tmp_path):
+    task = tmp_path / "task.json"
+    content = json.loads((dataset / "dataset.json").read_text())
+    content["modality"] = {"0": "CT"}
+    (dataset / "dataset.json").write_text(json.dumps(content))
+    plan(dataset, task, processes=1, progress=False, report=False)
+    planned = json.loads(task.read_text())
+    assert planned["normalization"] == ["CT"] and planned["patch_size"] == [48, 48, 48]
+    run_bundle("training", "train", options=SHORT, overlay=task)
+    run_bundle("evaluating", "train", "evaluate", overlay=task)
+    run_bundle("inferring", "inference", overlay=task)
+    assert (run_bundle.bundle / "eval" / "box_9.nii.gz").is_file()
+    planned["splits"][0]["val"] = ["box_404"]
+    task.write_text(json.dumps(planned))
+    result = run_bundle("training", "train", options=SHORT, overlay=task, check=False)
+    assert "box_404" in result.stderr  # so the plan's folds are the ones used
 
 
 def test_a_resumed_run_continues_epochs_schedule_and_best_value(run_bundle):

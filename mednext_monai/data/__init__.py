@@ -6,16 +6,23 @@ This module's functions are what bundle configs call; none of them loads a volum
 from .cache import cache_folder, hash_case
 from .checks import check_cases, check_folder
 from .datalist import inference_cases, training_cases
-from .folds import kfold_indices
+from .dataset import Dataset, DatasetError, read_dataset
+from .folds import make_folds, read_groups, read_splits, select_fold
 from .writer import AtomicNibabelWriter
 
 __all__ = [
     "AtomicNibabelWriter",
+    "Dataset",
+    "DatasetError",
     "cache_folder",
     "check_cases",
     "check_folder",
     "hash_case",
     "inference_cases",
-    "kfold_indices",
+    "make_folds",
+    "read_dataset",
+    "read_groups",
+    "read_splits",
+    "select_fold",
     "training_cases",
 ]

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from monai.utils import ensure_tuple
+
 __all__ = ["cache_folder", "hash_case"]
 
 
@@ -33,7 +35,7 @@ def hash_case(case: Mapping) -> bytes:
     """
     parts = []
     for key in ("image", "label"):
-        if key in case:
-            stat = Path(case[key]).stat()
-            parts.append((key, str(Path(case[key]).resolve()), stat.st_size, stat.st_mtime_ns))
+        for path in ensure_tuple(case.get(key, ())):
+            stat = Path(path).stat()
+            parts.append((key, str(Path(path).resolve()), stat.st_size, stat.st_mtime_ns))
     return hashlib.md5(json.dumps(parts).encode(), usedforsecurity=False).hexdigest().encode()

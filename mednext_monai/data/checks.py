@@ -12,6 +12,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from monai.utils import ensure_tuple
 from tqdm import tqdm
 
 __all__ = ["check_cases", "check_folder"]
@@ -30,7 +31,7 @@ def check_cases(cases: Sequence[dict], in_channels: int, out_channels: int | Non
     and whole values from 0 to ``out_channels - 1``. A case without foreground is no error but logged as a warning.
 
     Args:
-        cases: dictionaries with ``image`` and, for training, ``label``: paths of NIfTI files.
+        cases: dictionaries with ``id``, ``image`` (a NIfTI file, or one per channel) and, for training, ``label``.
         in_channels: the channels that the network takes.
         out_channels: the classes of the network, background included; ``None`` when there are no labels.
         num_workers: threads that read.
@@ -75,12 +76,19 @@ def check_folder(folders: Sequence[str | None]) -> None:
 def _check_case(case: dict, in_channels: int, out_channels: int | None) -> tuple[list[str], list[str]]:
     """Return (problems, warnings) of one case."""
     try:
-        image, values = _read(case["image"])
-        problems = _image_problems(case["image"], values, in_channels)
+        paths = ensure_tuple(case["image"])  # one file, or one per channel
+        image, problems = None, []
+        if len(paths) > 1 and len(paths) != in_channels:
+            problems.append(f"{case['id']}: has {len(paths)} channel files; in_channels is {in_channels}.")
+        for path in paths:
+            channel, values = _read(path)
+            image = channel if image is None else image
+            problems += _image_problems(path, values, in_channels if len(paths) == 1 else 1)
+            problems += _grid_problems(path, channel, paths[0], image)
         if out_channels is None or "label" not in case:
             return problems, []
         label, classes = _read(case["label"])
-        problems += _grid_problems(case, image, label)
+        problems += _grid_problems(case["label"], label, paths[0], image)
         label_problems, warnings = _label_problems(case["label"], classes, out_channels)
         return problems + label_problems, warnings
     except ValueError as error:
@@ -109,14 +117,14 @@ def _image_problems(path: str, values: np.ndarray, in_channels: int) -> list[str
 
 
 def _grid_problems(
-    case: dict, image: nib.spatialimages.SpatialImage, label: nib.spatialimages.SpatialImage
+    path: str, image: nib.spatialimages.SpatialImage, first_path: str, first: nib.spatialimages.SpatialImage
 ) -> list[str]:
-    if image.shape[:3] != label.shape[:3]:
-        return [f"{case['label']}: has shape {label.shape[:3]}, its image {case['image']} {image.shape[:3]}."]
-    difference = float(np.abs(image.affine - label.affine).max())
+    if image.shape[:3] != first.shape[:3]:
+        return [f"{path}: has shape {image.shape[:3]}, its image {first_path} {first.shape[:3]}."]
+    difference = float(np.abs(image.affine - first.affine).max())
     if difference > MAX_AFFINE_DIFFERENCE:
         return [
-            f"{case['label']}: its affine differs from that of {case['image']} by up to {difference:.3g}; "
+            f"{path}: its affine differs from that of {first_path} by up to {difference:.3g}; "
             f"at most {MAX_AFFINE_DIFFERENCE} (mm) is allowed."
         ]
     return []

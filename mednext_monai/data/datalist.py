@@ -1,17 +1,17 @@
-"""Lists of cases for training, validation and inference, read from a Decathlon-style ``dataset.json`` or a folder."""
+"""Lists of cases for training, validation and inference, from a data set or a folder."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from .folds import kfold_indices
+from .dataset import read_dataset
+from .folds import make_folds, read_splits, select_fold
 
 __all__ = ["IMAGE_SUFFIXES", "case_id", "inference_cases", "training_cases"]
 
 IMAGE_SUFFIXES = (".nii.gz", ".nii")
-FOLDS = 5
 
 
 def case_id(path: str | Path) -> str:
@@ -20,46 +20,40 @@ def case_id(path: str | Path) -> str:
     return next((name[: -len(suffix)] for suffix in IMAGE_SUFFIXES if name.endswith(suffix)), name)
 
 
-def training_cases(dataset_dir: str, fold: int | str = 0, section: str = "training") -> list[dict]:
+def training_cases(
+    dataset_dir: str, fold: int | str = 0, section: str = "training", splits: Sequence[Mapping] | None = None
+) -> list[dict]:
     """
-    Return the cases of one side of one fold of a Medical Segmentation Decathlon data set.
+    Return the cases of one side of one fold.
 
-    Cases are sorted by their image's name and split into five folds as nnU-Net v1 does (``kfold_indices``).
-    (MONAI's ``load_decathlon_datalist`` reads the same file but neither sorts nor splits.)
+    (MONAI's ``load_decathlon_datalist`` reads one layout of three and neither sorts nor splits.)
 
     Args:
-        dataset_dir: folder with a ``dataset.json`` that lists ``training: [{"image": ..., "label": ...}, ...]``,
-            paths relative to the folder.
-        fold: 0 to 4, or ``"all"`` to train and validate on every case.
+        dataset_dir: a data set in Decathlon, nnU-Net v1 raw or nnU-Net v2 raw layout; see :py:func:`read_dataset`.
+        fold: a number from 0, or ``"all"`` to train and validate on every case.
         section: ``"training"`` or ``"validation"``.
+        splits: the folds, each ``{"train": ids, "val": ids}``. Defaults to ``None``: the data set's own
+            ``splits_final.json``, or the five of nnU-Net v1.
 
     Returns:
-        ``[{"id": name, "image": path, "label": path}, ...]``.
+        ``[{"id": name, "image": path, or one per channel, "label": path}, ...]``, sorted by name.
 
     Raises:
-        FileNotFoundError: when there is no ``dataset.json``.
-        ValueError: when it lists no training case, lists one twice, or there is no such fold.
+        DatasetError: a ``ValueError``, when there is no ``dataset.json``, or it lists no case, or one twice.
+        ValueError: when there is no such fold, or it names a case that is not there.
     """
     if section not in ("training", "validation"):
         raise ValueError(f"section must be 'training' or 'validation', got {section!r}.")
-    file, content = _read_dataset_json(dataset_dir)
-    entries = content.get("training")
-    if not isinstance(entries, list) or not entries:
-        raise ValueError(f"{file} lists no training cases: 'training' must be a list of {{'image', 'label'}}.")
-    cases = []
-    for entry in entries:
-        if not isinstance(entry, Mapping) or not {"image", "label"} <= set(entry):
-            raise ValueError(f"{file}: every entry of 'training' needs 'image' and 'label', got {entry!r}.")
-        image, label = (str(Path(dataset_dir, entry[key])) for key in ("image", "label"))
-        cases.append({"id": case_id(image), "image": image, "label": label})
-    cases.sort(key=lambda case: case["id"])
-    _refuse_duplicates(file, [case["id"] for case in cases])
-    if fold == "all":
-        return cases
-    if not isinstance(fold, int) or isinstance(fold, bool) or not 0 <= fold < FOLDS:
-        raise ValueError(f"fold must be one of {list(range(FOLDS))} or 'all', got {fold!r}.")
-    validation = set(kfold_indices(len(cases), FOLDS)[fold])
-    return [case for index, case in enumerate(cases) if (index in validation) == (section == "validation")]
+    cases = read_dataset(dataset_dir).cases
+    ids = [case["id"] for case in cases]
+    own = Path(dataset_dir, "splits_final.json")
+    if fold != "all" and splits is None:
+        splits = read_splits(own, ids) if own.is_file() else make_folds(ids)
+    chosen = set(select_fold(splits or [], fold, ids)["train" if section == "training" else "val"])
+    unknown = sorted(chosen - set(ids))
+    if unknown:
+        raise ValueError(f"fold {fold} names {unknown[:5]}, which {dataset_dir} does not have.")
+    return [{**case, "image": _one_or_all(case["image"])} for case in cases if case["id"] in chosen]
 
 
 def inference_cases(dataset_dir: str, input_path: str | None = None) -> list[dict]:
@@ -94,6 +88,10 @@ def inference_cases(dataset_dir: str, input_path: str | None = None) -> list[dic
     ids = [case_id(path) for path in paths]
     _refuse_duplicates(source, ids)  # their predictions would overwrite each other
     return sorted(({"id": name, "image": str(path)} for name, path in zip(ids, paths)), key=lambda case: case["id"])
+
+
+def _one_or_all(paths: Sequence[str]) -> str | list[str]:
+    return paths[0] if len(paths) == 1 else list(paths)
 
 
 def _read_dataset_json(dataset_dir: str) -> tuple[Path, dict]:

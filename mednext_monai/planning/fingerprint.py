@@ -100,8 +100,8 @@ def intensity_statistics(cases: Sequence[CaseFingerprint]) -> list[dict[str, flo
     Return each channel's statistics over the pooled foreground voxels of all cases.
 
     Returns:
-        for each channel ``mean``, ``sd`` (population), ``median``, ``min``, ``max``, ``percentile_00_5`` and
-        ``percentile_99_5``, in the image's units.
+        for each channel ``mean``, ``sd`` (population), ``median``, ``min``, ``max``, ``p005`` and ``p995``
+        (the 0.5 and 99.5 percentile), in the image's units.
 
     Raises:
         ValueError: when no case has any foreground.
@@ -119,8 +119,8 @@ def intensity_statistics(cases: Sequence[CaseFingerprint]) -> list[dict[str, flo
                 "median": float(median),
                 "min": float(values.min()),
                 "max": float(values.max()),
-                "percentile_00_5": float(low),
-                "percentile_99_5": float(high),
+                "p005": float(low),
+                "p995": float(high),
             }
         )
     return statistics

@@ -10,20 +10,20 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from .dataset import Dataset, read_dataset
+from ..data.dataset import Dataset, read_dataset
+from ..data.folds import make_folds, read_groups, read_splits
+from ..files import write_atomically
 from .fingerprint import CaseFingerprint, intensity_statistics
-from .folds import make_folds, read_groups, read_splits
 from .memory import CARDS_GIB, estimate_training_memory
 from .scan import scan
 
-__all__ = ["NORMALIZATIONS", "make_plan", "plan", "write_atomically"]
+__all__ = ["NORMALIZATIONS", "make_plan", "plan"]
 
 TARGET_SPACING = (1.0, 1.0, 1.0)  # mm
 PATCH_SIZE = 128  # voxels per axis, as published
@@ -90,10 +90,12 @@ def plan(
     result = make_plan(dataset, cases, patch_size, batch_size, gpu_memory)
     result["_plan_"]["warnings"] = warnings + result["_plan_"]["warnings"]
     result["_plan_"]["decisions"].append({"what": "folds", "value": f"{len(fold_list)}", "why": folds_from})
-    result["_plan_"]["splits"] = fold_list
+    result["splits"] = fold_list
     if report:
-        write_atomically(output.with_suffix(".html"), html_report(dataset, cases, result))
-    write_atomically(output, json.dumps(result, indent=2) + "\n")  # last: where there is a plan, all went well
+        write_atomically(output.with_suffix(".html"), html_report(dataset, cases, result).encode())
+    write_atomically(
+        output, (json.dumps(result, indent=2) + "\n").encode()
+    )  # last: where there is a plan, all went well
     return result
 
 
@@ -168,24 +170,6 @@ def make_plan(
             "cases": [_case_entry(case) for case in cases],
         },
     }
-
-
-def write_atomically(path: str | Path, text: str) -> None:
-    """Write a text file so that, whatever happens, it is there as a whole or as it was before."""
-    path = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes files that only their owner may read
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def _check_output(output: Path) -> None:

@@ -8,7 +8,7 @@ from textwrap import fill
 
 import numpy as np
 
-from .dataset import Dataset
+from ..data.dataset import Dataset
 from .fingerprint import CaseFingerprint
 from .pictures import class_color, histogram, overlay
 from .reading import read_image
@@ -181,7 +181,7 @@ def _overlays(dataset: Dataset, cases: Sequence[CaseFingerprint], plan: dict) ->
 def _window(channel: np.ndarray, scheme: str, intensity: dict) -> tuple[float, float]:
     """Return what to show as black and white: around the foreground for CT, else the case's own range."""
     if scheme == "CT":
-        low, high = intensity["percentile_00_5"], intensity["percentile_99_5"]
+        low, high = intensity["p005"], intensity["p995"]
         return low - (high - low) / 2, high + (high - low) / 2
     low, high = np.percentile(channel[channel != 0], (0.5, 99.5))
     return min(float(low), 0.0), float(high)
@@ -220,7 +220,7 @@ def _intensity_histograms(cases: Sequence[CaseFingerprint], plan: dict) -> list[
         low, high = (np.percentile(np.concatenate(pools), q) for q in (0.5, 99.5))
         series = [(label, color, np.clip(pool, low, high)) for label, color, pool in
                   zip(("whole crop", "foreground"), (GREY, BLUE), pools)]  # fmt: skip
-        marks = [plan["intensity"][c][k] for k in ("percentile_00_5", "percentile_99_5")] if scheme == "CT" else []
+        marks = [plan["intensity"][c][k] for k in ("p005", "p995")] if scheme == "CT" else []
         unit = "HU" if scheme == "CT" else "raw" if raw else "sd of the case"
         figures.append(histogram(series, name, unit, marks, bins=48))
     return figures
@@ -228,7 +228,7 @@ def _intensity_histograms(cases: Sequence[CaseFingerprint], plan: dict) -> list[
 
 def _intensity_table(plan: dict) -> str:
     heads = ("foreground, raw", "mean", "sd", "median", "min", "0.5 %", "99.5 %", "max")
-    keys = ("mean", "sd", "median", "min", "percentile_00_5", "percentile_99_5", "max")
+    keys = ("mean", "sd", "median", "min", "p005", "p995", "max")
     rows = ([name, *(f"{stats[k]:.5g}" for k in keys)] for name, stats in zip(plan["channel_names"], plan["intensity"]))
     return _table(heads, rows, numbers=range(1, 8))
 

@@ -10,8 +10,8 @@ from concurrent.futures.process import BrokenProcessPool
 import numpy as np
 from tqdm import tqdm
 
+from ..data.dataset import Dataset, DatasetError
 from .checks import CaseCheck, check_across_cases, check_case
-from .dataset import Dataset, DatasetError
 from .fingerprint import CaseFingerprint, measure_case
 
 __all__ = ["scan"]

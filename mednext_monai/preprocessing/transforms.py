@@ -204,13 +204,14 @@ class NormalizeChannels(Transform):
 
     Args:
         schemes: ``"CT"``, ``"zscore"``, ``"masked_zscore"`` or ``"none"`` per channel.
-        intensity: for every ``"CT"`` channel ``mean``, ``sd``, ``p005`` and ``p995`` by channel index; the index may be
-            text, as in JSON. Defaults to ``None``.
+        intensity: for every ``"CT"`` channel ``mean``, ``sd``, ``p005`` and ``p995``: one entry per channel, or by
+            channel index, which may be text, as in JSON. Defaults to ``None``.
     """
 
-    def __init__(self, schemes: Sequence[str], intensity: Mapping | None = None) -> None:
+    def __init__(self, schemes: Sequence[str], intensity: Mapping | Sequence | None = None) -> None:
         self.schemes = tuple(schemes)
-        self.intensity = {int(channel): values for channel, values in (intensity or {}).items()}
+        by_channel = intensity if isinstance(intensity, Mapping) else dict(enumerate(intensity or ()))
+        self.intensity = {int(channel): values for channel, values in by_channel.items()}
 
     def __call__(self, img: torch.Tensor, label: torch.Tensor | None = None) -> torch.Tensor:
         """
@@ -230,7 +231,7 @@ class NormalizeChannelsd(MapTransform):
     Args:
         keys: images ``(C, X, Y, Z)`` to normalise.
         schemes: one scheme per channel.
-        intensity: data set statistics of CT channels by channel index. Defaults to ``None``.
+        intensity: data set statistics of CT channels, one entry per channel or by index. Defaults to ``None``.
         label_key: the label map with -1 outside, from ``NonzeroCropd``. Defaults to ``"label"``.
         allow_missing_keys: whether keys may be missing. Defaults to ``False``.
     """
@@ -239,7 +240,7 @@ class NormalizeChannelsd(MapTransform):
         self,
         keys: KeysCollection,
         schemes: Sequence[str],
-        intensity: Mapping | None = None,
+        intensity: Mapping | Sequence | None = None,
         label_key: str = "label",
         allow_missing_keys: bool = False,
     ) -> None:
