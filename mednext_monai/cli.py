@@ -143,7 +143,7 @@ def plan(
     """
     Check a data set and plan its training.
 
-    Writes the settings that every bundle takes, and a page with pictures. Use them with --config_file "['configs/train.json','my_task.json']".
+    Writes settings that every bundle takes, --config_file "['configs/train.json','task.json']", and a page to look at.
 
     Args:
         dataset_dir: the folder with dataset.json, in Decathlon, nnU-Net v1 raw or nnU-Net v2 raw layout.
