@@ -334,8 +334,9 @@ def test_compile_gives_the_same_outputs_and_gradients(backend, use_checkpoint):
     for output, expected in zip(compiled, outputs):
         torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-4)
     for name, parameter in network.named_parameters():
-        scale = gradients[name].abs().max().item()
-        torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-3, atol=1e-6 + 1e-3 * scale)
+        # The norm takes away what conv1.bias adds to a channel: its true gradient is zero, what is computed is noise.
+        noise = 1e-4 if name.endswith("conv1.bias") else 1e-6 + 1e-3 * gradients[name].abs().max().item()
+        torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-3, atol=noise)
 
 
 @pytest.mark.parametrize("options", [{}, {"norm": "layer", "use_grn": True}, {"use_checkpoint": True}], ids=str)
@@ -483,3 +484,10 @@ def test_channel_layer_norm_equals_torchs_on_channels_last(size):
     x = 10 + make_input([2, 6, *size])
     expected = theirs.double()(x.double().movedim(1, -1)).movedim(-1, 1)
     torch.testing.assert_close(ours(x).double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_smallest_input_has_one_voxel_at_the_bottleneck():
+    network = MedNeXt(base_channels=4, deep_supervision=True)
+    for mode in (True, False):
+        output = network.train(mode)(torch.rand(1, 1, 16, 16, 16))
+        assert all(torch.isfinite(tensor).all() for tensor in (output if mode else (output,)))

@@ -112,7 +112,7 @@ def test_the_command_prints_the_list_fails_and_writes_nothing(tmp_path):
     save(tmp_path / "data/labelsTr/case_02.nii.gz", LABEL + 3)
     (tmp_path / "data/imagesTr/case_01.nii.gz").unlink()
     (tmp_path / "out").mkdir()
-    command = [sys.executable, "-m", "mednext_monai.planning", str(tmp_path / "data")]
+    command = [sys.executable, "-m", "mednext_monai", "plan", str(tmp_path / "data")]
     done = subprocess.run([*command, "--output", str(tmp_path / "out/my.json")], capture_output=True, text=True)
     assert done.returncode == 1
     assert "2 problems found" in done.stderr and "Traceback" not in done.stderr
