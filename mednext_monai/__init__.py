@@ -6,11 +6,17 @@ What lies where:
 - ``weights``: reading checkpoints, UpKern, conversion from and to other implementations.
 - ``upstream``: the authors' own names and arguments, for code that migrates by changing an import.
 - ``handlers``: ignite event handlers that MONAI lacks.
-- ``data``: data lists, folds, and the checks of a data set before training.
+- ``data``: reading a data set's layout, data lists, folds, and the checks before training.
+- ``planning``: measuring a data set and deciding how to train on it, ``mednext plan``.
+- ``preprocessing``: crop, resampling, normalisation, the way back to the file's grid, and the store of prepared cases.
 - ``bundles``: finding, copying, building and zipping the eight bundles.
 - ``demo``: the synthetic data set and the run behind ``mednext demo``.
 
 Importing this package registers short names for bundle configs (see ``registry``) and imports neither torch nor monai.
 """
 
+from .registry import register as _register
+
 __version__ = "0.1.0"
+
+_register()

@@ -43,6 +43,17 @@ class ChannelLayerNorm(nn.Module):
         return x * self.weight.view(shape) + self.bias.view(shape)
 
 
+class _ChannelGroupNorm(nn.GroupNorm):
+    """
+    ``torch.nn.GroupNorm`` that also takes one voxel per channel, as the bottleneck has for an input of 16 per axis.
+
+    torch's module refuses that for a batch of one; the operator under it gives the bias, the normalised value being 0.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+
+
 class _BlockBase(nn.Module):
     """Depthwise convolution, norm, expansion, GELU, [GRN], compression: what the three block types share.
 
@@ -74,7 +85,7 @@ class _BlockBase(nn.Module):
         self.conv1 = Conv[conv_type, spatial_dims](
             in_channels, in_channels, kernel_size, stride=stride, padding=kernel_size // 2, groups=groups
         )
-        self.norm = nn.GroupNorm(in_channels, in_channels) if norm == "group" else ChannelLayerNorm(in_channels)
+        self.norm = _ChannelGroupNorm(in_channels, in_channels) if norm == "group" else ChannelLayerNorm(in_channels)
         self.conv2 = conv(in_channels, hidden_channels, kernel_size=1)
         self.act = nn.GELU()
         self.conv3 = conv(hidden_channels, out_channels, kernel_size=1)
@@ -269,7 +280,13 @@ class MedNeXtOutBlock(nn.Module):
 
 
 def _check_block_arguments(
-    spatial_dims: int, in_channels: int, out_channels: int, expansion_ratio: int, kernel_size: int, norm: str, groups: int
+    spatial_dims: int,
+    in_channels: int,
+    out_channels: int,
+    expansion_ratio: int,
+    kernel_size: int,
+    norm: str,
+    groups: int,
 ) -> None:
     if spatial_dims not in (2, 3):
         raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims}.")

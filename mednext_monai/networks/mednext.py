@@ -90,6 +90,9 @@ class MedNeXt(nn.Module):
         if spatial_dims not in (2, 3):
             raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims}.")
         ratios = (expansion_ratio,) * STAGES if isinstance(expansion_ratio, int) else tuple(expansion_ratio)
+        for name, value in (("in_channels", in_channels), ("out_channels", out_channels)):
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a positive integer, got {value!r}.")
         for name, values in (("expansion_ratio", ratios), ("block_counts", tuple(block_counts))):
             if len(values) != STAGES or any(not isinstance(v, int) or v < 1 for v in values):
                 raise ValueError(f"{name} must hold {STAGES} positive integers, got {list(values)}.")
@@ -107,8 +110,14 @@ class MedNeXt(nn.Module):
             return nn.Sequential(
                 *(
                     MedNeXtBlock(
-                        spatial_dims, channels[level], channels[level], ratios[index], use_residual=use_residual,
-                        use_grn=use_grn, **kernel, **common,
+                        spatial_dims,
+                        channels[level],
+                        channels[level],
+                        ratios[index],
+                        use_residual=use_residual,
+                        use_grn=use_grn,
+                        **kernel,
+                        **common,
                     )  # fmt: skip
                     for _ in range(block_counts[index])
                 )

@@ -37,6 +37,7 @@ def create_mednext(
     in_channels: int = 1,
     out_channels: int = 2,
     deep_supervision: bool = False,
+    use_checkpoint: bool | None = None,
     **kwargs,
 ) -> MedNeXt:
     """
@@ -49,6 +50,8 @@ def create_mednext(
         in_channels: number of image channels. Defaults to 1.
         out_channels: number of classes, background included. Defaults to 2.
         deep_supervision: whether to build the auxiliary heads. Defaults to ``False``.
+        use_checkpoint: whether to recompute blocks in the backward pass to save memory. Defaults to ``None``, as
+            published: for M and L.
         kwargs: further arguments of :py:class:`MedNeXt`; they win over the variant's.
 
     Raises:
@@ -56,11 +59,14 @@ def create_mednext(
     """
     if variant not in VARIANTS:
         raise ValueError(f"variant must be one of {list(VARIANTS)}, got {variant!r}.")
+    arguments = VARIANTS[variant]._asdict()
+    if use_checkpoint is not None:
+        arguments["use_checkpoint"] = use_checkpoint
     return MedNeXt(
         spatial_dims=spatial_dims,
         in_channels=in_channels,
         out_channels=out_channels,
         kernel_size=kernel_size,
         deep_supervision=deep_supervision,
-        **{**VARIANTS[variant]._asdict(), **kwargs},
+        **{**arguments, **kwargs},
     )

@@ -1,0 +1,27 @@
+"""Planning a training on the user's own data set, from its directory to the JSON that a bundle takes.
+
+What lies where, each file one concept, in the order in which :py:func:`plan` goes through them (the data
+set's layout and the folds are in ``mednext_monai.data``, since training reads them as well):
+
+- ``reading``: one image file.
+- ``checks``: what is wrong with a case, or with all of them together.
+- ``fingerprint``: the figures of a case.
+- ``scan``: reading, checking and measuring every case once, in parallel.
+- ``memory``: GPU memory of the eight variants.
+- ``planner``: the decisions.
+- ``pictures``, ``report``: the plan for people.
+
+``mednext plan DATASET_DIR --output my_task.json`` does it all.
+"""
+
+from .planner import make_plan, plan
+from .report import html_report, text_report
+from .scan import scan
+
+__all__ = [
+    "html_report",
+    "make_plan",
+    "plan",
+    "scan",
+    "text_report",
+]

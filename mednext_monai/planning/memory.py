@@ -1,0 +1,151 @@
+"""How much GPU memory one training step of each variant needs: the one table, how it was measured, and the estimate.
+
+``python -m mednext_monai.planning.memory`` measures the table again and prints it. The measurement needs neither a GPU
+nor much memory: PyTorch's fake tensors carry shapes and types without data, so that the step can be "run" at the
+published size of 2 x 128^3 voxels while every live tensor is counted.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Sequence
+
+__all__ = ["BYTES_PER_VOXEL", "CARDS_GIB", "PARAMETERS", "estimate_training_memory", "measure"]
+
+# Bytes per voxel of the batch that are live in one training step (mixed precision, five outputs with Dice and
+# cross-entropy, M and L checkpointed as published), without parameters and their gradients: at the backward peak in the
+# blocks of full resolution, and at the loss. The numbers below are added for each class; the larger sum counts.
+# Measured by `measure` at 2 x 128^3 with 2, 3, 150 and 250 classes, torch 2.13.
+# fmt: off
+BYTES_PER_VOXEL = {
+    ("S", 3): (4268.5, 4119.3), ("S", 5): (4268.3, 4119.1),
+    ("B", 3): (4599.4, 4450.1), ("B", 5): (4599.2, 4449.9),
+    ("M", 3): (1725.5, 708.5), ("M", 5): (1724.8, 707.8),
+    ("L", 3): (2099.4, 707.3), ("L", 5): (2098.3, 706.2),
+}
+BYTES_PER_VOXEL_AND_CLASS = (2.29, 22.57)
+# Parameters with one input channel, three classes and the deep-supervision heads.
+PARAMETERS = {
+    ("S", 3): 5_553_839, ("S", 5): 5_983_471, ("B", 3): 10_529_231, ("B", 5): 10_958_863,
+    ("M", 3): 17_551_887, ("M", 5): 18_263_759, ("L", 3): 61_782_191, ("L", 5): 62_995_823,
+}
+# fmt: on
+BYTES_PER_PARAMETER = 16  # float32 weight and gradient, and AdamW's two moments
+FIXED_GIB = 1.0  # CUDA context, cuDNN's workspace and what its trial of algorithms leaves behind: a round guess
+MARGIN = 1.1  # the caching allocator holds more than is live: fragmentation
+CARDS_GIB = (8, 11, 16, 24, 40, 80)  # what graphics cards have, when none is at hand to ask
+
+
+def estimate_training_memory(patch_size: Sequence[int], batch_size: int, out_channels: int) -> dict[str, float]:
+    """
+    Estimate the GPU memory that training takes with mixed precision, for the eight variants.
+
+    Live tensors as counted by :py:func:`measure`, plus parameters, gradients and optimiser state, times 1.1 for the
+    allocator's fragmentation, plus 1 GiB: not yet checked on a GPU. Of published figures for the authors' code, that
+    for S (20 GB at 2 x 80 x 160 x 160, MIC-DKFZ/MedNeXt issue 7) is met within a tenth, while L k3 at 2 x 128^3 is said
+    to take 17.3 GB (Isensee et al. 2024, a figure that users question) and is estimated at 11.1 GiB; the convolution
+    library may choose a large workspace, so leave room.
+
+    Args:
+        patch_size: edges of the patch in voxels.
+        batch_size: patches per batch.
+        out_channels: number of classes, background included.
+
+    Returns:
+        GiB by ``"S_k3"``, ``"S_k5"``, ... ``"L_k5"``.
+    """
+    voxels = batch_size * math.prod(patch_size)
+    estimate = {}
+    for (variant, kernel), bytes_per_voxel in BYTES_PER_VOXEL.items():
+        peak = max(b + per_class * out_channels for b, per_class in zip(bytes_per_voxel, BYTES_PER_VOXEL_AND_CLASS))
+        live = voxels * peak + BYTES_PER_PARAMETER * PARAMETERS[variant, kernel]
+        estimate[f"{variant}_k{kernel}"] = MARGIN * live / 2**30 + FIXED_GIB
+    return estimate
+
+
+def measure(variant: str, kernel_size: int, out_channels: int, size: int = 128, batch_size: int = 2) -> float:
+    """
+    Count the peak of live tensor bytes per voxel of one training step, parameters and their gradients excluded.
+
+    Runs the step with fake tensors on the CPU under bfloat16 autocast, and gives normalisation and loss float32 input,
+    which is what CUDA's autocast does and the CPU's does not.
+
+    Args:
+        variant: ``"S"``, ``"B"``, ``"M"`` or ``"L"``.
+        kernel_size: 3 or 5.
+        out_channels: number of classes, background included.
+        size: edge of the cubic patch in voxels, a multiple of 16. Defaults to 128.
+        batch_size: patches per batch. Defaults to 2.
+
+    Returns:
+        bytes per voxel of the batch.
+    """
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import tree_map_only
+
+    from ..networks import create_mednext
+
+    class LiveBytes(TorchDispatchMode):
+        """Sum of the storages that operations have made and nobody has freed yet, and its maximum."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.sizes: dict[int, int] = {}
+            self.live = self.peak = 0
+
+        def _add(self, tensor: torch.Tensor) -> None:
+            storage = tensor.untyped_storage()
+            key = storage._cdata
+            if key not in self.sizes:
+                self.sizes[key] = storage.nbytes()
+                self.live += storage.nbytes()
+                self.peak = max(self.peak, self.live)
+                weakref.finalize(storage, self._remove, key)
+
+        def _remove(self, key: int) -> None:
+            self.live -= self.sizes.pop(key)
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            tree_map_only(torch.Tensor, self._add, out)
+            return out
+
+    def loss(logits: torch.Tensor) -> torch.Tensor:
+        """The tensors that monai.losses.DiceCELoss makes; itself it reads a value, which fake tensors have not."""
+        label = torch.zeros_like(logits[:, :1])
+        probability = logits.softmax(1)[:, 1:]
+        one_hot = torch.zeros_like(logits).scatter_(1, label.long(), 1)[:, 1:]
+        axes = tuple(range(2, logits.dim()))
+        dice = 2 * (one_hot * probability).sum(axes) / (one_hot.sum(axes) + probability.sum(axes) + 1e-5)
+        return torch.nn.functional.cross_entropy(logits, label[:, 0].long()) - dice.mean()
+
+    with FakeTensorMode():
+        network = create_mednext(variant, kernel_size, out_channels=out_channels, deep_supervision=True).train()
+        for module in network.modules():
+            if isinstance(module, torch.nn.GroupNorm):
+                module.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
+        image = torch.empty(batch_size, 1, size, size, size)
+        counter = LiveBytes()
+        with counter:
+            with torch.autocast("cpu", torch.bfloat16):
+                logits = network(image)
+            sum(loss(output.float()) for output in logits).backward()
+        gradients = sum(p.grad.untyped_storage().nbytes() for p in network.parameters() if p.grad is not None)
+    return (counter.peak - gradients) / (batch_size * size**3)
+
+
+def main() -> None:
+    """Measure the table again and print it, each peak as a line in the number of classes."""
+    for variant, kernel in BYTES_PER_VOXEL:
+        two, three, many, more = (measure(variant, kernel, classes) for classes in (2, 3, 150, 250))
+        slopes = (three - two, (more - many) / 100)
+        offsets = (two - 2 * slopes[0], many - 150 * slopes[1])
+        lines = ", ".join(f"{offset:.1f} + {slope:.2f} per class" for offset, slope in zip(offsets, slopes))
+        print(f"{variant} k{kernel}: {lines}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,386 @@
+"""Planning a training on the user's own data set: what the recipe fixes, what it derives from the data, and why.
+
+Source: nnU-Net v1's planner with the 1 mm isotropic target as MedNeXt used it (Roy et al., MICCAI 2023, and the
+behaviour of the authors' code, MIC-DKFZ/MedNeXt). Two of its by-products are left out, since they were computed for a
+patch that was then overridden: a batch size that grows on small images, and dummy-2D augmentation switched on by a
+patch that is never used.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ..data.dataset import Dataset, read_dataset
+from ..data.folds import make_folds, read_groups, read_splits
+from ..files import write_atomically
+from .fingerprint import CaseFingerprint, intensity_statistics
+from .memory import CARDS_GIB, estimate_training_memory
+from .scan import scan
+
+__all__ = ["NORMALIZATIONS", "make_plan", "plan"]
+
+TARGET_SPACING = (1.0, 1.0, 1.0)  # mm
+PATCH_SIZE = 128  # voxels per axis, as published
+FACTOR = 16  # the network's
+BATCH_SIZE = 2  # as published
+ANISOTROPY = 3  # above it: nearest neighbour along the coarse axis, and, of patches, dummy-2D augmentation
+MASK_BELOW = 3 / 4  # median size reduction below which the statistics of z-scores leave out what is outside the mask
+FIRST_STAGE_PATCHES = 4  # a low-resolution stage is planned when the median case is larger than so many patches
+NORMALIZATIONS = ("CT", "zscore", "masked_zscore", "none")
+
+
+def plan(
+    dataset_dir: str | Path,
+    output: str | Path,
+    patch_size: int | Sequence[int] | None = None,
+    batch_size: int = BATCH_SIZE,
+    groups: str | Path | None = None,
+    splits: str | Path | None = None,
+    gpu_memory: float | None = None,
+    processes: int | None = None,
+    report: bool = True,
+    progress: bool = True,
+) -> dict:
+    """
+    Check a data set, plan its training, and write the plan as JSON and a report as HTML beside it.
+
+    Nothing is written unless everything succeeded, and a file is then there as a whole or not at all.
+
+    Args:
+        dataset_dir: directory of a Decathlon, nnU-Net v1 raw or nnU-Net v2 raw data set.
+        output: the JSON file to write; the report takes its name with ``.html``.
+        patch_size: voxels per axis, one number or three, multiples of 16. Defaults to ``None``: 128, less along axes on
+            which every resampled volume is smaller.
+        batch_size: patches per batch. Defaults to 2, as published.
+        groups: CSV file of two columns, case id and patient id, so that no patient is on both sides of a fold.
+            Defaults to ``None``.
+        splits: the user's own folds in nnU-Net's format. Defaults to ``None``: ``splits_final.json`` in the data set's
+            directory if it is there, else the original's five folds.
+        gpu_memory: memory of the graphics card in GiB. Defaults to ``None``: that of the card at hand, if any.
+        processes: number of parallel processes, see :py:func:`.scan.scan`. Defaults to ``None``.
+        report: whether to write the HTML page. Defaults to ``True``.
+        progress: whether to show a progress bar. Defaults to ``True``.
+
+    Returns:
+        the plan as written, see :py:func:`make_plan`.
+
+    Raises:
+        DatasetError: with the list of all problems of the data set; a ``ValueError``.
+        ValueError: when an argument is outside what is said above.
+        OSError: when the output cannot be written.
+    """
+    from .report import html_report
+
+    output = Path(output)
+    _check_output(output)
+    _check_patch_size(patch_size)
+    dataset = read_dataset(dataset_dir)
+    ids = [case["id"] for case in dataset.cases]
+    case_groups = None if groups is None else read_groups(groups, ids)
+    fold_list, folds_from = _folds(dataset, ids, case_groups, splits)
+    cases, warnings = scan(dataset, processes, progress)
+    if gpu_memory is None:
+        gpu_memory = _gpu_memory()
+    result = make_plan(dataset, cases, patch_size, batch_size, gpu_memory)
+    result["_plan_"]["warnings"] = warnings + result["_plan_"]["warnings"]
+    result["_plan_"]["decisions"].append({"what": "folds", "value": f"{len(fold_list)}", "why": folds_from})
+    result["splits"] = fold_list
+    if report:
+        write_atomically(output.with_suffix(".html"), html_report(dataset, cases, result).encode())
+    write_atomically(
+        output, (json.dumps(result, indent=2) + "\n").encode()
+    )  # last: where there is a plan, all went well
+    return result
+
+
+def make_plan(
+    dataset: Dataset,
+    cases: Sequence[CaseFingerprint],
+    patch_size: int | Sequence[int] | None = None,
+    batch_size: int = BATCH_SIZE,
+    gpu_memory: float | None = None,
+) -> dict:
+    """
+    Derive the plan from the fingerprint.
+
+    Args:
+        dataset: the data set.
+        cases: the fingerprint of each case.
+        patch_size: as for :py:func:`plan`.
+        batch_size: as for :py:func:`plan`.
+        gpu_memory: GiB of the graphics card, or ``None`` when there is none.
+
+    Returns:
+        ``dataset_dir``, ``in_channels``, ``out_channels``, ``channel_names``, ``labels`` (names, background first),
+        ``spacing`` (mm), ``patch_size`` (voxels), ``batch_size``, ``batch_dice``, ``normalization`` (for each channel
+        one of ``"CT"``, ``"zscore"``, ``"masked_zscore"``, ``"none"``), ``intensity`` (for each channel its statistics
+        over the foreground), ``dummy_2d``, and under ``_plan_`` the fingerprint, the decisions with their reasons, the
+        warnings and the estimated memory.
+
+    Raises:
+        ValueError: when the patch or batch size is not a positive number, or the patch not a multiple of 16.
+    """
+    _check_patch_size(patch_size)
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"batch_size must be a positive whole number, got {batch_size!r}.")
+    extents = np.array([np.array(case.cropped_shape) * case.spacing / TARGET_SPACING for case in cases])
+    patch, why_patch = _patch_size(extents, patch_size)
+    batch_dice, why_batch_dice = _batch_dice(extents)
+    schemes, why_schemes = _normalization(dataset.channel_names, cases)
+    dummy_2d = max(patch) / min(patch) > ANISOTROPY
+    memory = estimate_training_memory(patch, batch_size, len(dataset.labels))
+    decisions = [
+        {"what": "spacing", "value": "1 x 1 x 1 mm", "why": f"the published target; {_describe_spacing(cases)}"},
+        {"what": "resampling", "value": _resampling(cases)[0], "why": _resampling(cases)[1]},
+        *({"what": f"normalisation of channel {c}, {name}", "value": scheme, "why": why}
+          for c, (name, scheme, why) in enumerate(zip(dataset.channel_names, schemes, why_schemes))),
+        {"what": "patch_size", "value": " x ".join(map(str, patch)), "why": why_patch},
+        {"what": "batch_size", "value": str(batch_size), "why": _why_batch_size(batch_size)},
+        {"what": "batch_dice", "value": "yes" if batch_dice else "no", "why": why_batch_dice},
+        {"what": "dummy_2d", "value": "yes" if dummy_2d else "no", "why": _why_dummy_2d(patch)},
+        {"what": "memory", "value": _fits(memory, gpu_memory), "why": _why_memory(gpu_memory)},
+    ]  # fmt: skip
+    return {
+        "dataset_dir": str(dataset.directory),
+        "in_channels": len(dataset.channel_names),
+        "out_channels": len(dataset.labels),
+        "channel_names": dataset.channel_names,
+        "labels": dataset.labels,
+        "spacing": list(TARGET_SPACING),
+        "patch_size": patch,
+        "batch_size": batch_size,
+        "batch_dice": batch_dice,
+        "normalization": schemes,
+        "intensity": intensity_statistics(cases),
+        "dummy_2d": dummy_2d,
+        "_plan_": {
+            "name": dataset.name,
+            "layout": dataset.layout,
+            "decisions": decisions,
+            "warnings": _warnings(dataset, cases, patch, schemes),
+            "training_memory_gib": {name: round(gib, 1) for name, gib in memory.items()},
+            "gpu_memory_gib": gpu_memory,
+            "fingerprint": _summary(cases, extents),
+            "cases": [_case_entry(case) for case in cases],
+        },
+    }
+
+
+def _check_output(output: Path) -> None:
+    """Find out before the work, not after it, that the plan cannot be written."""
+    if output.suffix.lower() != ".json":
+        raise ValueError(f"output must be a .json file, got {str(output)!r}.")
+    folder = output.parent
+    if not folder.is_dir():
+        raise ValueError(f"output: there is no directory {folder}.")
+    if output.is_dir() or not os.access(folder, os.W_OK):
+        raise ValueError(f"output: {output} cannot be written.")
+
+
+def _check_patch_size(patch_size: int | Sequence[int] | None) -> None:
+    if patch_size is None:
+        return
+    sizes = tuple(patch_size) if isinstance(patch_size, Sequence) else (patch_size,) * 3
+    if len(sizes) != 3 or any(isinstance(s, bool) or not isinstance(s, int) or s < FACTOR or s % FACTOR for s in sizes):
+        raise ValueError(f"patch_size must be one or three positive multiples of {FACTOR}, got {patch_size!r}.")
+
+
+def _folds(
+    dataset: Dataset, ids: list[str], groups: dict[str, str] | None, splits: str | Path | None
+) -> tuple[list[dict], str]:
+    """Return the folds and where they come from."""
+    existing = dataset.directory / "splits_final.json" if splits is None else Path(splits)
+    if existing.is_file():
+        return read_splits(existing, ids, groups), f"read from {existing.name}, which wins over everything else"
+    if splits is not None:
+        raise ValueError(f"splits: no such file, {splits}.")
+    units = len(ids) if groups is None else len(set(groups.values()))
+    if units < 5:
+        kind = "cases" if groups is None else "groups"
+        return [], f"only {units} {kind}, too few for five folds: train with fold 'all'"
+    what = "sorted case ids" if groups is None else f"{units} groups of the {len(ids)} cases, ordered by first case"
+    return make_folds(ids, groups), f"as the original: {what}, KFold(5), shuffled with seed 12345"
+
+
+def _gpu_memory() -> float | None:
+    """Return the memory of the graphics card at hand in GiB, or ``None``."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    return round(torch.cuda.get_device_properties(0).total_memory / 2**30, 1)
+
+
+def _patch_size(extents: np.ndarray, patch_size: int | Sequence[int] | None) -> tuple[list[int], str]:
+    """Return the patch and why it is so; ``extents`` are the resampled shapes of the crops, ``(cases, 3)``."""
+    if patch_size is not None:
+        sizes = [patch_size] * 3 if isinstance(patch_size, int) else list(patch_size)
+        return sizes, f"as asked for; published is {PATCH_SIZE} x {PATCH_SIZE} x {PATCH_SIZE}"
+    largest = np.maximum(np.round(extents).max(0).astype(int), 1)
+    patch = [min(PATCH_SIZE, int(-(-n // FACTOR) * FACTOR)) for n in largest]
+    published = f"published is {PATCH_SIZE} x {PATCH_SIZE} x {PATCH_SIZE}"
+    if patch == [PATCH_SIZE] * 3:
+        return patch, "as published"
+    extent = " x ".join(map(str, largest))
+    return patch, (
+        f"{published}; the largest volumes at 1 mm reach {extent} voxels, so the rest would be padding: "
+        f"rounded up to multiples of {FACTOR} (patch_size {PATCH_SIZE} gives the published one)"
+    )
+
+
+def _batch_dice(extents: np.ndarray) -> tuple[bool, str]:
+    """
+    Decide whether the Dice loss sums over the batch: in the original, when the plan has a low-resolution stage.
+
+    That stage is planned when the median case has at least four times the voxels of a 128^3 patch, its spacing growing
+    by 1 % until that is no longer so, and is kept when it then has less than half the voxels.
+    """
+    median = np.round(np.median(extents, 0))
+    patch = PATCH_SIZE**3
+    ratio = float(median.prod() / patch)
+    growth = 1.0
+    while np.trunc(median / growth).prod() > FIRST_STAGE_PATCHES * patch:
+        growth *= 1.01
+    low = np.round(median / growth)
+    two_stages = ratio >= FIRST_STAGE_PATCHES and 2 * low.prod() < median.prod()
+    numbers = (
+        f"the median case at 1 mm, {' x '.join(str(int(n)) for n in median)} voxels, is {ratio:.2g} times a "
+        f"{PATCH_SIZE}^3 patch"
+    )
+    if two_stages:
+        return True, f"{numbers}: the original plans a low-resolution stage and then sums the Dice over the batch"
+    return False, f"{numbers}: the original plans a single stage and then takes the Dice of each sample"
+
+
+def _normalization(channel_names: list[str], cases: Sequence[CaseFingerprint]) -> tuple[list[str], list[str]]:
+    """Return the scheme of each channel and why: by its name, and for others than CT by the nonzero crop."""
+    reduction = float(np.median([case.size_reduction for case in cases]))
+    crop = f"the nonzero crop keeps {reduction:.0%} of the voxels of the median case"
+    schemes, reasons = [], []
+    for name in channel_names:
+        if name in ("CT", "ct"):
+            schemes.append("CT")
+            reasons.append("the name says CT: clip to the foreground's 0.5 and 99.5 percentile, its mean and sd")
+        elif name == "noNorm":
+            schemes.append("none")
+            reasons.append("the name says noNorm")
+        elif "CT" not in name and reduction < MASK_BELOW:
+            schemes.append("masked_zscore")
+            reasons.append(f"{crop}, less than {MASK_BELOW:.0%}: mean and sd inside the nonzero mask, 0 outside")
+        else:
+            schemes.append("zscore")
+            because = "'CT' in the name forbids the mask" if "CT" in name else f"{crop}, not less than {MASK_BELOW:.0%}"
+            reasons.append(f"{because}: mean and sd of the whole crop of each case")
+    return schemes, reasons
+
+
+def _anisotropy(case: CaseFingerprint) -> float:
+    return max(case.spacing) / min(case.spacing)
+
+
+def _describe_spacing(cases: Sequence[CaseFingerprint]) -> str:
+    median = np.median([case.spacing for case in cases], 0)
+    return f"the data's median is {' x '.join(f'{v:.3g}' for v in median)} mm"
+
+
+def _resampling(cases: Sequence[CaseFingerprint]) -> tuple[str, str]:
+    """Return how the cases are resampled and the anisotropy that decides it."""
+    anisotropy = [_anisotropy(case) for case in cases]
+    separate = sum(a > ANISOTROPY for a in anisotropy)
+    why = (
+        f"coarsest over finest spacing: median {np.median(anisotropy):.2f}, largest {max(anisotropy):.2f}; above "
+        f"{ANISOTROPY} (here {separate} of {len(cases)} cases) the coarse axis is resampled by nearest neighbour"
+    )
+    if not separate:
+        return "cubic for images, linear for labels", why
+    if separate == len(cases):
+        return "in plane cubic and linear, nearest along the coarse axis", why
+    return "cubic and linear, nearest along the coarse axis of anisotropic cases", why
+
+
+def _why_batch_size(batch_size: int) -> str:
+    if batch_size == BATCH_SIZE:
+        return "as published (the original's planner would enlarge it on small images, for a patch it then discards)"
+    return f"as asked for; published is {BATCH_SIZE}"
+
+
+def _why_dummy_2d(patch: Sequence[int]) -> str:
+    ratio = max(patch) / min(patch)
+    than = "more" if ratio > ANISOTROPY else "not more"
+    return (
+        f"longest over shortest edge of the patch is {ratio:.2f}, {than} than {ANISOTROPY} (the original asks this of "
+        "a patch it then discards)"
+    )
+
+
+def _fits(memory: dict[str, float], gpu_memory: float | None) -> str:
+    """Return which variants fit the given card, or the smallest usual card that each fits."""
+    if gpu_memory is not None:
+        return ", ".join(name for name, gib in memory.items() if gib <= gpu_memory) or "none of the eight fits"
+    fits: dict[str, list[str]] = {}
+    for name, gib in memory.items():
+        card = next((f"{card} GiB" for card in CARDS_GIB if gib <= card), "none of the usual cards")
+        fits.setdefault(card, []).append(name)
+    return "; ".join(f"{card}: {', '.join(names)}" for card, names in fits.items())
+
+
+def _why_memory(gpu_memory: float | None) -> str:
+    card = "smallest usual card" if gpu_memory is None else f"fits the card of {gpu_memory:g} GiB"
+    return (
+        f"{card}, by an estimate of one training step with mixed precision, in which M and L recompute activations; "
+        "counted without a GPU, so leave room"
+    )
+
+
+def _warnings(dataset: Dataset, cases: Sequence[CaseFingerprint], patch: list[int], schemes: list[str]) -> list[str]:
+    """What the numbers show that is allowed and yet often a mistake."""
+    warnings = []
+    orientations = Counter(case.orientation for case in cases)
+    if len(orientations) > 1:
+        found = ", ".join(f"{count} x {name}" for name, count in orientations.most_common())
+        rare = [case.id for case in cases if case.orientation != orientations.most_common(1)[0][0]]
+        warnings.append(
+            f"the files have different axis orientations ({found}), for example {', '.join(rare[:3])}; the recipe "
+            "keeps the files' order, so the network sees them turned or mirrored"
+        )
+    for name, scheme in zip(dataset.channel_names, schemes):
+        if scheme != "CT" and "ct" in name.lower().replace("_", " ").replace("-", " ").split():
+            warnings.append(f"channel {name!r} is normalised as {scheme}; name it exactly 'CT' to have CT's scheme")
+    if len(cases) < 5:
+        warnings.append(f"only {len(cases)} cases: no five folds")
+    if max(patch) == FACTOR:
+        warnings.append("the patch is so small that the bottleneck is a single voxel; set patch_size")
+    return warnings
+
+
+def _summary(cases: Sequence[CaseFingerprint], extents: np.ndarray) -> dict:
+    """Return the fingerprint of the data set as a whole."""
+    counts = np.array([case.class_voxels for case in cases])
+    return {
+        "cases": len(cases),
+        "median_shape": np.median([case.shape for case in cases], 0).tolist(),
+        "median_spacing_mm": np.median([case.spacing for case in cases], 0).tolist(),
+        "median_resampled_shape": np.round(np.median(extents, 0)).astype(int).tolist(),
+        "largest_resampled_shape": np.round(extents.max(0)).astype(int).tolist(),
+        "median_size_reduction": float(np.median([case.size_reduction for case in cases])),
+        "orientations": dict(Counter(case.orientation for case in cases).most_common()),
+        "class_voxel_share": (counts.sum(0) / counts.sum()).tolist(),
+        "class_cases": (counts > 0).sum(0).tolist(),
+    }
+
+
+def _case_entry(case: CaseFingerprint) -> dict:
+    return {
+        "id": case.id,
+        "shape": list(case.shape),
+        "spacing": list(case.spacing),
+        "orientation": case.orientation,
+        "cropped_shape": list(case.cropped_shape),
+        "class_voxels": case.class_voxels.tolist(),
+    }

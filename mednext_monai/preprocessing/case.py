@@ -1,0 +1,97 @@
+"""One case from file grid to network input, on arrays: crop, resample, normalise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from .geometry import Geometry, plan_geometry
+from .nonzero import bounding_box, crop, fill_holes, mark_outside, nonzero_mask
+from .normalization import INTENSITY_KEYS, SCHEMES, normalize_channels
+from .resampling import resample_image, resample_labels
+
+__all__ = ["PreprocessedCase", "check_plan", "preprocess_case"]
+
+
+class PreprocessedCase(NamedTuple):
+    """A case as the network sees it, and how it came from its file."""
+
+    image: np.ndarray  # float32 (C, X, Y, Z)
+    label: np.ndarray  # int8 or int16 (X, Y, Z); -1: background outside the nonzero region
+    geometry: Geometry
+
+
+def preprocess_case(image: np.ndarray, label: np.ndarray | None, affine: np.ndarray, plan: Mapping) -> PreprocessedCase:
+    """
+    Crop to the nonzero region, resample to the plan's spacing, normalise: in this order, as published.
+
+    Args:
+        image: ``(C, X, Y, Z)``.
+        label: signed integers ``(X, Y, Z)``, or ``None``: then the label returned is 0 inside the nonzero region and
+            -1 outside.
+        affine: 4×4, voxel index to mm.
+        plan: see ``check_plan``.
+
+    Raises:
+        ValueError: when the image is 0 everywhere or infinite somewhere, the label's shape is not the image's, or the
+            plan is incomplete.
+    """
+    plan = check_plan(plan, channels=len(image))
+    if label is None:
+        label = np.zeros(image.shape[1:], dtype=np.int8)
+    elif label.shape != image.shape[1:]:
+        raise ValueError(f"image and label must have one shape, got {image.shape[1:]} and {label.shape}.")
+    mask = nonzero_mask(image)
+    start, stop = bounding_box(mask)
+    geometry = plan_geometry(image.shape[1:], affine, start, stop, plan["spacing"])
+    label = mark_outside(crop(label, start, stop), fill_holes(crop(mask, start, stop)))
+    label = resample_labels(label, geometry.resampled_shape, geometry.axis)
+    image = resample_image(crop(image, start, stop), geometry.resampled_shape, geometry.axis)
+    image = normalize_channels(image, plan["normalization"], plan["intensity"], inside=label >= 0)
+    return PreprocessedCase(image, label, geometry)
+
+
+def check_plan(plan: Mapping, channels: int | None = None) -> dict:
+    """
+    The part of a plan that preprocessing depends on, in one form.
+
+    Args:
+        plan: with ``spacing`` (mm per axis, in the axis order of the files), ``normalization`` (one of ``SCHEMES`` per
+            channel) and, for ``"CT"`` channels, ``intensity``: by channel index (a number, or its text as JSON has
+            it) the data set's ``mean``, ``sd``, ``p005`` and ``p995``. Other keys are ignored.
+        channels: the number of image channels, when known.
+
+    Returns:
+        a dictionary of the three keys, numbers as float, channel indices as int.
+
+    Raises:
+        ValueError: naming what is missing or wrong.
+    """
+    spacing = plan.get("spacing")
+    if not isinstance(spacing, Sequence) or len(spacing) != 3 or not all(_is_positive(value) for value in spacing):
+        raise ValueError(f"the plan's spacing must be three positive numbers (mm), got {spacing!r}.")
+    schemes = plan.get("normalization")
+    if not isinstance(schemes, Sequence) or not schemes or not all(scheme in SCHEMES for scheme in schemes):
+        raise ValueError(f"the plan's normalization must list one of {list(SCHEMES)} per channel, got {schemes!r}.")
+    if channels is not None and len(schemes) != channels:
+        raise ValueError(f"the plan has {len(schemes)} channels, {list(schemes)}, but the image has {channels}.")
+    given = {int(channel): values for channel, values in (plan.get("intensity") or {}).items()}
+    intensity = {}
+    for channel, scheme in enumerate(schemes):
+        if scheme != "CT":
+            continue
+        values = given.get(channel, {})
+        missing = [key for key in INTENSITY_KEYS if not isinstance(values.get(key), (int, float))]
+        if missing:
+            raise ValueError(f"the plan's intensity of channel {channel} (CT) lacks {missing}.")
+        if not _is_positive(values["sd"]):
+            raise ValueError(f"the plan's intensity of channel {channel} has sd {values['sd']}, it must be positive.")
+        intensity[channel] = {key: float(values[key]) for key in INTENSITY_KEYS}
+    return {"spacing": [float(value) for value in spacing], "normalization": list(schemes), "intensity": intensity}
+
+
+def _is_positive(value: object) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value) and value > 0

@@ -1,0 +1,421 @@
+"""Every case of a data set preprocessed once and stored for training: arrays that are mapped, not loaded.
+
+Layout below the cache directory::
+
+    v1-<hash of the plan>/       one folder per preprocessing plan; variants, kernels and folds share it
+        plan.json                what was hashed
+        <case id>/
+            image.npy            float32 (C, X, Y, Z), normalised
+            label.npy            int8 or int16 (1, X, Y, Z); -1: background outside the nonzero region; if labelled
+            foreground.npz       voxel coordinates (n, 3) per class, key = class; if labelled
+            case.json            the marker: written last; geometry, voxels per class, what the files contained
+
+A case is written into a temporary folder and renamed when its marker is in it, so a folder with a case's name is
+complete, whenever the process was killed. A stored case is valid as long as its source files have the recorded content
+(size and times are compared first; the content is hashed when these differ) and belongs to one plan and one version of
+this format by its folder. Two runs on one cache directory wait for each other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import math
+import multiprocessing
+import os
+import shutil
+import threading
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from .case import check_plan, preprocess_case
+from .files import check_grid, read_grid, read_image, read_label
+from .foreground import foreground_locations
+from .geometry import Geometry, spacing_of
+from .resampling import resampled_shape
+
+try:
+    import fcntl
+except ImportError:  # Windows: no locking, do not start two runs on one cache directory at once
+    fcntl = None
+
+__all__ = ["FORMAT_VERSION", "StoredCase", "open_case", "plan_folder", "preprocess_dataset", "required_bytes"]
+
+FORMAT_VERSION = 1  # raise when the code computes or stores something else: all cases are then prepared anew
+MARKER = "case.json"
+TEMPORARY = ".tmp-"
+TIMES = ("size", "modified", "changed")  # what is compared of a source file first
+CONTENT = ("size", "hash")  # and, where that differs, then
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+logger = logging.getLogger(__name__)
+
+
+class StoredCase(NamedTuple):
+    """A stored case opened for reading; the arrays are memory-mapped, so that a patch reads only its own pages."""
+
+    id: str
+    image: np.ndarray  # float32 (C, X, Y, Z)
+    label: np.ndarray | None  # int8 or int16 (1, X, Y, Z)
+    foreground: dict[int, np.ndarray]  # class -> voxel coordinates (n, 3)
+    geometry: Geometry
+
+
+def preprocess_dataset(
+    cases: Sequence[Mapping],
+    plan: Mapping,
+    cache_dir: str | Path,
+    num_workers: int | None = None,
+    progress: bool = True,
+    crop_fraction: float = 1.0,
+) -> list[dict]:
+    """
+    Preprocess every case that is not stored yet, in parallel processes, and say where all of them lie.
+
+    Worker processes are started afresh (``spawn``): a script that calls this at its top level needs the usual
+    ``if __name__ == "__main__":``. Each needs memory for a few copies of its case.
+
+    Args:
+        cases: dictionaries with ``id`` (text that can name a folder), ``image`` (a file, or a list with one file per
+            channel) and ``label`` (a file, or ``None``).
+        plan: see :py:func:`~mednext_monai.preprocessing.case.check_plan`.
+        cache_dir: folder for the stored cases; made if needed.
+        num_workers: processes; 0 works in this one. Defaults to ``None``: one per CPU core, at most 8.
+        progress: whether to show a bar and the disk space needed. Defaults to ``True``.
+        crop_fraction: part of a volume left after the nonzero crop, as the fingerprint knows it, for the estimate of
+            disk space. Defaults to 1: no crop.
+
+    Returns:
+        for every case, in the order given, a dictionary of plain text: ``id``; ``image``, ``label``, ``foreground``
+        and ``info`` (the files of the layout; ``label`` and ``foreground`` are ``None`` for an unlabelled case);
+        ``image_file`` (the case's first image, whose header a prediction takes over).
+
+    Raises:
+        ValueError: listing every case that is wrong, with its file; the other cases are stored all the same.
+        OSError: when the disk lacks the space.
+    """
+    _check_cases(cases)
+    plan = check_plan(plan)
+    folder = Path(cache_dir) / plan_folder(plan)
+    folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder, progress):
+        _write_json(folder / "plan.json", {"format_version": FORMAT_VERSION, **plan})
+        for leftover in folder.glob(f"{TEMPORARY}*"):  # of runs that were killed; the lock says nobody uses them
+            shutil.rmtree(leftover, ignore_errors=True)
+        pending = [case for case in cases if not _is_current(case, folder, _signatures(case), TIMES)]
+        _announce_space(pending, plan, folder, crop_fraction, progress)
+        workers = min(os.cpu_count() or 1, 8) if num_workers is None else num_workers
+        failures = _run(pending, plan, folder, min(workers, len(pending)), progress)
+    if failures:
+        listed = "\n".join(f"  {case_id}: {message}" for case_id, message in sorted(failures.items()))
+        raise ValueError(f"{len(failures)} of {len(cases)} cases cannot be preprocessed:\n{listed}")
+    return [_stored(case, folder) for case in cases]
+
+
+def open_case(stored: Mapping | str | Path) -> StoredCase:
+    """
+    Open a stored case without loading it.
+
+    Args:
+        stored: what ``preprocess_dataset`` returned for the case, or its folder.
+
+    Raises:
+        ValueError: when the folder holds no complete case.
+    """
+    folder = Path(stored["info"]).parent if isinstance(stored, Mapping) else Path(stored)
+    marker = _read_marker(folder)
+    if marker is None:
+        raise ValueError(f"{folder}: holds no complete preprocessed case.")
+    label, foreground = None, {}
+    if marker["labelled"]:
+        label = np.load(folder / "label.npy", mmap_mode="r")
+        with np.load(folder / "foreground.npz") as file:
+            foreground = {int(key): file[key] for key in file.files}
+    image = np.load(folder / "image.npy", mmap_mode="r")
+    return StoredCase(marker["id"], image, label, foreground, Geometry.from_dict(marker["geometry"]))
+
+
+def plan_folder(plan: Mapping) -> str:
+    """Name of the folder for a plan: the version of the format and a hash of what preprocessing depends on."""
+    text = json.dumps(check_plan(plan), sort_keys=True)
+    return f"v{FORMAT_VERSION}-{hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}"
+
+
+def required_bytes(cases: Sequence[Mapping], plan: Mapping, crop_fraction: float = 1.0) -> int:
+    """
+    Disk space in bytes that the stored arrays of these cases take, from the headers of their images.
+
+    Args:
+        cases: as for ``preprocess_dataset``.
+        plan: see :py:func:`~mednext_monai.preprocessing.case.check_plan`.
+        crop_fraction: part of a volume left after the nonzero crop. Defaults to 1, the upper bound.
+    """
+    total = 0.0
+    for case in cases:
+        (channels, *shape), affine = read_grid(case["image"])
+        voxels = math.prod(resampled_shape(shape, spacing_of(affine), check_plan(plan)["spacing"]))
+        total += crop_fraction * voxels * (4 * channels + (case.get("label") is not None))
+    return math.ceil(total)
+
+
+def _check_cases(cases: Sequence[Mapping]) -> None:
+    problems, seen = [], set()
+    for number, case in enumerate(cases):
+        name = case.get("id")
+        if not isinstance(name, str) or name != Path(name).name or name in ("", "plan.json") or name.startswith("."):
+            problems.append(f"case {number}: id must be text that can name a folder, got {name!r}.")
+        elif name in seen:
+            problems.append(f"case {number}: id {name!r} is given twice.")
+        seen.add(name)
+        problems += [f"{name}: {path} is no file." for path in _sources(case) if not Path(path).is_file()]
+        if not case.get("image"):
+            problems.append(f"{name}: names no image.")
+    if problems:
+        raise ValueError("the list of cases is wrong:\n" + "\n".join(f"  {problem}" for problem in problems))
+
+
+def _images(case: Mapping) -> list[str | Path]:
+    image = case.get("image") or []
+    return [image] if isinstance(image, (str, Path)) else list(image)
+
+
+def _sources(case: Mapping) -> list[str | Path]:
+    """The files of a case: images in order, then the label if there is one."""
+    return _images(case) + ([case["label"]] if case.get("label") else [])
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, progress: bool) -> Iterator[None]:
+    """Hold the folder's lock; the system frees it when the process ends, however it ends."""
+    with open(folder / ".lock", "w") as file:
+        if fcntl is not None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                _say(f"another process is preprocessing into {folder}: waiting for it.", progress)
+                fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _announce_space(
+    pending: Sequence[Mapping], plan: Mapping, folder: Path, crop_fraction: float, progress: bool
+) -> None:
+    """Say how much disk the cases that have no folder yet will take; the others are replaced one by one."""
+    if not pending:
+        return
+    new = 0
+    for case in pending:
+        if not (folder / case["id"]).exists():
+            with contextlib.suppress(ValueError):  # an unreadable file is reported with all others
+                new += required_bytes([case], plan, crop_fraction)
+    free = shutil.disk_usage(folder).free
+    message = f"{len(pending)} cases to preprocess into {folder}: up to about {_size(new)} of {_size(free)} free."
+    if new > free:
+        raise OSError(f"{message} Free some space or choose another cache directory.")
+    _say(message, progress)
+
+
+def _size(count: float) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
+
+
+def _say(message: str, progress: bool) -> None:
+    logger.info(message)
+    if progress:
+        tqdm.write(message)
+
+
+def _run(pending: Sequence[Mapping], plan: Mapping, folder: Path, workers: int, progress: bool) -> dict[str, str]:
+    """Prepare the cases; returns a message for each that failed."""
+    failures = {}
+    with tqdm(total=len(pending), desc="preprocess", unit="case", disable=not (progress and pending)) as bar:
+        if workers <= 1:
+            for case in pending:
+                message = _prepare(case, plan, folder)
+                if message:
+                    failures[case["id"]] = message
+                bar.update()
+            return failures
+        with (
+            _single_threaded_children(),
+            ProcessPoolExecutor(
+                workers, mp_context=multiprocessing.get_context("spawn"), initializer=_end_with_parent
+            ) as pool,
+        ):
+            futures = {pool.submit(_prepare, dict(case), plan, folder): case["id"] for case in pending}
+            try:
+                for future in as_completed(futures):
+                    message = future.result()
+                    if message:
+                        failures[futures[future]] = message
+                    bar.update()
+            except BrokenProcessPool as error:
+                raise RuntimeError(
+                    "a preprocessing process was killed, most likely for want of memory; use a smaller num_workers. "
+                    "What is stored stays, and the next run continues from there."
+                ) from error
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+    return failures
+
+
+@contextlib.contextmanager
+def _single_threaded_children() -> Iterator[None]:
+    """Processes started in here run numpy on one thread each; the workers fill the cores."""
+    before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
+    os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _end_with_parent() -> None:
+    """End this worker when the process that started it is gone; a pool's workers would wait for work for ever."""
+    sentinel = multiprocessing.parent_process().sentinel
+
+    def watch() -> None:
+        wait([sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _prepare(case: Mapping, plan: Mapping, folder: Path) -> str | None:
+    """Preprocess and store one case unless the stored one has the same content; returns what went wrong, if so."""
+    try:
+        sources = _signatures(case, use_hash=True)  # before reading the files: a change meanwhile shows next time
+        if _is_current(case, folder, sources, CONTENT):
+            _write_json(folder / case["id"] / MARKER, {**_read_marker(folder / case["id"]), "sources": sources})
+        else:
+            _store(case, plan, folder, sources)
+    except (ValueError, OSError, MemoryError) as error:
+        return str(error) or type(error).__name__
+    return None
+
+
+def _store(case: Mapping, plan: Mapping, folder: Path, sources: Sequence[Mapping]) -> None:
+    image, affine = read_image(case["image"])
+    label = None
+    if case.get("label"):
+        label, label_affine = read_label(case["label"])
+        check_grid(case["label"], label.shape, label_affine, _images(case)[0], image.shape[1:], affine)
+    try:
+        result = preprocess_case(image, label, affine, plan)
+    except ValueError as error:
+        raise ValueError(f"{_images(case)[0]}: {error}") from error
+    del image
+    temporary = folder / f"{TEMPORARY}{uuid.uuid4().hex}"
+    temporary.mkdir()
+    try:
+        np.save(temporary / "image.npy", result.image)
+        classes = {}
+        if label is not None:
+            np.save(temporary / "label.npy", result.label[None])
+            locations = foreground_locations(result.label)
+            np.savez(temporary / "foreground.npz", **{str(key): value for key, value in locations.items()})
+            values, counts = np.unique(result.label, return_counts=True)
+            classes = {str(value): int(count) for value, count in zip(values.tolist(), counts)}
+        files = {}
+        for path in temporary.iterdir():
+            _flush(path)
+            files[path.name] = path.stat().st_size
+        marker = {
+            "id": case["id"],
+            "labelled": label is not None,
+            "voxels_per_label": classes,
+            "geometry": result.geometry.to_dict(),
+            "files": files,
+            "sources": sources,
+        }
+        _write_json(temporary / MARKER, marker)
+        _replace_folder(temporary, folder / case["id"])
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _replace_folder(source: Path, target: Path) -> None:
+    """Rename a folder; one that stands there is moved aside first. Readers that mapped its files keep them."""
+    if target.exists():
+        aside = target.parent / f"{TEMPORARY}{uuid.uuid4().hex}"
+        target.rename(aside)
+        source.rename(target)
+        shutil.rmtree(aside, ignore_errors=True)
+    else:
+        source.rename(target)
+
+
+def _is_current(case: Mapping, folder: Path, signatures: Sequence[Mapping], keys: Sequence[str]) -> bool:
+    """Whether the stored case is complete and made from files with these signatures, by these keys of theirs."""
+    place = folder / case["id"]
+    marker = _read_marker(place)
+    if marker is None or marker["labelled"] != bool(case.get("label")) or len(marker["sources"]) != len(signatures):
+        return False
+    for name, size in marker["files"].items():
+        if not (place / name).is_file() or (place / name).stat().st_size != size:
+            return False
+    return all(now[key] == then[key] for now, then in zip(signatures, marker["sources"]) for key in keys)
+
+
+def _signatures(case: Mapping, use_hash: bool = False) -> list[dict]:
+    """Of every file of a case: size, times of modification and status change (ns), on demand a hash of the content."""
+    signatures = []
+    for path in _sources(case):
+        state = os.stat(path)
+        signature = {"size": state.st_size, "modified": state.st_mtime_ns, "changed": state.st_ctime_ns}
+        if use_hash:
+            digest = hashlib.blake2b(digest_size=16)
+            with open(path, "rb") as file:
+                while block := file.read(2**20):
+                    digest.update(block)
+            signature["hash"] = digest.hexdigest()
+        signatures.append(signature)
+    return signatures
+
+
+def _read_marker(place: Path) -> dict | None:
+    try:
+        return json.loads((place / MARKER).read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _write_json(path: Path, content: Mapping) -> None:
+    """Written aside and renamed, so that a reader finds the old or the new content."""
+    temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")
+    temporary.write_text(json.dumps(content, indent=1))
+    _flush(temporary)
+    os.replace(temporary, path)
+
+
+def _flush(path: Path) -> None:
+    """Have the system write the file to disk now, so that a power failure cannot leave a marker without its data."""
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _stored(case: Mapping, folder: Path) -> dict:
+    place, labelled = folder / case["id"], bool(case.get("label"))
+    return {
+        "id": case["id"],
+        "image": str(place / "image.npy"),
+        "label": str(place / "label.npy") if labelled else None,
+        "foreground": str(place / "foreground.npz") if labelled else None,
+        "info": str(place / MARKER),
+        "image_file": str(_images(case)[0]),
+    }

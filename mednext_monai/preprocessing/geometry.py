@@ -1,0 +1,165 @@
+"""The grid of a case before and after preprocessing, and the exact way back from the second to the first.
+
+Voxel ``i`` of an array lies at ``affine @ (i, 1)`` in mm, as in NIfTI; an affine may rotate and shift. A crop moves the
+origin; resampling over the same extent scales by old over new voxel count and keeps the outer borders in place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from .nonzero import OUTSIDE, crop
+from .resampling import resample_labels, resample_to_labels, resampled_shape, separate_axis
+
+__all__ = [
+    "Geometry",
+    "cropping_matrix",
+    "plan_geometry",
+    "resampling_matrix",
+    "restore_labels",
+    "restore_probabilities",
+    "spacing_of",
+]
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """
+    How the grid of a preprocessed case came from that of its file; plain numbers, so that JSON can hold it.
+
+    Attributes:
+        shape: voxels per axis of the file.
+        affine: 4×4, voxel index to mm, of the file.
+        start: first voxel of the crop along each axis.
+        stop: one past the last voxel of the crop along each axis.
+        resampled_shape: voxels per axis after resampling the crop.
+        axis: the axis resampled separately (nearest along it), or ``None``.
+    """
+
+    shape: tuple[int, ...]
+    affine: tuple[tuple[float, ...], ...]
+    start: tuple[int, ...]
+    stop: tuple[int, ...]
+    resampled_shape: tuple[int, ...]
+    axis: int | None
+
+    @property
+    def cropped_shape(self) -> tuple[int, ...]:
+        """Voxels per axis of the crop, before resampling."""
+        return tuple(stop - start for start, stop in zip(self.start, self.stop))
+
+    @property
+    def resampled_affine(self) -> np.ndarray:
+        """4×4 float64: voxel index to mm after crop and resampling."""
+        cropped = np.asarray(self.affine) @ cropping_matrix(self.start)
+        return cropped @ resampling_matrix(self.cropped_shape, self.resampled_shape)
+
+    def to_dict(self) -> dict:
+        """The attributes as a dictionary of plain numbers."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping) -> Geometry:
+        """The reverse of ``to_dict``, also after a round trip through JSON."""
+        values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+        return cls(**{**values, "affine": tuple(tuple(row) for row in values["affine"])})
+
+
+def plan_geometry(
+    shape: Sequence[int],
+    affine: np.ndarray,
+    start: Sequence[int],
+    stop: Sequence[int],
+    target_spacing: Sequence[float] = (1.0, 1.0, 1.0),
+) -> Geometry:
+    """The geometry of a case of this grid, cropped to this box and resampled to the target spacing in mm."""
+    spacing = spacing_of(affine)
+    cropped = [high - low for low, high in zip(start, stop)]
+    return Geometry(
+        shape=tuple(int(count) for count in shape),
+        affine=tuple(tuple(float(value) for value in row) for row in np.asarray(affine)),
+        start=tuple(start),
+        stop=tuple(stop),
+        resampled_shape=resampled_shape(cropped, spacing, target_spacing),
+        axis=separate_axis(spacing, target_spacing),
+    )
+
+
+def spacing_of(affine: np.ndarray) -> tuple[float, ...]:
+    """
+    Voxel edge lengths in mm: the lengths of the affine's columns.
+
+    Rounded to float32, the precision of a NIfTI header, so that the number of voxels after resampling does not hang on
+    the last bits of the affine.
+    """
+    affine = np.asarray(affine, dtype=np.float64)
+    return tuple(float(np.float32(length)) for length in np.linalg.norm(affine[:-1, :-1], axis=0))
+
+
+def cropping_matrix(start: Sequence[int]) -> np.ndarray:
+    """4×4: index in a crop that begins at voxel ``start`` to index in the whole array."""
+    matrix = np.eye(len(start) + 1)
+    matrix[:-1, -1] = start
+    return matrix
+
+
+def resampling_matrix(old_shape: Sequence[int], new_shape: Sequence[int]) -> np.ndarray:
+    """4×4: index after resampling over the same extent to index before, ``(i + 1/2) old/new - 1/2`` per axis."""
+    factor = np.asarray(old_shape, dtype=np.float64) / np.asarray(new_shape)
+    matrix = np.diag([*factor, 1.0])
+    matrix[:-1, -1] = factor / 2 - 0.5
+    return matrix
+
+
+def restore_labels(labels: np.ndarray, geometry: Geometry) -> np.ndarray:
+    """
+    Bring a label map of the preprocessed grid back to the file's grid; 0 outside the crop and for ``OUTSIDE`` (-1).
+
+    Args:
+        labels: integers ``geometry.resampled_shape``.
+        geometry: of the case.
+
+    Returns:
+        an array ``geometry.shape`` of the type of ``labels``.
+
+    Raises:
+        ValueError: when the shape is not that of the preprocessed case.
+    """
+    _check_shape(labels.shape, geometry)
+    labels = resample_labels(labels, geometry.cropped_shape, geometry.axis)
+    return _into_volume(np.where(labels == OUTSIDE, labels.dtype.type(0), labels), geometry)
+
+
+def restore_probabilities(probabilities: np.ndarray, geometry: Geometry) -> np.ndarray:
+    """
+    Bring class probabilities back to the file's grid and take the most probable class; 0 outside the crop.
+
+    Probabilities are interpolated linearly, by the same rule for a separate axis, and the class is chosen on the
+    file's grid, as in the original.
+
+    Args:
+        probabilities: ``(K, *geometry.resampled_shape)``, class 0 is the background.
+        geometry: of the case.
+
+    Returns:
+        class indices ``geometry.shape``: uint8, or int16 above 256 classes.
+
+    Raises:
+        ValueError: when the shape is not that of the preprocessed case, or there are fewer than two classes.
+    """
+    _check_shape(probabilities.shape[1:], geometry)
+    return _into_volume(resample_to_labels(probabilities, geometry.cropped_shape, geometry.axis), geometry)
+
+
+def _check_shape(shape: Sequence[int], geometry: Geometry) -> None:
+    if tuple(shape) != geometry.resampled_shape:
+        raise ValueError(f"the preprocessed case has shape {geometry.resampled_shape}, got {tuple(shape)}.")
+
+
+def _into_volume(labels: np.ndarray, geometry: Geometry) -> np.ndarray:
+    volume = np.zeros(geometry.shape, dtype=labels.dtype)
+    crop(volume, geometry.start, geometry.stop)[...] = labels
+    return volume

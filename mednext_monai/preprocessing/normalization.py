@@ -1,0 +1,86 @@
+"""Intensity normalisation, channel by channel, after resampling: the schemes of nnU-Net v1, which MedNeXt uses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+__all__ = ["INTENSITY_KEYS", "SCHEMES", "normalize_channels"]
+
+SCHEMES = ("CT", "zscore", "masked_zscore", "none")
+INTENSITY_KEYS = ("mean", "sd", "p005", "p995")  # of the foreground of the whole data set, for CT
+EPSILON = 1e-8
+
+
+def normalize_channels(
+    image: np.ndarray,
+    schemes: Sequence[str],
+    intensity: Mapping[int, Mapping[str, float]] | None = None,
+    inside: np.ndarray | None = None,
+) -> np.ndarray:
+    """
+    Normalise each channel by its scheme.
+
+    - ``"CT"``: clipped to the data set's 0.5 and 99.5 percentiles, minus its mean, over its standard deviation.
+    - ``"zscore"``: minus the channel's mean, over its standard deviation (population, plus 1e-8).
+    - ``"masked_zscore"``: the same with mean and deviation of the voxels inside the mask; outside becomes 0.
+    - ``"none"``: unchanged.
+
+    Args:
+        image: ``(C, X, Y, Z)``.
+        schemes: one of ``SCHEMES`` per channel.
+        intensity: for every ``"CT"`` channel its ``mean``, ``sd``, ``p005`` and ``p995``, by channel index.
+        inside: boolean ``(X, Y, Z)``, needed by ``"masked_zscore"``: the stored mask, not the nonzero voxels of the
+            resampled image, which the overshoot of cubic interpolation makes nonzero where nothing is.
+
+    Returns:
+        float32 ``(C, X, Y, Z)``, a new array.
+
+    Raises:
+        ValueError: when a scheme is unknown, the number of schemes is not that of the channels, or the intensities or
+            the mask that a scheme needs are missing.
+    """
+    if len(schemes) != len(image):
+        raise ValueError(f"normalization must have one scheme per channel: {len(image)} channels, got {list(schemes)}.")
+    result = np.array(image, dtype=np.float32, order="C")
+    for channel, scheme in enumerate(schemes):
+        values = result[channel]
+        if scheme == "CT":
+            _normalize_ct(values, channel, intensity)
+        elif scheme == "zscore":
+            _standardize(values, values)
+        elif scheme == "masked_zscore":
+            _check_mask(inside, values.shape)
+            _standardize(values, values[inside])
+            values[~inside] = 0
+        elif scheme != "none":
+            raise ValueError(f"normalization must be one of {list(SCHEMES)}, got {scheme!r}.")
+    return result
+
+
+def _normalize_ct(values: np.ndarray, channel: int, intensity: Mapping[int, Mapping[str, float]] | None) -> None:
+    statistics = (intensity or {}).get(channel, {})
+    missing = [key for key in INTENSITY_KEYS if key not in statistics]
+    if missing:
+        raise ValueError(f"normalization 'CT' of channel {channel} needs the intensity's {missing}.")
+    np.clip(values, statistics["p005"], statistics["p995"], out=values)
+    values -= statistics["mean"]
+    values /= statistics["sd"]
+
+
+def _standardize(values: np.ndarray, sample: np.ndarray) -> None:
+    """Subtract the sample's mean and divide by its standard deviation, both summed in float64, in place."""
+    mean = sample.mean(dtype=np.float64)
+    sd = sample.std(dtype=np.float64)
+    values -= np.float32(mean)
+    values /= np.float32(sd + EPSILON)
+
+
+def _check_mask(inside: np.ndarray | None, shape: tuple[int, ...]) -> None:
+    if inside is None:
+        raise ValueError("normalization 'masked_zscore' needs the mask of the nonzero region.")
+    if inside.shape != shape or inside.dtype != bool:
+        raise ValueError(f"the mask must be boolean {shape}, got {inside.dtype} {inside.shape}.")
+    if not inside.any():
+        raise ValueError("normalization 'masked_zscore' needs a mask that is not empty.")

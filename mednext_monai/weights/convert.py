@@ -1,0 +1,173 @@
+"""Conversion of weights between the authors' code, MONAI's ``MedNeXt`` and this package.
+
+Sources: the layout of MIC-DKFZ/MedNeXt (Apache-2.0), whose names this package shares; MONAI 1.5 to 1.6's
+``monai.networks.nets.MedNeXt``, whose S variant is the published one up to names.
+
+Axes: the authors' arrays are ordered (z, y, x), MONAI's (x, y, z). Reversing the spatial axes of every kernel makes a
+network for the one into the same network for the other.
+"""
+
+from __future__ import annotations
+
+import pickletools
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from .describe import NetworkDescription, describe
+from .state_dict import DUMMY, find_state_dict, plain_names, read_checkpoint, write_state_dict
+
+__all__ = ["Conversion", "convert", "from_monai", "reverse_spatial_axes", "to_monai"]
+
+LAYOUTS = ("native", "monai")
+TRAINER = re.compile(r"nnUNetTrainerV2_MedNeXt_([SBML])_kernel(\d+)")  # name of the authors' trainer class
+# Names here and in MONAI's MedNeXt; its decoder and auxiliary heads count from the lowest resolution up.
+MODULES = (
+    {f"enc_block_{i}": f"enc_stages.{i}" for i in range(4)}
+    | {f"down_{i}": f"down_blocks.{i}" for i in range(4)}
+    | {f"up_{i}": f"up_blocks.{3 - i}" for i in range(4)}
+    | {f"dec_block_{i}": f"dec_stages.{3 - i}" for i in range(4)}
+    | {f"out_{i}": f"out_blocks.{4 - i}" for i in range(1, 5)}
+)
+OTHER_NETWORK = (
+    "MONAI's MedNeXt is the published network for S only: its down-sampling blocks take the expansion ratio of the "
+    "stage above them, the published ones that of the stage they lead to. B, M and L are therefore other networks "
+    "with other tensors, and their weights cannot be carried over"
+)
+
+
+class Conversion(NamedTuple):
+    """What :py:func:`convert` found and wrote."""
+
+    description: NetworkDescription
+    path: Path
+    notes: list[str]  # sentences for the user
+
+    def __str__(self) -> str:
+        return "\n".join([f"wrote {self.path}: {self.description}", *self.notes])
+
+
+def convert(source: str | Path, output: str | Path, reverse_axes: bool | None = None, to: str = "native") -> Conversion:
+    """
+    Convert a checkpoint of the authors' code or of MONAI's ``MedNeXt`` S into a plain state dict of this package.
+
+    Which of them it is, the variant and the kernel size are seen in the tensors. What lies beside an original in its
+    ``.pkl`` is not needed; the trainer's name is looked up in it, without unpickling, and compared.
+
+    Args:
+        source: an nnU-Net v1 ``.model``, or any file that :py:func:`read_state_dict` takes.
+        output: the file to write, usually ``model.pt``; whole or not at all.
+        reverse_axes: whether to reverse the spatial axes of the kernels. Defaults to ``None``: for originals, trained
+            on arrays ordered (z, y, x), and no others.
+        to: ``"native"`` for this package, ``"monai"`` for MONAI's ``MedNeXt``, S only. Defaults to ``"native"``.
+
+    Raises:
+        FileNotFoundError: when the source does not exist.
+        ValueError: when it is no checkpoint, not that of a MedNeXt, or one that the other side does not have.
+    """
+    source, output = Path(source), Path(output)
+    if to not in LAYOUTS:
+        raise ValueError(f"to must be one of {LAYOUTS}, got {to!r}.")
+    raw = find_state_dict(read_checkpoint(source), source)
+    if output.exists() and output.samefile(source):
+        raise ValueError(f"output must be another file than the source, got {output} for both.")
+    original = any(name.split(".")[-1] == DUMMY for name in raw)
+    state_dict, notes = plain_names(raw), []
+    try:
+        if any(name.startswith("enc_stages.") for name in state_dict):
+            state_dict = from_monai(state_dict)
+            notes.append("The source has the names of MONAI's MedNeXt.")
+        description = describe(state_dict)
+        reverse_axes = original if reverse_axes is None else reverse_axes
+        if reverse_axes:
+            state_dict = reverse_spatial_axes(state_dict)
+        result = to_monai(state_dict) if to == "monai" else state_dict
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
+    notes.append(_axes_note(original, reverse_axes))
+    notes += _compare_with_trainer(source.with_name(source.name + ".pkl"), description)
+    write_state_dict(result, output)
+    return Conversion(description, output, notes)
+
+
+def reverse_spatial_axes(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """
+    Reverse the order of the spatial axes of every kernel: ``(O, I, Z, Y, X)`` becomes ``(O, I, X, Y, Z)``.
+
+    The network then computes from an array with reversed axes what it computed from the original, reversed.
+    Done twice, it changes nothing. 2D kernels are transposed likewise.
+    """
+    return {
+        name: tensor.permute(0, 1, *reversed(range(2, tensor.ndim))).contiguous() if tensor.ndim > 2 else tensor
+        for name, tensor in state_dict.items()
+    }
+
+
+def from_monai(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """
+    Return the weights of MONAI's ``MedNeXt`` under the names of this package.
+
+    Raises:
+        ValueError: when an encoder changes its expansion ratio between stages (B, M, L), with the reason.
+    """
+    ratios = {
+        name: weight.shape[0] // max(1, weight.shape[1])
+        for name, weight in state_dict.items()
+        if name.endswith("conv2.weight") and weight.ndim > 1
+    }
+    after = ["enc_stages.1.0", "enc_stages.2.0", "enc_stages.3.0", "bottleneck.0"]
+    for level, stage in enumerate(after):
+        down, below = f"down_blocks.{level}.conv2.weight", f"{stage}.conv2.weight"
+        if down in ratios and below in ratios and ratios[down] != ratios[below]:
+            raise ValueError(f"{OTHER_NETWORK} ({down} has ratio {ratios[down]}, {below} {ratios[below]}).")
+    return _rename(state_dict, {theirs: ours for ours, theirs in MODULES.items()})
+
+
+def to_monai(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """
+    Return the weights of a MedNeXt S under the names of MONAI's ``MedNeXt``.
+
+    Raises:
+        ValueError: when MONAI's class has no such network: an encoder that changes its expansion ratio between
+            stages (B, M, L), two kernel sizes, GRN.
+    """
+    description = describe(state_dict)
+    if len(set(description.expansion_ratio[:5])) > 1:
+        raise ValueError(f"{OTHER_NETWORK}; found {description}.")
+    if description.encoder_kernel_size != description.decoder_kernel_size or description.use_grn:
+        raise ValueError(f"MONAI's MedNeXt has one kernel size and another GRN, and cannot hold {description}.")
+    return _rename(state_dict, MODULES)
+
+
+def _rename(state_dict: Mapping[str, torch.Tensor], modules: Mapping[str, str]) -> dict[str, torch.Tensor]:
+    renamed = {}
+    for name, tensor in state_dict.items():
+        module = next((module for module in modules if name.startswith(f"{module}.")), "")
+        renamed[modules.get(module, "") + name[len(module) :]] = tensor
+    return renamed
+
+
+def _axes_note(original: bool, reverse_axes: bool) -> str:
+    kind = "an original, trained on arrays ordered (z, y, x)" if original else "not marked as an original"
+    return f"The source is {kind}; the spatial axes of the kernels were {'reversed' if reverse_axes else 'kept'}."
+
+
+def _compare_with_trainer(path: Path, description: NetworkDescription) -> list[str]:
+    """Compare the trainer's name in a ``.pkl`` with what the tensors say; the pickle is parsed, never executed."""
+    if not path.is_file():
+        return []
+    try:
+        texts = (argument for _, argument, _ in pickletools.genops(path.read_bytes()) if isinstance(argument, str))
+        match = next(filter(None, map(TRAINER.search, texts)), None)
+    except Exception as error:  # genops on a file that is no pickle
+        return [f"{path.name} beside it could not be parsed and was not used ({type(error).__name__})."]
+    if match is None:
+        return [f"{path.name} beside it names no MedNeXt trainer."]
+    kernel_sizes = {description.encoder_kernel_size, description.decoder_kernel_size}
+    if (match[1], {int(match[2])}) != (description.variant, kernel_sizes):
+        warnings.warn(f"{path} names the trainer {match[0]}, but the tensors are of {description}.", stacklevel=3)
+    return [f"{path.name} beside it names the trainer {match[0]}; it was not unpickled."]

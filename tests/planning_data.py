@@ -1,0 +1,71 @@
+"""Small synthetic data sets on disk for the tests of planning."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+AFFINE = np.array([[1.0, 0, 0, -20], [0, 1, 0, 30], [0, 0, 2, 7], [0, 0, 0, 1]])  # 1 x 1 x 2 mm, non-zero origin
+SHAPE = (20, 18, 12)
+
+
+def make_case(seed: int, channels: int = 1, shape: tuple = SHAPE) -> tuple[np.ndarray, np.ndarray]:
+    """Return an image ``(*shape, channels)`` of positive noise and a label with boxes of the classes 1 and 2."""
+    image = np.random.default_rng(seed).uniform(1, 100, (*shape, channels)).astype(np.float32)
+    label = np.zeros(shape, np.uint8)
+    label[3:9, 4:10, 2:6] = 1
+    label[10:14, 4:10, 6 : 8 + seed % 3] = 2
+    return image, label
+
+
+def save(path: Path, array: np.ndarray, affine: np.ndarray = AFFINE) -> None:
+    """Write an array as NIfTI, making its directory."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(array, affine), path)
+
+
+def make_decathlon(directory: Path, cases: int = 6, channels: tuple = ("MRI",), shape: tuple = SHAPE) -> Path:
+    """Write a Decathlon data set whose case ids are ``case_00``, ``case_01``, ..."""
+    training = []
+    for i in range(cases):
+        image, label = make_case(i, len(channels), shape)
+        save(directory / f"imagesTr/case_{i:02d}.nii.gz", image if len(channels) > 1 else image[..., 0])
+        save(directory / f"labelsTr/case_{i:02d}.nii.gz", label)
+        training.append({"image": f"./imagesTr/case_{i:02d}.nii.gz", "label": f"./labelsTr/case_{i:02d}.nii.gz"})
+    describe(
+        directory,
+        name="Synthetic",
+        modality={str(i): name for i, name in enumerate(channels)},
+        labels={"0": "background", "1": "one", "2": "two"},
+        training=training,
+    )
+    return directory
+
+
+def make_nnunet(directory: Path, version: int, cases: int = 6, channels: tuple = ("T1", "T2"), ending: str = ".nii.gz"):
+    """Write an nnU-Net raw data set of version 1 or 2: one file per channel."""
+    for i in range(cases):
+        image, label = make_case(i, len(channels))
+        for c in range(len(channels)):
+            save(directory / f"imagesTr/case_{i:02d}_{c:04d}{ending}", image[..., c])
+        save(directory / f"labelsTr/case_{i:02d}{ending}", label)
+    names = {str(i): name for i, name in enumerate(channels)}
+    if version == 1:
+        training = [{"image": f"./imagesTr/case_{i:02d}{ending}", "label": f"./labelsTr/case_{i:02d}{ending}"}
+                    for i in range(cases)]  # fmt: skip
+        describe(directory, modality=names, labels={"0": "background", "1": "one", "2": "two"}, training=training)
+    else:
+        labels = {"background": 0, "one": 1, "two": 2}
+        describe(directory, channel_names=names, labels=labels, file_ending=ending, numTraining=cases)
+    return directory
+
+
+def describe(directory: Path, **entries) -> None:
+    """Write dataset.json, or change entries of the one that is there."""
+    path = directory / "dataset.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    known = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps({**known, **entries}))

@@ -1,0 +1,277 @@
+"""The promises: a case is prepared once, anew when data or plan change, never half, and read without being loaded."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import namedtuple
+
+import nibabel
+import numpy as np
+import pytest
+
+from mednext_monai.preprocessing import case_store
+from mednext_monai.preprocessing.case import preprocess_case
+from mednext_monai.preprocessing.case_store import open_case, plan_folder, preprocess_dataset, required_bytes
+from mednext_monai.preprocessing.foreground import foreground_locations
+
+PLAN = {"spacing": [1, 1, 1], "normalization": ["masked_zscore"]}
+AFFINE = np.diag([1.5, 1, 2, 1.0])
+
+
+def write_case(folder, name: str, seed: int, labelled: bool = True) -> dict:
+    """A small case with a zero border and one class."""
+    random = np.random.RandomState(seed)
+    image = random.rand(10, 12, 9).astype(np.float32) + 1
+    image[:2] = 0
+    label = np.zeros(image.shape, np.uint8)
+    label[4:8, 3:9, 2:6] = 1
+    case = {"id": name, "image": str(folder / f"{name}_0000.nii.gz"), "label": None}
+    nibabel.save(nibabel.Nifti1Image(image, AFFINE), case["image"])
+    if labelled:
+        case["label"] = str(folder / f"{name}.nii.gz")
+        nibabel.save(nibabel.Nifti1Image(label, AFFINE), case["label"])
+    return case
+
+
+@pytest.fixture
+def cases(tmp_path):
+    return [write_case(tmp_path, f"case_{seed}", seed) for seed in range(3)]
+
+
+@pytest.fixture
+def prepared(monkeypatch):
+    """Collects the ids of the cases that are really computed (in this process: num_workers=0)."""
+    ids = []
+    store = case_store._store
+    monkeypatch.setattr(case_store, "_store", lambda case, *args: (ids.append(case["id"]), store(case, *args))[1])
+    return ids
+
+
+def run(cases, cache, plan=PLAN, **kwargs):
+    return preprocess_dataset(cases, plan, cache, **{"num_workers": 0, "progress": False, **kwargs})
+
+
+def test_stored_case_equals_the_computation(cases, tmp_path):
+    stored = run(cases, tmp_path / "cache")
+    assert [case["id"] for case in stored] == ["case_0", "case_1", "case_2"]
+    json.dumps(stored)  # plain text, as a data list must be
+    case = open_case(stored[1])
+    image = nibabel.load(cases[1]["image"]).get_fdata(dtype=np.float32)
+    label = np.asanyarray(nibabel.load(cases[1]["label"]).dataobj).astype(np.int8)
+    expected = preprocess_case(image[None], label, AFFINE, PLAN)
+    for array, truth in ((case.image, expected.image), (case.label, expected.label[None])):
+        assert isinstance(array, np.memmap) and array.dtype == truth.dtype and array.flags.c_contiguous
+        np.testing.assert_array_equal(array, truth)
+    assert case.image.dtype == np.float32 and case.label.dtype == np.int8
+    assert case.geometry == expected.geometry
+    locations = foreground_locations(expected.label)
+    assert case.foreground.keys() == locations.keys() == {1}
+    np.testing.assert_array_equal(case.foreground[1], locations[1])
+    info = json.loads(open(stored[1]["info"]).read())
+    assert info["voxels_per_label"]["1"] == (expected.label == 1).sum()
+
+
+def test_parallel_processes_store_the_same(cases, tmp_path, capfd):
+    here, there = run(cases, tmp_path / "a"), run(cases, tmp_path / "b", num_workers=2, progress=True)
+    for one, other in zip(here, there):
+        for key in ("image", "label", "foreground"):
+            assert open(one[key], "rb").read() == open(other[key], "rb").read()
+    output = "".join(capfd.readouterr())
+    assert "3 cases to preprocess into" in output and "free" in output and "3/3" in output
+
+
+def test_unlabelled_case(tmp_path):
+    stored = run([write_case(tmp_path, "test_1", 0, labelled=False)], tmp_path / "cache")[0]
+    assert stored["label"] is None and stored["foreground"] is None
+    case = open_case(stored["info"].rsplit("/", 1)[0])
+    assert case.label is None and case.foreground == {} and case.image.shape == (1, 12, 12, 18)
+
+
+def test_nothing_is_done_twice(cases, tmp_path, prepared):
+    run(cases, tmp_path / "cache")
+    assert run(cases[:2], tmp_path / "cache") == run(cases, tmp_path / "cache")[:2]
+    assert prepared == ["case_0", "case_1", "case_2"]
+
+
+def test_changed_content_is_prepared_anew(cases, tmp_path, prepared):
+    old = open_case(run(cases, tmp_path / "cache")[1])
+    before = old.image.copy()
+    os.utime(cases[0]["image"])  # touched, same content
+    write_case(tmp_path, "case_1", seed=11)
+    label = np.asanyarray(nibabel.load(cases[2]["label"]).dataobj).copy()
+    label[9, 9, 8] = 1
+    nibabel.save(nibabel.Nifti1Image(label, AFFINE), cases[2]["label"])
+    prepared.clear()
+    stored = run(cases, tmp_path / "cache")
+    assert prepared == ["case_1", "case_2"]
+    assert not np.array_equal(open_case(stored[1]).image, before)
+    np.testing.assert_array_equal(old.image, before)  # a reader keeps what it had opened
+    prepared.clear()
+    run(cases, tmp_path / "cache")
+    assert prepared == []
+
+
+def test_same_size_and_times_set_back_are_still_noticed(cases, tmp_path, prepared):
+    path = str(tmp_path / "case_0.nii")
+    nibabel.save(nibabel.load(cases[0]["image"]), path)
+    case = {**cases[0], "image": path}
+    run([case], tmp_path / "cache")
+    state = os.stat(path)
+    with open(path, "r+b") as file:
+        file.seek(-4, os.SEEK_END)
+        file.write(b"\x00\x00\x80\x40")
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+    run([case], tmp_path / "cache")
+    assert prepared == ["case_0", "case_0"]
+
+
+def test_moved_data_is_recognised(cases, tmp_path, prepared):
+    run(cases, tmp_path / "cache")
+    (tmp_path / "moved").mkdir()
+    moved = [
+        {"id": case["id"], **{key: shutil.copy(case[key], tmp_path / "moved") for key in ("image", "label")}}
+        for case in cases
+    ]
+    prepared.clear()
+    stored = run(moved, tmp_path / "cache")
+    assert prepared == [] and stored[0]["image_file"].startswith(str(tmp_path / "moved"))
+
+
+def test_plans_lie_side_by_side(cases, tmp_path, prepared):
+    run(cases[:1], tmp_path / "cache")
+    other = {**PLAN, "spacing": [2, 2, 2]}
+    assert open_case(run(cases[:1], tmp_path / "cache", other)[0]).image.shape == (1, 6, 6, 9)
+    run(cases[:1], tmp_path / "cache", {**PLAN, "batch_size": 9})  # does not concern preprocessing
+    assert prepared == ["case_0", "case_0"]
+    assert plan_folder(PLAN) != plan_folder(other)
+
+
+def test_missing_or_damaged_files_are_made_again(cases, tmp_path, prepared):
+    stored = run(cases, tmp_path / "cache")
+    os.remove(stored[0]["label"])
+    os.truncate(stored[1]["image"], 200)
+    with open(stored[2]["info"], "w") as file:
+        file.write('{"id": ')
+    prepared.clear()
+    stored = run(cases, tmp_path / "cache")
+    assert prepared == ["case_0", "case_1", "case_2"]
+    assert all(open_case(case).image.shape == (1, 12, 12, 18) for case in stored)
+
+
+def test_all_problems_are_listed_and_the_rest_is_stored(cases, tmp_path):
+    cases[0]["label"] = str(tmp_path / "shorter.nii.gz")
+    nibabel.save(nibabel.Nifti1Image(np.zeros((10, 12, 8), np.uint8), AFFINE), cases[0]["label"])
+    data = open(cases[2]["image"], "rb").read()
+    open(cases[2]["image"], "wb").write(data[: len(data) // 2])
+    with pytest.raises(ValueError) as error:
+        run(cases, tmp_path / "cache", num_workers=2)
+    message = str(error.value)
+    assert "2 of 3 cases cannot be preprocessed" in message
+    assert "shorter.nii.gz: has (10, 12, 8) voxels" in message and "case_2_0000.nii.gz: cannot be read" in message
+    folder = tmp_path / "cache" / plan_folder(PLAN)
+    assert sorted(path.name for path in folder.glob("case_*")) == ["case_1"]
+    assert not list(folder.glob(".tmp-*"))
+
+
+def test_wrong_lists_are_refused_before_anything_is_written(cases, tmp_path):
+    wrong = [*cases, cases[0], {"id": "../x", "image": cases[0]["image"]}, {"id": "y", "image": "nowhere.nii"}]
+    with pytest.raises(ValueError) as error:
+        run(wrong, tmp_path / "cache")
+    assert "'case_0' is given twice" in str(error.value)
+    assert "'../x'" in str(error.value) and "nowhere.nii is no file" in str(error.value)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_disk_space_is_checked_beforehand(cases, tmp_path, monkeypatch, prepared):
+    assert required_bytes(cases, PLAN) == 3 * (15 * 12 * 18) * 5
+    assert required_bytes(cases, PLAN, crop_fraction=0.5) == 3 * (15 * 12 * 18) * 5 / 2
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(100, 0, 1000))
+    with pytest.raises(OSError, match="3 cases to preprocess .* Free some space"):
+        run(cases, tmp_path / "cache")
+    assert prepared == []
+
+
+KILLED = """
+import sys
+from mednext_monai.preprocessing import case_store
+
+if __name__ == "__main__":
+    import json, time
+    cases, cache, workers = json.loads(sys.argv[1])
+    if workers == 0:  # hold the second case half-way, its arrays written, its marker not
+        write, flush = case_store._write_json, case_store._flush
+        def hold(path, content):
+            if path.name == case_store.MARKER and content["id"] == "case_1":
+                print("half-way", flush=True)
+                time.sleep(60)
+            write(path, content)
+        case_store._write_json = hold
+    case_store.preprocess_dataset(cases, {"spacing": [1, 1, 1], "normalization": ["masked_zscore"]}, cache, workers)
+"""
+
+
+def test_killed_half_way(cases, tmp_path, prepared):
+    """SIGKILL between the arrays and the marker of the second case: the first stays, the others are made, no debris."""
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED)
+    cache = tmp_path / "cache"
+    arguments = json.dumps([cases, str(cache), 0])
+    process = subprocess.Popen([sys.executable, str(script), arguments], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "half-way\n" or "half-way\n" in process.stdout.readline()
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    folder = cache / plan_folder(PLAN)
+    assert sorted(path.name for path in folder.glob("case_*")) == ["case_0"]
+    assert len(list(folder.glob(".tmp-*"))) == 1
+    stored = run(cases, cache)
+    assert prepared == ["case_1", "case_2"]
+    assert not list(folder.glob(".tmp-*"))
+    assert all(open_case(case).label is not None for case in stored)
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc"), reason="looks for child processes in /proc")
+def test_workers_end_with_their_parent(tmp_path):
+    """After SIGKILL of the main process no worker is left behind."""
+    cases = [write_case(tmp_path, f"case_{seed}", seed) for seed in range(40)]
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED)
+    cache = tmp_path / "cache"
+    process = subprocess.Popen(
+        [sys.executable, str(script), json.dumps([cases, str(cache), 2])], stderr=subprocess.DEVNULL
+    )
+    children = wait_for(lambda: (found := children_of(process.pid)) and len(found) >= 2 and found)
+    wait_for(lambda: list(cache.glob("*/case_*")))
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert wait_for(lambda: not any(is_running(child) for child in children))
+
+
+def wait_for(condition, seconds: float = 20):
+    """The condition's value as soon as it is true."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if value := condition():
+            return value
+        time.sleep(0.05)
+    raise AssertionError("waited in vain")
+
+
+def children_of(pid: int) -> list[int]:
+    try:
+        return [int(child) for child in open(f"/proc/{pid}/task/{pid}/children").read().split()]
+    except OSError:
+        return []
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return open(f"/proc/{pid}/stat").read().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False

@@ -1,0 +1,214 @@
+"""Promises of the command line: instant help, errors without a traceback, exit status 0, 1 or 2, no step on a typo."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+import mednext_monai
+from mednext_monai import bundles, cli
+from mednext_monai.networks import create_mednext
+from mednext_monai.weights import describe, read_state_dict
+
+
+def run(capsys, *arguments: str) -> tuple[int, str, str]:
+    """Return exit status, stdout and stderr of a command."""
+    status = cli.main(arguments)
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.err
+    return status, captured.out, captured.err
+
+
+def leaves(group: dict, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    return [
+        leaf
+        for name, item in group.items()
+        for leaf in (leaves(item, (*path, name)) if isinstance(item, dict) else [(*path, name)])
+    ]
+
+
+@pytest.mark.parametrize("command", leaves(cli.COMMANDS), ids=" ".join)
+def test_help_names_every_argument_and_its_meaning(capsys, command):
+    status, out, err = run(capsys, *command, "--help")
+    assert (status, err) == (0, "")
+    assert out.startswith(f"NAME\n    mednext {' '.join(command)} - ")
+    for section in out.split("    Default: ")[1:]:
+        assert len(section.splitlines()[1].strip()) > 5  # a description follows the default
+    assert "`" not in out.replace("`mednext bundle list`", "") and "Optional" not in out
+    assert run(capsys, *command, "-h")[1] == out
+
+
+@pytest.mark.parametrize("arguments", [(), ("--help",), ("-h",)])
+def test_overview_lists_every_command(capsys, arguments):
+    status, out, err = run(capsys, *arguments)
+    assert (status, err) == (0, "")
+    for command in leaves(cli.COMMANDS):
+        assert f"\n  {' '.join(command)}  " in out
+    assert max(map(len, out.splitlines())) <= 80
+
+
+def test_group_without_a_command_lists_its_own(capsys):
+    status, out, _ = run(capsys, "bundle")
+    assert status == 0
+    assert "usage: mednext bundle COMMAND" in out and "\n  copy  " in out and "upkern" not in out
+
+
+def test_help_is_instant_for_it_imports_neither_torch_nor_monai_and_opens_no_pager():
+    code = (
+        "import sys\n"
+        "from mednext_monai import cli\n"
+        "for arguments in (['--help'], ['demo', '--help'], ['convert', '--help'], ['bundle', 'zip', '--help']):\n"
+        "    assert cli.main(arguments) == 0\n"
+        "heavy = ('torch', 'monai', 'numpy', 'nibabel', 'scipy', 'ignite', 'PIL')\n"
+        "print([name for name in heavy if name in sys.modules])"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PAGER": "false", **_environment()},
+    )
+    assert result.stdout.endswith("[]\n") and result.stderr == ""
+
+
+def _environment() -> dict[str, str]:
+    return {"PYTHONPATH": str(Path(mednext_monai.__file__).parent.parent)}
+
+
+def test_module_runs_as_a_program():
+    def execute(*arguments: str) -> subprocess.CompletedProcess:
+        return subprocess.run([sys.executable, "-m", "mednext_monai", *arguments], capture_output=True, text=True)
+
+    result = execute("--version")
+    assert (result.returncode, result.stdout) == (0, f"mednext {mednext_monai.__version__}\n")
+    assert execute("nonsense").returncode == 2
+    result = execute("bundle", "copy", "mednext_x_k3")
+    assert result.returncode == 1
+    assert result.stderr.startswith("mednext: error: there is no bundle 'mednext_x_k3'")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nonsense"], "there is no command 'nonsense'; the commands are demo, plan, bundle, convert, upkern"),
+        (["bundle", "nonsense"], "there is no command 'nonsense'; the commands are list, copy, build, zip"),
+        (["bundle", "copy"], "required argument: name"),
+        (["bundle", "copy", "mednext_s_k3", "there", "too much"], "too much"),
+        (["demo", "--epohcs", "3"], "--epohcs"),
+        (["--nonsense"], "there is no command '--nonsense'"),
+    ],
+)
+def test_misuse_ends_with_status_2_before_anything_is_done(capsys, monkeypatch, tmp_path, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    status, out, err = run(capsys, *arguments)
+    assert (status, out) == (2, "")
+    assert err.startswith("mednext: error: ") and message in err and "--help" in err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["demo", "--epochs", "three"], "--epochs must be a whole number, got 'three'"),
+        (["demo", "--learning_rate", "fast"], "--learning_rate must be a number, got 'fast'"),
+        (["bundle", "build", "--check=perhaps"], "--check must be true or false, got 'perhaps'"),
+        (["upkern", "absent.pt", "out.pt"], "absent.pt does not exist"),
+        (["convert", "absent.model", "out.pt"], "absent.model does not exist"),
+        (["bundle", "zip", "absent"], "absent is no bundle"),
+    ],
+)
+def test_user_errors_are_one_message_and_status_1(capsys, monkeypatch, tmp_path, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    status, _, err = run(capsys, *arguments)
+    assert status == 1
+    assert err.startswith("mednext: error: ") and message in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_arguments_arrive_with_the_type_of_their_annotation(capsys, monkeypatch):
+    def command(path: str, count: int = 1, rate: float = 1.0, flag: bool = False, maybe: bool | None = None) -> int:
+        """Show."""
+        print([path, count, rate, flag, maybe])
+        return 5
+
+    command.__annotations__ = {"path": "str", "count": "int", "rate": "float", "flag": "bool", "maybe": "bool | None"}
+    monkeypatch.setitem(cli.COMMANDS, "show", command)
+    status, out, _ = run(capsys, "show", "2024", "--count=3", "--rate", "1e-3", "--flag", "--maybe", "false")
+    assert (status, out) == (5, "['2024', 3, 0.001, True, False]\n")
+    assert run(capsys, "show", "[1,2]", "--noflag")[1] == "['[1,2]', 1, 1.0, False, None]\n"
+
+
+def test_interruption_and_a_closed_pipe_are_no_traceback(capsys, monkeypatch):
+    def interrupted() -> None:
+        """Wait."""
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(cli.COMMANDS, "wait", interrupted)
+    assert run(capsys, "wait")[0] == 130
+
+
+def test_warnings_are_one_line(capsys, monkeypatch):
+    def warning() -> None:
+        """Warn."""
+        import warnings
+
+        warnings.warn("this is odd", stacklevel=1)
+
+    monkeypatch.setitem(cli.COMMANDS, "warn", warning)
+    assert run(capsys, "warn") == (0, "", "mednext: warning: this is odd\n")
+
+
+def test_bundles_are_listed_copied_and_zipped(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    status, out, _ = run(capsys, "bundle", "list")
+    assert status == 0
+    assert [line.split()[0] for line in out.splitlines()] == bundles.names()
+    assert run(capsys, "bundle", "copy", "mednext_s_k3", "2024")[:2] == (0, "2024/mednext_s_k3\n")
+    assert (tmp_path / "2024/mednext_s_k3/configs/train.json").is_file()
+    status, _, err = run(capsys, "bundle", "copy", "mednext_s_k3", "2024")
+    assert status == 1 and "exists already" in err
+    for source in ("2024/mednext_s_k3", "mednext_b_k5"):
+        status, out, err = run(capsys, "bundle", "zip", source)
+        assert (status, out) == (0, f"{Path(source).name}.zip\n")
+        assert "no weights yet" in err
+        with zipfile.ZipFile(tmp_path / out.strip()) as archive:
+            assert f"{Path(source).name}/mednext_monai/cli.py" in archive.namelist()
+
+
+def test_upkern_writes_weights_that_the_larger_network_loads(capsys, tmp_path):
+    torch.manual_seed(0)
+    source, output = tmp_path / "k3.pt", tmp_path / "models" / "model.pt"
+    torch.save({"model": create_mednext("S", 3, spatial_dims=2, out_channels=3).state_dict()}, source)
+    status, out, _ = run(capsys, "upkern", str(source), str(output))
+    assert status == 0
+    assert "kernel 3" in out and "kernel 5" in out and "26 kernels interpolated" in out
+    description = describe(read_state_dict(output))
+    assert (description.variant, description.encoder_kernel_size, description.out_channels) == ("S", 5, 3)
+    create_mednext("S", 5, spatial_dims=2, out_channels=3).load_state_dict(read_state_dict(output))
+    assert run(capsys, "upkern", str(source), str(output), "--kernel_size", "7")[0] == 0
+    assert describe(read_state_dict(output)).decoder_kernel_size == 7
+    status, _, err = run(capsys, "upkern", str(source), str(source))
+    assert status == 1 and "another file" in err
+    assert run(capsys, "upkern", str(source), str(output), "--kernel_size=4")[0] == 1
+
+
+def test_convert_writes_a_state_dict_and_says_what_it_found(capsys, tmp_path):
+    state_dict = create_mednext("S", 3, spatial_dims=2).state_dict()
+    source, output = tmp_path / "model_final.model", tmp_path / "model.pt"
+    torch.save({"state_dict": {**state_dict, "dummy_tensor": torch.ones(1)}}, source)
+    status, out, _ = run(capsys, "convert", str(source), str(output))
+    assert status == 0
+    assert "MedNeXt-S" in out and "reversed" in out
+    weight = "enc_block_0.0.conv1.weight"
+    torch.testing.assert_close(read_state_dict(output)[weight], state_dict[weight].transpose(2, 3))
+    assert run(capsys, "convert", str(source), str(output), "--reverse_axes=false")[0] == 0
+    torch.testing.assert_close(read_state_dict(output)[weight], state_dict[weight])
+    source.write_bytes(source.read_bytes()[:1000])
+    status, _, err = run(capsys, "convert", str(source), str(output))
+    assert status == 1 and "model_final.model" in err

@@ -1,0 +1,190 @@
+"""Each decision of the plan against the original's rule, and what is written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from planning_data import AFFINE, make_case, make_decathlon, save
+
+from mednext_monai.data import make_folds
+from mednext_monai.data.dataset import Dataset
+from mednext_monai.planning import make_plan, plan
+from mednext_monai.planning.fingerprint import CaseFingerprint
+from mednext_monai.planning.memory import BYTES_PER_VOXEL, PARAMETERS, estimate_training_memory, measure
+
+
+def make_cases(shape, spacing=(1.0, 1.0, 1.0), cropped=None, count=3) -> list[CaseFingerprint]:
+    values = np.arange(30, dtype=np.float32).reshape(1, 30)
+    return [
+        CaseFingerprint(str(i), tuple(shape), tuple(spacing), "RAS", tuple(cropped or shape), np.array([90, 9, 1]),
+                        values, values, values.mean(1), values.std(1))
+        for i in range(count)
+    ]  # fmt: skip
+
+
+def make_dataset(*channel_names: str) -> Dataset:
+    labels = ["background", "one", "two"]
+    return Dataset(Path("data"), "decathlon", "Synthetic", list(channel_names or ("MRI",)), labels, [])
+
+
+def why(result: dict, what: str) -> str:
+    return next(d["why"] for d in result["_plan_"]["decisions"] if d["what"].startswith(what))
+
+
+@pytest.mark.parametrize(
+    "task, median, expected",
+    [
+        ("BraTS", (138, 170, 138), False),
+        ("BTCV", (345, 345, 440), True),
+        ("AMOS", (400, 400, 500), True),
+        ("KiTS", (400, 400, 460), True),
+        ("hippocampus", (35, 50, 35), False),
+        ("just below four patches", (256, 256, 127), False),
+        ("four to eight patches: the low resolution is not small enough to be kept", (256, 256, 200), False),
+        ("above eight patches", (256, 256, 260), True),
+    ],
+)
+def test_batch_dice_follows_the_number_of_stages(task, median, expected):
+    result = make_plan(make_dataset(), make_cases(median))
+    assert result["batch_dice"] is expected, task
+    assert " x ".join(map(str, median)) in why(result, "batch_dice")
+
+
+def test_the_rules_use_the_resampled_crop():
+    cases = make_cases((512, 512, 120), (0.5, 0.5, 3), cropped=(400, 512, 100))
+    result = make_plan(make_dataset(), cases)
+    assert result["_plan_"]["fingerprint"]["largest_resampled_shape"] == [200, 256, 300]
+    assert "anisotrop" not in result["_plan_"]["decisions"][1]["value"]
+    assert "nearest along the coarse axis" in result["_plan_"]["decisions"][1]["value"]
+    assert "largest 6.00; above 3 (here 3 of 3 cases)" in why(result, "resampling")
+
+
+@pytest.mark.parametrize(
+    "shape, expected, dummy_2d",
+    [
+        ((200, 200, 200), [128, 128, 128], False),
+        ((128, 127, 113), [128, 128, 128], False),
+        ((43, 59, 47), [48, 64, 48], False),
+        ((330, 330, 90), [128, 128, 96], False),
+        ((300, 300, 48), [128, 128, 48], False),
+        ((300, 300, 32), [128, 128, 32], True),
+        ((300, 300, 5), [128, 128, 16], True),
+    ],
+)
+def test_the_patch_shrinks_to_the_largest_volume_and_dummy_2d_follows_it(shape, expected, dummy_2d):
+    small = make_cases([max(1, n // 2) for n in shape])
+    result = make_plan(make_dataset(), small + make_cases(shape, count=1))
+    assert (result["patch_size"], result["dummy_2d"]) == (expected, dummy_2d)
+    assert result["spacing"] == [1.0, 1.0, 1.0] and result["batch_size"] == 2
+    assert f"{max(expected) / min(expected):.2f}" in why(result, "dummy_2d")
+
+
+def test_the_patch_can_be_asked_for():
+    cases = make_cases((43, 59, 47))
+    assert make_plan(make_dataset(), cases, patch_size=128)["patch_size"] == [128, 128, 128]
+    assert make_plan(make_dataset(), cases, patch_size=(48, 96, 64))["patch_size"] == [48, 96, 64]
+    for patch_size in (100, 0, (64, 64), (64, 64, 60), "64", 64.0):
+        with pytest.raises(ValueError, match="patch_size must be one or three positive multiples of 16, got"):
+            make_plan(make_dataset(), cases, patch_size=patch_size)
+    for batch_size in (0, 1.5, True):
+        with pytest.raises(ValueError, match="batch_size must be a positive whole number"):
+            make_plan(make_dataset(), cases, batch_size=batch_size)
+
+
+@pytest.mark.parametrize(
+    "name, kept, expected",
+    [
+        ("CT", 0.5, "CT"), ("ct", 0.5, "CT"), ("noNorm", 0.5, "none"),
+        ("T1", 0.74, "masked_zscore"), ("T1", 0.75, "zscore"), ("T1", 1.0, "zscore"),
+        ("CT perfusion", 0.5, "zscore"),
+    ],
+)  # fmt: skip
+def test_normalisation_follows_the_name_and_the_crop(name, kept, expected):
+    cases = make_cases((100, 10, 10), cropped=(int(100 * kept), 10, 10))
+    result = make_plan(make_dataset(name), cases)
+    assert result["normalization"] == [expected]
+    assert any("name it exactly 'CT'" in w for w in result["_plan_"]["warnings"]) is (name == "CT perfusion")
+
+
+def test_mixed_orientations_are_a_warning():
+    cases = make_cases((40, 40, 40))
+    other = CaseFingerprint(**{**vars(cases[0]), "id": "turned", "orientation": "LPS"})
+    warnings = make_plan(make_dataset(), [*cases, other])["_plan_"]["warnings"]
+    assert any("3 x RAS, 1 x LPS" in w and "turned" in w for w in warnings)
+
+
+def test_the_plan_is_written_with_report_and_folds(tmp_path):
+    directory = make_decathlon(tmp_path / "data", cases=7, channels=("T1", "T2"))
+    result = plan(directory, tmp_path / "my.json", processes=0, progress=False)
+    assert json.loads((tmp_path / "my.json").read_text()) == result
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["data", "my.html", "my.json"]
+    assert {k: v for k, v in result.items() if k not in ("_plan_", "intensity", "splits")} == {
+        "dataset_dir": str(directory),
+        "in_channels": 2,
+        "out_channels": 3,
+        "channel_names": ["T1", "T2"],
+        "labels": ["background", "one", "two"],
+        "spacing": [1.0, 1.0, 1.0],
+        "patch_size": [32, 32, 32],
+        "batch_size": 2,
+        "batch_dice": False,
+        "normalization": ["zscore", "zscore"],
+        "dummy_2d": False,
+    }
+    assert len(result["intensity"]) == 2 and result["intensity"][0]["sd"] > 0
+    assert result["splits"] == make_folds([f"case_{i:02d}" for i in range(7)])
+
+
+def test_own_splits_win_and_few_cases_have_no_folds(tmp_path):
+    directory = make_decathlon(tmp_path / "data", cases=4)
+    arguments = {"processes": 0, "progress": False, "report": False}
+    result = plan(directory, tmp_path / "my.json", **arguments)
+    assert result["splits"] == [] and any("only 4 cases" in w for w in result["_plan_"]["warnings"])
+    own = [{"train": ["case_00", "case_01"], "val": ["case_02", "case_03"]}]
+    (directory / "splits_final.json").write_text(json.dumps(own))
+    assert plan(directory, tmp_path / "my.json", **arguments)["splits"] == own
+    (tmp_path / "groups.csv").write_text("".join(f"case_0{i},{'p' if i else 'q'}\n" for i in range(4)))
+    with pytest.raises(ValueError, match="groups in both train and val: p"):
+        plan(directory, tmp_path / "my.json", groups=tmp_path / "groups.csv", **arguments)
+    with pytest.raises(ValueError, match="splits: no such file"):
+        plan(directory, tmp_path / "my.json", splits=tmp_path / "none.json", **arguments)
+
+
+def test_a_plan_that_fails_leaves_the_old_one_and_no_litter(tmp_path, monkeypatch):
+    directory = make_decathlon(tmp_path / "data", cases=2)
+    (tmp_path / "my.json").write_text("old")
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        plan(directory, tmp_path / "my.json", processes=0, progress=False)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["data", "my.json"]
+    assert (tmp_path / "my.json").read_text() == "old"
+
+
+def test_a_ct_with_air_gives_ct_statistics(tmp_path):
+    directory = make_decathlon(tmp_path / "data", cases=2, channels=("CT",))
+    for i in range(2):
+        image, label = make_case(i)
+        save(directory / f"imagesTr/case_{i:02d}.nii.gz", np.where(label == 1, 40 + i, -1000).astype(np.int16), AFFINE)
+    result = plan(directory, tmp_path / "my.json", processes=0, progress=False, report=False)
+    assert result["normalization"] == ["CT"]
+    assert (result["intensity"][0]["min"], result["intensity"][0]["max"]) == (-1000, 41)
+
+
+@pytest.mark.parametrize("variant, kernel_size", [("S", 3), ("L", 5)])
+def test_the_memory_table_is_what_is_measured(variant, kernel_size):
+    from mednext_monai.networks import create_mednext
+
+    assert measure(variant, kernel_size, 2) == pytest.approx(BYTES_PER_VOXEL[variant, kernel_size][0] + 2 * 2.29, abs=1)
+    network = create_mednext(variant, kernel_size, out_channels=3, deep_supervision=True)
+    assert PARAMETERS[variant, kernel_size] == sum(p.numel() for p in network.parameters())
+
+
+def test_the_memory_estimate_is_near_what_users_report():
+    # MIC-DKFZ/MedNeXt issue 7: S takes 20 GB at 2 x 80 x 160 x 160
+    assert estimate_training_memory((80, 160, 160), 2, 3)["S_k3"] * 2**30 / 1e9 == pytest.approx(20, rel=0.1)
+    result = make_plan(make_dataset(), make_cases((200, 200, 200)), gpu_memory=16)
+    fits = next(d["value"] for d in result["_plan_"]["decisions"] if d["what"] == "memory")
+    assert fits == "M_k3, M_k5, L_k3, L_k5"

@@ -1,0 +1,71 @@
+"""Promises of the short names: they resolve in bundle configs, build the published networks and shadow nothing."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+
+import monai.networks.nets
+import pytest
+import torch
+from monai.bundle import ConfigParser
+
+import mednext_monai
+from mednext_monai import networks, registry
+
+CHANNELS = {"spatial_dims": 2, "in_channels": 3, "out_channels": 4}
+
+
+def parse(target: str, **arguments):
+    return ConfigParser({"network": {"_target_": target, **arguments}}).get_parsed_content("network")
+
+
+@pytest.mark.parametrize("variant", networks.VARIANTS)
+def test_short_name_of_a_variant_builds_the_published_network(variant):
+    with torch.device("meta"):
+        short = parse(f"MedNeXtV1{variant}", kernel_size=5, deep_supervision=True, **CHANNELS)
+        expected = networks.create_mednext(variant, kernel_size=5, deep_supervision=True, **CHANNELS)
+    assert type(short) is networks.MedNeXt
+    shapes = [{name: tensor.shape for name, tensor in net.state_dict().items()} for net in (short, expected)]
+    assert shapes[0] == shapes[1]
+
+
+def test_short_name_of_the_network_takes_its_arguments():
+    with torch.device("meta"):
+        network = parse("MedNeXtV1", base_channels=8, **CHANNELS)
+    assert type(network) is networks.MedNeXt
+    assert network.stem.weight.shape == (8, 3, 1, 1)
+
+
+def test_monais_own_names_stay_monais():
+    with torch.device("meta"):
+        network = parse("MedNeXt", spatial_dims=2, init_filters=8)
+    assert type(network) is monai.networks.nets.MedNeXt
+    ours = {name for name in vars(sys.modules[registry.MODULE]) if not name.startswith("_")}
+    assert ours == {"MedNeXtV1", *registry.VARIANT_NAMES}
+    assert not ours & set(dir(monai.networks.nets))
+
+
+def test_a_config_that_imports_the_package_needs_nothing_else():
+    code = (
+        "from monai.bundle import ConfigParser\n"
+        "parser = ConfigParser({'imports': ['$import mednext_monai'],"
+        " 'net': {'_target_': 'MedNeXtV1S', 'spatial_dims': 2}})\n"
+        "print(type(parser.get_parsed_content('net')).__module__)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "mednext_monai.networks.mednext"
+
+
+def test_registering_twice_changes_nothing():
+    before = sys.modules[registry.MODULE]
+    mednext_monai.registry.register()
+    assert sys.modules[registry.MODULE] is before
+    assert importlib.util.find_spec(registry.MODULE) is not None
+
+
+def test_importing_the_package_imports_neither_torch_nor_monai():
+    code = "import sys, mednext_monai; print([m for m in ('torch', 'monai', 'numpy', 'ignite') if m in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
