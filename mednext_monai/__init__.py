@@ -9,7 +9,7 @@ What lies where:
 - ``data``: reading a data set's layout, data lists, folds, and the checks before training.
 - ``planning``: measuring a data set and deciding how to train on it, ``mednext plan``.
 - ``preprocessing``: crop, resampling, normalisation, the way back to the file's grid, and the store of prepared cases.
-- ``transforms``: the original's patch sampling and nine augmentations as MONAI transforms; not in the bundles yet.
+- ``transforms``: the original's patch sampling and nine augmentations as MONAI transforms.
 - ``bundles``: finding, copying, building and zipping the eight bundles.
 - ``demo``: the synthetic data set and the run behind ``mednext demo``.
 

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,20 @@ from mednext_monai import bundles
 AFFINE = np.array([[-1.1, 0.1, 0, 30], [0.1, 0.9, 0.05, -20], [0, 0, 1.3, 12], [0, 0, 0, 1]])
 SHAPE = (34, 38, 30)
 TINY = ["--patch_size", "[32,32,32]", "--network_def::base_channels", "4", "--num_workers", "0", "--seed", "0"]
+
+
+SILENT = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+
+
+def kill_as_soon_as(file: Path, process: subprocess.Popen) -> None:
+    """SIGKILL the process when the file is there, which must come before its end."""
+    try:
+        while not file.is_file() and process.poll() is None:
+            time.sleep(0.005)
+        assert process.poll() is None, f"the process ended by itself, {file.name} there: {file.is_file()}"
+    finally:
+        process.kill()
+        process.wait()
 
 
 def write_case(folder: Path, name: str, seed: int, labelled: bool = True) -> None:
@@ -64,12 +79,15 @@ def run_bundle(tmp_path: Path, dataset: Path) -> Callable[..., subprocess.Comple
         launcher: tuple[str, ...] = (),
         check: bool = True,
         overlay: Path | None = None,
-    ) -> subprocess.CompletedProcess:
+        kill_when: Path | None = None,
+    ) -> subprocess.CompletedProcess | None:
         paths = [bundle / "configs" / f"{name}.json" for name in configs] + [overlay] * (overlay is not None)
         files = "[" + ",".join(f"'{path}'" for path in paths) + "]"
         command = [sys.executable, *(launcher or ("-m",)), "monai.bundle", "run", run_id, "--config_file", files]
         command += ["--bundle_root", str(bundle), "--dataset_dir", str(dataset), "--out_channels", "3", *TINY, *options]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        if kill_when is not None:
+            return kill_as_soon_as(kill_when, subprocess.Popen(command, cwd=tmp_path, env=environment, **SILENT))
         result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
         if check:
             assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from mednext_monai.data import check_cases, check_folder, inference_cases, training_cases
+from mednext_monai.data import check_cases, check_folders, inference_cases, training_cases
 from mednext_monai.networks import create_mednext
 from mednext_monai.weights import check_checkpoint
 
@@ -151,7 +151,9 @@ def test_nothing_to_segment(tmp_path, dataset):
 def test_output_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="cannot write to the folder .*file/results"):
-        check_folder([str(tmp_path / "file" / "results"), None])
+        check_folders(output_dir=str(tmp_path / "file" / "results"))
+    with pytest.raises(ValueError, match="cache_dir must name a folder, got None"):
+        check_folders(cache_dir=None)
 
 
 def test_checkpoint_of_another_variant(tmp_path):

@@ -1,4 +1,4 @@
-"""Folds, data lists, caches and the writing of predictions."""
+"""Folds, data lists, stored cases and the writing of predictions."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ from monai.transforms import SaveImage
 
 from mednext_monai.data import (
     AtomicNibabelWriter,
-    cache_folder,
     check_cases,
-    hash_case,
     inference_cases,
+    preprocessed_cases,
     training_cases,
 )
 
@@ -54,7 +53,6 @@ def test_one_file_per_channel_is_checked_and_listed(dataset):
     cases = training_cases(dataset, "all")
     assert [len(case["image"]) for case in cases] == [2] * 6
     check_cases(cases, 2, 3)
-    hash_case(cases[0])
     with pytest.raises(ValueError, match="box_0: has 2 channel files; in_channels is 1"):
         check_cases(cases, 1, 3)
 
@@ -67,19 +65,16 @@ def test_images_to_segment_come_from_the_list_a_folder_or_a_file(dataset):
     assert [case["id"] for case in inference_cases(dataset)] == ["box_9"]
 
 
-def test_a_replaced_file_is_another_case_for_the_cache(dataset):
-    case = training_cases(dataset, 0)[0]
-    before = hash_case(case)
-    assert hash_case(case) == before
-    os.utime(case["label"], ns=(1, 1))
-    assert hash_case(case) != before
-
-
-def test_cached_volumes_of_other_settings_lie_elsewhere():
-    one = cache_folder("cache", spacing=[1.0, 1.0, 1.0])
-    assert one.startswith("cache") and one == cache_folder("cache", spacing=[1.0, 1.0, 1.0])
-    assert one != cache_folder("cache", spacing=[2.0, 1.0, 1.0])
-    assert cache_folder(None, spacing=[1.0, 1.0, 1.0]) is None
+def test_a_case_on_both_sides_of_a_fold_is_preprocessed_once(dataset, tmp_path):
+    cases = training_cases(dataset, "all")[:2]
+    plan = {"spacing": [2, 2, 2], "normalization": ["zscore"]}
+    sides = preprocessed_cases(cases, cases[:1], plan, str(tmp_path / "cache"))
+    assert [[case["id"] for case in sides[side]] for side in ("training", "validation")] == [
+        ["box_0", "box_1"],
+        ["box_0"],
+    ]
+    assert sides["validation"][0] == sides["training"][0]
+    assert all(os.path.isfile(sides["training"][1][key]) for key in ("image", "label", "foreground"))
 
 
 def test_a_prediction_is_written_whole_or_not_at_all(tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from monai.data import DataLoader, Dataset, MetaTensor, decollate_batch
-from monai.transforms import Compose, EnsureChannelFirstd, Flipd, Invertd, LoadImaged
+from monai.transforms import Compose, EnsureChannelFirstd, Flipd, Invertd, LoadImaged, Orientationd
 from scipy import ndimage
 
 from mednext_monai.preprocessing.case import check_plan, preprocess_case
@@ -246,6 +246,26 @@ def test_transforms_equal_the_array_functions(files, labelled):
     np.testing.assert_array_equal(d["label"].numpy()[0], expected.label)
     for key in ("image", "label"):
         np.testing.assert_allclose(d[key].affine, expected.geometry.resampled_affine, atol=1e-9)
+
+
+def test_orientation_in_the_plan_equals_monai_s_orientation(files):
+    """Axes reordered and flipped before all else, with a spacing that differs by axis."""
+    plan = {**PLAN, "orientation": "SPL", "spacing": [1.0, 1.5, 0.8]}
+    image, affine = read_image(files["image"])
+    case = preprocess_case(image, read_label(files["label"])[0], affine, plan)
+    steps = list(chain().transforms)
+    steps.insert(2, Orientationd(["image", "label"], axcodes="SPL", labels=None))
+    steps[4] = ResampleToSpacingd(["image", "label"], plan["spacing"], is_label=[False, True])
+    expected = Compose(steps)(dict(files))
+    np.testing.assert_array_equal(case.image, expected["image"].numpy())
+    np.testing.assert_array_equal(case.label, expected["label"].numpy()[0])
+    np.testing.assert_allclose(case.geometry.resampled_affine, expected["image"].affine.numpy(), atol=1e-4)
+    assert nibabel.aff2axcodes(case.geometry.affine) == ("S", "P", "L")
+    shape, axcodes = read_grid(files["image"])[0][1:], nibabel.aff2axcodes(affine)
+    assert case.geometry.shape == (shape[2], shape[1], shape[0]) and axcodes != ("S", "P", "L")
+    for wrong in ("RAA", "RA", "XYZ", 3):
+        with pytest.raises(ValueError, match="orientation must be axis codes"):
+            check_plan({**PLAN, "orientation": wrong})
 
 
 def test_prediction_returns_to_the_file(files, tmp_path):

@@ -5,10 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import re
-import signal
-import subprocess
-import sys
-import time
 
 import nibabel as nib
 import numpy as np
@@ -32,6 +28,8 @@ def test_train_evaluate_segment_and_start_a_larger_kernel(run_bundle, dataset, t
         "optimizer",
         "lr_scheduler",
         "best",
+        "sampler",
+        "random",
         "trainer",
     }
 
@@ -79,13 +77,12 @@ def test_a_plan_is_an_overlay_for_training_evaluation_and_inference(run_bundle, 
     assert "box_404" in result.stderr  # so the plan's folds are the ones used
 
 
-def test_a_resumed_run_continues_epochs_schedule_and_best_value(run_bundle):
-    models = run_bundle.bundle / "models"
-    run_bundle("run", "train", options=("--epochs", "3", "--iterations_per_epoch", "2", "--val_interval", "1"))
+def test_a_resumed_run_continues_epochs_schedule_best_value_and_its_drawn_seed(run_bundle):
+    models, short = run_bundle.bundle / "models", ("--iterations_per_epoch", "2", "--seed", "None")
+    log = run_bundle("run", "train", options=("--epochs", "3", "--val_interval", "1", *short)).stdout
     before = torch.load(models / "last.pt", weights_only=True)
-    message = run_bundle("run", "train", options=("--epochs", "3", "--resume", "True"), check=False).stderr
-    assert "3 epochs behind it and epochs is 3" in message
-    options = ("--epochs", "4", "--iterations_per_epoch", "2", "--val_interval", "9", "--resume", "True")
+    assert f"seed {before['sampler']['seed']}, drawn for this run" in log
+    options = ("--epochs", "4", "--val_interval", "9", "--resume", "True", *short)
     log = run_bundle("run", "train", options=options).stdout
     after = torch.load(models / "last.pt", weights_only=True)
     assert "after epoch 3" in log
@@ -93,26 +90,45 @@ def test_a_resumed_run_continues_epochs_schedule_and_best_value(run_bundle):
     assert after["lr_scheduler"]["last_epoch"] == before["lr_scheduler"]["last_epoch"] + 1
     assert after["optimizer"]["state"][0]["step"] == before["optimizer"]["state"][0]["step"] + 2
     assert after["best"] == before["best"]
+    assert after["sampler"] == {"epoch": 4, "seed": before["sampler"]["seed"]}
+    assert f"seed {before['sampler']['seed']}" not in log  # another was drawn, and not used
 
 
-def test_a_killed_run_leaves_a_whole_last_checkpoint(run_bundle, dataset, tmp_path):
-    last = run_bundle.bundle / "models" / "last.pt"
-    command = [
-        sys.executable, "-m", "monai.bundle", "run", "training", "--config_file",
-        str(run_bundle.bundle / "configs" / "train.json"), "--bundle_root", str(run_bundle.bundle), "--dataset_dir",
-        str(dataset), "--out_channels", "3", "--patch_size", "[32,32,32]", "--network_def::base_channels", "2",
-        "--num_workers", "0", "--iterations_per_epoch", "1", "--batch_size", "1", "--val_interval", "1000",
-    ]  # fmt: skip
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        deadline = time.time() + 120
-        while not last.is_file() and time.time() < deadline:
-            time.sleep(0.05)
-        time.sleep(1.5)  # into some later epoch, writing or not
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    assert torch.load(last, weights_only=True)["trainer"]["iteration"] >= 1
+def test_a_killed_run_resumes_to_the_same_weights_as_one_that_was_not(run_bundle, tmp_path):
+    """SIGKILL in the middle of an epoch; equal to the last bit, whatever the number of worker processes."""
+    length = ("--epochs", "3", "--iterations_per_epoch", "4", "--val_interval", "2")
+
+    def options(name: str, *more: str) -> tuple[str, ...]:
+        return (*length, "--ckpt_dir", str(tmp_path / name), *more)
+
+    run_bundle("training", "train", options=options("whole"))
+    whole = read_state_dict(tmp_path / "whole" / "model.pt")
+    last = torch.load(tmp_path / "whole" / "last.pt", weights_only=True)
+    for workers in ("0", "1"):
+        name = f"killed_{workers}"
+        folder, workers = tmp_path / name, ("--num_workers", workers)
+        run_bundle("training", "train", options=options(name, *workers), kill_when=folder / "last.pt")
+        assert not (folder / "model.pt").exists()
+        assert torch.load(folder / "last.pt", weights_only=True)["trainer"]["iteration"] in (4, 8)
+        log = run_bundle("training", "train", options=options(name, *workers, "--resume", "True")).stdout
+        assert f"resumed from {folder / 'last.pt'}" in log
+        resumed = read_state_dict(folder / "model.pt")
+        assert resumed.keys() == whole.keys() and all(torch.equal(resumed[key], whole[key]) for key in whole)
+        again = torch.load(folder / "last.pt", weights_only=True)
+        assert torch.equal(again["random"]["torch"], last["random"]["torch"])
+        assert again["sampler"] == last["sampler"] == {"epoch": 3, "seed": 0}
+
+
+def test_cases_are_preprocessed_once_for_all_folds_and_kernels(run_bundle):
+    store = run_bundle.bundle / "cache"
+    length = ("--epochs", "1", "--iterations_per_epoch", "1", "--val_interval", "1")
+    log = run_bundle("training", "train", options=length).stdout
+    assert "6 cases to preprocess into" in log and "6 cases are preprocessed in" in log
+    markers = {file: file.stat().st_mtime_ns for file in store.glob("v*/*/case.json")}
+    assert len(markers) == 6
+    log = run_bundle("training", "train", options=(*length, "--fold", "1", "--kernel_size", "5")).stdout
+    assert "cases to preprocess" not in log and "6 cases are preprocessed in" in log
+    assert {file: file.stat().st_mtime_ns for file in store.glob("v*/*/case.json")} == markers
 
 
 def test_several_processes_train_and_validate_together(run_bundle, monkeypatch):

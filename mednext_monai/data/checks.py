@@ -15,7 +15,7 @@ import numpy as np
 from monai.utils import ensure_tuple
 from tqdm import tqdm
 
-__all__ = ["check_cases", "check_folder"]
+__all__ = ["check_cases", "check_folders"]
 
 logger = logging.getLogger(__name__)
 MAX_SHOWN = 20
@@ -55,22 +55,25 @@ def check_cases(cases: Sequence[dict], in_channels: int, out_channels: int | Non
         raise ValueError(f"{len(problems)} problem(s) in {len(cases)} cases:\n  {shown}{more}")
 
 
-def check_folder(folders: Sequence[str | None]) -> None:
+def check_folders(**folders: str) -> None:
     """
-    Make folders and see that files can be written to them; ``None`` is passed over.
+    Make folders and see that files can be written to them.
+
+    Args:
+        folders: the folders, each by the name of the option that sets it.
 
     Raises:
-        ValueError: naming the folder and the reason.
+        ValueError: naming the option, the folder and the reason.
     """
-    for folder in folders:
-        if folder is None:
-            continue
+    for name, folder in folders.items():
+        if not folder:
+            raise ValueError(f"{name} must name a folder, got {folder!r}.")
         try:
             os.makedirs(folder, exist_ok=True)
             with tempfile.NamedTemporaryFile(dir=folder):
                 pass
         except OSError as error:
-            raise ValueError(f"cannot write to the folder {folder}: {error.strerror or error}.") from error
+            raise ValueError(f"{name}: cannot write to the folder {folder}: {error.strerror or error}.") from error
 
 
 def _check_case(case: dict, in_channels: int, out_channels: int | None) -> tuple[list[str], list[str]]:

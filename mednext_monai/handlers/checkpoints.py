@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import logging
 import math
+import random
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from ignite.engine import Events
 
@@ -21,7 +23,7 @@ from ..files import atomic_path
 if TYPE_CHECKING:
     from ignite.engine import Engine
 
-__all__ = ["BestCheckpoint", "TrainingCheckpoint", "save_atomically"]
+__all__ = ["BestCheckpoint", "RandomStates", "TrainingCheckpoint", "save_atomically"]
 
 
 def save_atomically(content: Any, path: str | Path) -> None:
@@ -75,6 +77,44 @@ class BestCheckpoint:
 
     def load_state_dict(self, state: Mapping) -> None:
         self.best = state["best"]
+
+
+class RandomStates:
+    """
+    The states of the process's random generators as an item of a checkpoint: torch (CPU and GPU), NumPy, Python.
+
+    The state dict holds tensors and plain numbers, so that torch's weights-only loader takes it.
+
+    Args:
+        device: the device whose generator is kept as well, if it is a GPU. Defaults to ``"cpu"``.
+        is_main_process: whether this process's generators are set on loading; the file holds the main process's, and
+            the others keep those they were started with. Defaults to ``True``.
+    """
+
+    def __init__(self, device: torch.device | str = "cpu", is_main_process: bool = True) -> None:
+        self.device = torch.device(device)
+        self.is_main_process = is_main_process
+
+    def state_dict(self) -> dict:
+        name, keys, *numpy_rest = np.random.get_state()
+        states = {
+            "torch": torch.get_rng_state(),
+            "numpy": (name, torch.from_numpy(keys.astype(np.int64)), *numpy_rest),
+            "python": random.getstate(),
+        }
+        if self.device.type == "cuda":
+            states["cuda"] = torch.cuda.get_rng_state(self.device)
+        return states
+
+    def load_state_dict(self, state: Mapping) -> None:
+        if not self.is_main_process:
+            return
+        torch.set_rng_state(state["torch"].cpu())  # a loader may have put the tensors on the GPU
+        name, keys, *numpy_rest = state["numpy"]
+        np.random.set_state((name, keys.cpu().numpy().astype(np.uint32), *numpy_rest))
+        random.setstate(state["python"])
+        if self.device.type == "cuda" and "cuda" in state:
+            torch.cuda.set_rng_state(state["cuda"].cpu(), self.device)
 
 
 class TrainingCheckpoint:

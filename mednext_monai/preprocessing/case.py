@@ -8,16 +8,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .geometry import Geometry, plan_geometry
+from .geometry import Geometry, plan_geometry, reorient
 from .nonzero import bounding_box, crop, fill_holes, mark_outside, nonzero_mask
-from .normalization import INTENSITY_KEYS, SCHEMES, normalize_channels
+from .normalization import INTENSITY_KEYS, SCHEMES, by_channel, normalize_channels
 from .resampling import resample_image, resample_labels
 
 __all__ = ["PreprocessedCase", "check_plan", "preprocess_case"]
 
 
 class PreprocessedCase(NamedTuple):
-    """A case as the network sees it, and how it came from its file."""
+    """A case as the network sees it, and how it came from its file (reoriented, if the plan says so)."""
 
     image: np.ndarray  # float32 (C, X, Y, Z)
     label: np.ndarray  # int8 or int16 (X, Y, Z); -1: background outside the nonzero region
@@ -27,6 +27,8 @@ class PreprocessedCase(NamedTuple):
 def preprocess_case(image: np.ndarray, label: np.ndarray | None, affine: np.ndarray, plan: Mapping) -> PreprocessedCase:
     """
     Crop to the nonzero region, resample to the plan's spacing, normalise: in this order, as published.
+
+    A plan with an ``orientation`` reorders and flips the axes first, so that its grid takes the place of the file's.
 
     Args:
         image: ``(C, X, Y, Z)``.
@@ -44,6 +46,9 @@ def preprocess_case(image: np.ndarray, label: np.ndarray | None, affine: np.ndar
         label = np.zeros(image.shape[1:], dtype=np.int8)
     elif label.shape != image.shape[1:]:
         raise ValueError(f"image and label must have one shape, got {image.shape[1:]} and {label.shape}.")
+    if plan["orientation"] is not None:
+        label = reorient(label[None], affine, plan["orientation"])[0][0]
+        image, affine = reorient(image, affine, plan["orientation"])
     mask = nonzero_mask(image)
     start, stop = bounding_box(mask)
     geometry = plan_geometry(image.shape[1:], affine, start, stop, plan["spacing"])
@@ -59,13 +64,15 @@ def check_plan(plan: Mapping, channels: int | None = None) -> dict:
     The part of a plan that preprocessing depends on, in one form.
 
     Args:
-        plan: with ``spacing`` (mm per axis, in the axis order of the files), ``normalization`` (one of ``SCHEMES`` per
-            channel) and, for ``"CT"`` channels, ``intensity``: by channel index (a number, or its text as JSON has
-            it) the data set's ``mean``, ``sd``, ``p005`` and ``p995``. Other keys are ignored.
+        plan: with ``spacing`` (mm per axis, in the axis order of the files, or of the orientation), ``normalization``
+            (one of ``SCHEMES`` per channel), for ``"CT"`` channels ``intensity``, one entry per channel or by channel
+            index (a number, or its text as JSON has it): the data set's ``mean``, ``sd``, ``p005`` and ``p995``; and
+            optionally ``orientation``: axis codes such as ``"RAS"``, where ``None`` keeps the file's axes, as
+            published. Other keys are ignored.
         channels: the number of image channels, when known.
 
     Returns:
-        a dictionary of the three keys, numbers as float, channel indices as int.
+        a dictionary of the four keys, numbers as float, channel indices as int.
 
     Raises:
         ValueError: naming what is missing or wrong.
@@ -78,7 +85,10 @@ def check_plan(plan: Mapping, channels: int | None = None) -> dict:
         raise ValueError(f"the plan's normalization must list one of {list(SCHEMES)} per channel, got {schemes!r}.")
     if channels is not None and len(schemes) != channels:
         raise ValueError(f"the plan has {len(schemes)} channels, {list(schemes)}, but the image has {channels}.")
-    given = {int(channel): values for channel, values in (plan.get("intensity") or {}).items()}
+    orientation = plan.get("orientation")
+    if orientation is not None and not _is_orientation(orientation):
+        raise ValueError(f"the plan's orientation must be axis codes such as 'RAS', or None, got {orientation!r}.")
+    given = by_channel(plan.get("intensity"))
     intensity = {}
     for channel, scheme in enumerate(schemes):
         if scheme != "CT":
@@ -90,7 +100,17 @@ def check_plan(plan: Mapping, channels: int | None = None) -> dict:
         if not _is_positive(values["sd"]):
             raise ValueError(f"the plan's intensity of channel {channel} has sd {values['sd']}, it must be positive.")
         intensity[channel] = {key: float(values[key]) for key in INTENSITY_KEYS}
-    return {"spacing": [float(value) for value in spacing], "normalization": list(schemes), "intensity": intensity}
+    return {
+        "spacing": [float(value) for value in spacing],
+        "normalization": list(schemes),
+        "intensity": intensity,
+        "orientation": orientation,
+    }
+
+
+def _is_orientation(codes: object) -> bool:
+    """Whether each axis of the body is named once: L or R, A or P, S or I."""
+    return isinstance(codes, str) and sorted("LRPAIS".find(code) // 2 for code in codes) == [0, 1, 2]
 
 
 def _is_positive(value: object) -> bool:

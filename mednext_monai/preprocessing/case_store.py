@@ -41,7 +41,7 @@ from tqdm import tqdm
 from .case import check_plan, preprocess_case
 from .files import check_grid, read_grid, read_image, read_label
 from .foreground import foreground_locations
-from .geometry import Geometry, spacing_of
+from .geometry import Geometry, reorient, spacing_of
 from .resampling import resampled_shape
 
 try:
@@ -163,7 +163,11 @@ def required_bytes(cases: Sequence[Mapping], plan: Mapping, crop_fraction: float
     total = 0.0
     for case in cases:
         (channels, *shape), affine = read_grid(case["image"])
-        voxels = math.prod(resampled_shape(shape, spacing_of(affine), check_plan(plan)["spacing"]))
+        plan = check_plan(plan)
+        if plan["orientation"] is not None:
+            probe, affine = reorient(np.broadcast_to(np.int8(0), (1, *shape)), affine, plan["orientation"])
+            shape = probe.shape[1:]
+        voxels = math.prod(resampled_shape(shape, spacing_of(affine), plan["spacing"]))
         total += crop_fraction * voxels * (4 * channels + (case.get("label") is not None))
     return math.ceil(total)
 
@@ -231,7 +235,7 @@ def _size(count: float) -> str:
 
 def _say(message: str, progress: bool) -> None:
     logger.info(message)
-    if progress:
+    if progress and not logger.isEnabledFor(logging.INFO):  # a log that is shown says it already
         tqdm.write(message)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
+from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 
 from .nonzero import OUTSIDE, crop
 from .resampling import resample_labels, resample_to_labels, resampled_shape, separate_axis
@@ -18,6 +19,7 @@ __all__ = [
     "Geometry",
     "cropping_matrix",
     "plan_geometry",
+    "reorient",
     "resampling_matrix",
     "restore_labels",
     "restore_probabilities",
@@ -97,6 +99,23 @@ def spacing_of(affine: np.ndarray) -> tuple[float, ...]:
     """
     affine = np.asarray(affine, dtype=np.float64)
     return tuple(float(np.float32(length)) for length in np.linalg.norm(affine[:-1, :-1], axis=0))
+
+
+def reorient(array: np.ndarray, affine: np.ndarray, axcodes: str) -> tuple[np.ndarray, np.ndarray]:
+    """
+    Reorder and flip the axes so that each runs towards what its code says; no voxel is interpolated.
+
+    Args:
+        array: ``(C, X, Y, Z)``.
+        affine: 4×4, voxel index to mm.
+        axcodes: one letter per axis, ``"RAS"``: towards the right, the front, the head.
+
+    Returns:
+        the array, contiguous, and its affine.
+    """
+    change = ornt_transform(io_orientation(affine), axcodes2ornt(axcodes))
+    moved = np.moveaxis(apply_orientation(np.moveaxis(array, 0, -1), change), -1, 0)
+    return np.ascontiguousarray(moved), affine @ inv_ornt_aff(change, array.shape[1:])
 
 
 def cropping_matrix(start: Sequence[int]) -> np.ndarray:

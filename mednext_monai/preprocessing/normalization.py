@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-__all__ = ["INTENSITY_KEYS", "SCHEMES", "normalize_channels"]
+__all__ = ["INTENSITY_KEYS", "SCHEMES", "by_channel", "normalize_channels"]
 
 SCHEMES = ("CT", "zscore", "masked_zscore", "none")
 INTENSITY_KEYS = ("mean", "sd", "p005", "p995")  # of the foreground of the whole data set, for CT
@@ -57,6 +57,12 @@ def normalize_channels(
         elif scheme != "none":
             raise ValueError(f"normalization must be one of {list(SCHEMES)}, got {scheme!r}.")
     return result
+
+
+def by_channel(intensity: Mapping | Sequence | None) -> dict[int, Mapping[str, float]]:
+    """Statistics by channel index, from one entry per channel or by index, which may be text, as in JSON."""
+    items = intensity.items() if isinstance(intensity, Mapping) else enumerate(intensity or ())
+    return {int(channel): values for channel, values in items}
 
 
 def _normalize_ct(values: np.ndarray, channel: int, intensity: Mapping[int, Mapping[str, float]] | None) -> None:

@@ -35,7 +35,7 @@ from .geometry import (
     spacing_of,
 )
 from .nonzero import OUTSIDE, bounding_box, crop, fill_holes, mark_outside, nonzero_mask
-from .normalization import normalize_channels
+from .normalization import by_channel, normalize_channels
 from .resampling import resample_image, resample_labels, resampled_shape, separate_axis
 
 __all__ = [
@@ -210,8 +210,7 @@ class NormalizeChannels(Transform):
 
     def __init__(self, schemes: Sequence[str], intensity: Mapping | Sequence | None = None) -> None:
         self.schemes = tuple(schemes)
-        by_channel = intensity if isinstance(intensity, Mapping) else dict(enumerate(intensity or ()))
-        self.intensity = {int(channel): values for channel, values in by_channel.items()}
+        self.intensity = by_channel(intensity)
 
     def __call__(self, img: torch.Tensor, label: torch.Tensor | None = None) -> torch.Tensor:
         """

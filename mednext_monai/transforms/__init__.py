@@ -1,5 +1,7 @@
 """MONAI transforms for training patches: which patch is drawn, and how it is augmented, as the paper's code does it.
 
+The bundles train with these.
+
 - ``sampling``: cases, batch slots, foreground, overhang; patches read from memory-mapped cases.
 - ``spatial``: rotation and scaling in one interpolation.
 - ``intensity``: smoothing, lower resolution and gamma per channel.

@@ -289,7 +289,8 @@ class EpochSampler(Sampler[int]):
     """
     Positions of one epoch after the other: epoch ``e`` is ``e * len(dataset)`` onwards, in order.
 
-    Iterating moves on to the next epoch. To resume, restore :py:meth:`state_dict` or set ``epoch``.
+    Iterating moves on to the next epoch. To resume, restore :py:meth:`state_dict`, before the loader's worker processes
+    start: they have a copy of the data set.
 
     Args:
         dataset: a :py:class:`PatchDataset`.
@@ -318,9 +319,9 @@ class EpochSampler(Sampler[int]):
         return iter(range(first + self.rank, first + len(self.dataset), self.world_size))
 
     def state_dict(self) -> dict[str, int]:
-        """The epoch to come."""
-        return {"epoch": self.epoch}
+        """The epoch to come and the data set's seed, which together say all patches to come."""
+        return {"epoch": self.epoch, "seed": self.dataset.seed}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Go on with the epoch that :py:meth:`state_dict` gave."""
-        self.epoch = int(state["epoch"])
+        """Go on with the epoch and the seed that :py:meth:`state_dict` gave."""
+        self.epoch, self.dataset.seed = int(state["epoch"]), int(state["seed"])
