@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from mednext_monai.data import check_cases, check_folders, inference_cases, training_cases
+from mednext_monai.data import check_cases, check_folders, checks, inference_cases, preprocessed_cases, training_cases
 from mednext_monai.networks import create_mednext
 from mednext_monai.weights import check_checkpoint
 
@@ -95,6 +95,30 @@ def test_case_without_foreground_is_a_warning(cases, caplog):
     rewrite(cases[4]["label"], lambda x: x * 0)
     check_cases(cases, 1, 3)
     assert "box_4.nii.gz: has no foreground" in caplog.text
+
+
+def test_of_stored_cases_channels_and_classes_are_checked_without_reading_them(cases, tmp_path, monkeypatch, caplog):
+    plan, cache = {"spacing": [2, 2, 2], "normalization": ["zscore"]}, str(tmp_path / "cache")
+    rewrite(cases[4]["label"], lambda x: x * 0)
+    preprocessed_cases(cases[:5], [], plan, cache)
+    caplog.clear()
+    read = []
+    monkeypatch.setattr(checks, "_read", lambda path, plain=checks._read: (read.append(path), plain(path))[1])
+    check_cases(cases, 1, 3, 1, plan, cache)
+    assert sorted(read) == [cases[5]["image"], cases[5]["label"]]
+    assert "box_4.nii.gz: has no foreground" in caplog.text and len(caplog.records) == 1
+    with pytest.raises(ValueError, match=r"box_0: has 1 channel\(s\); in_channels is 2"):
+        check_cases(cases[:1], 2, 3, plan=plan, cache_dir=cache)
+    with pytest.raises(ValueError, match=r"box_0.nii.gz: holds the label value\(s\) 2; allowed are"):
+        check_cases(cases[:1], 1, 2, plan=plan, cache_dir=cache)
+    read.clear()
+    rewrite(cases[0]["label"], lambda x: x * 9)
+    with pytest.raises(ValueError, match=r"box_0.nii.gz: holds the label value\(s\) 9, 18"):
+        check_cases(cases, 1, 3, 1, plan, cache)
+    check_cases(cases[1:2], 1, 3, plan={**plan, "spacing": [1, 1, 1]}, cache_dir=cache)
+    assert read == [cases[0]["image"], cases[0]["label"], *[cases[5][key] for key in ("image", "label")]] + [
+        cases[1][key] for key in ("image", "label")
+    ]
 
 
 def test_empty_data_list():

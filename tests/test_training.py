@@ -131,13 +131,18 @@ def test_cases_are_preprocessed_once_for_all_folds_and_kernels(run_bundle):
     assert {file: file.stat().st_mtime_ns for file in store.glob("v*/*/case.json")} == markers
 
 
-def test_several_processes_train_and_validate_together(run_bundle, monkeypatch):
+def test_several_processes_share_the_batch_that_one_process_has(run_bundle, monkeypatch, tmp_path):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     launcher = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29517", "-m")
-    run_bundle("training", "train", "multi_gpu_train", options=SHORT, launcher=launcher)
+    options = (*SHORT, "--batch_dice", "False")  # a Dice over the whole batch is not the mean of its parts
+    run_bundle("training", "train", "multi_gpu_train", options=options, launcher=launcher)
     models = run_bundle.bundle / "models"
     assert {"model.pt", "model_best.pt", "last.pt"} <= {file.name for file in models.iterdir()}
-    assert not [name for name in read_state_dict(models / "model.pt") if name.startswith("module.")]
+    run_bundle("training", "train", options=(*options, "--ckpt_dir", str(tmp_path / "one")))
+    several, one = (read_state_dict(folder / "model.pt") for folder in (models, tmp_path / "one"))
+    assert several.keys() == one.keys()  # and so no "module."
+    for name in one:
+        torch.testing.assert_close(several[name], one[name], rtol=0, atol=1e-5)
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,6 +15,8 @@ import numpy as np
 from monai.utils import ensure_tuple
 from tqdm import tqdm
 
+from ..preprocessing.case_store import stored_content
+
 __all__ = ["check_cases", "check_folders"]
 
 logger = logging.getLogger(__name__)
@@ -22,7 +24,14 @@ MAX_SHOWN = 20
 MAX_AFFINE_DIFFERENCE = 1e-2  # mm
 
 
-def check_cases(cases: Sequence[dict], in_channels: int, out_channels: int | None = None, num_workers: int = 2) -> None:
+def check_cases(
+    cases: Sequence[dict],
+    in_channels: int,
+    out_channels: int | None = None,
+    num_workers: int = 2,
+    plan: Mapping | None = None,
+    cache_dir: str | None = None,
+) -> None:
     """
     Read every file of a list of cases once and report all problems together.
 
@@ -34,7 +43,12 @@ def check_cases(cases: Sequence[dict], in_channels: int, out_channels: int | Non
         cases: dictionaries with ``id``, ``image`` (a NIfTI file, or one per channel) and, for training, ``label``.
         in_channels: the channels that the network takes.
         out_channels: the classes of the network, background included; ``None`` when there are no labels.
-        num_workers: threads that read.
+        num_workers: threads that read. Defaults to 2.
+        plan: of a store of preprocessed cases, see :py:func:`mednext_monai.preprocessing.case.check_plan`. Defaults to
+            ``None``.
+        cache_dir: the store's folder. Cases that are in it and whose files have not changed since were read when they
+            were preprocessed; only their channels and labels are checked, as the store has them. Defaults to ``None``:
+            there is no store.
 
     Raises:
         ValueError: when the list is empty, or naming each file with what was found in it and what is allowed.
@@ -43,7 +57,7 @@ def check_cases(cases: Sequence[dict], in_channels: int, out_channels: int | Non
         raise ValueError("the list of cases is empty: there is nothing to train on, evaluate or segment.")
     problems, warnings = [], []
     with ThreadPoolExecutor(max(1, num_workers)) as pool:
-        results = pool.map(lambda case: _check_case(case, in_channels, out_channels), cases)
+        results = pool.map(lambda case: _check_case(case, in_channels, out_channels, plan, cache_dir), cases)
         for errors, notes in tqdm(results, total=len(cases), desc="checking data", disable=not sys.stderr.isatty()):
             problems += errors
             warnings += notes
@@ -76,8 +90,13 @@ def check_folders(**folders: str) -> None:
             raise ValueError(f"{name}: cannot write to the folder {folder}: {error.strerror or error}.") from error
 
 
-def _check_case(case: dict, in_channels: int, out_channels: int | None) -> tuple[list[str], list[str]]:
+def _check_case(
+    case: dict, in_channels: int, out_channels: int | None, plan: Mapping | None, cache_dir: str | None
+) -> tuple[list[str], list[str]]:
     """Return (problems, warnings) of one case."""
+    stored = None if cache_dir is None else stored_content(case, plan, cache_dir)
+    if stored is not None:
+        return _check_stored(case, *stored, in_channels, out_channels)
     try:
         paths = ensure_tuple(case["image"])  # one file, or one per channel
         image, problems = None, []
@@ -96,6 +115,16 @@ def _check_case(case: dict, in_channels: int, out_channels: int | None) -> tuple
         return problems + label_problems, warnings
     except ValueError as error:
         return [str(error)], []
+
+
+def _check_stored(
+    case: dict, channels: int, labels: list[int], in_channels: int, out_channels: int
+) -> tuple[list[str], list[str]]:
+    problems = []
+    if channels != in_channels:
+        problems.append(f"{case['id']}: has {channels} channel(s); in_channels is {in_channels}.")
+    label_problems, warnings = _label_problems(case["label"], np.reshape(labels, (-1, 1, 1)), out_channels)
+    return problems + label_problems, warnings
 
 
 def _read(path: str) -> tuple[nib.spatialimages.SpatialImage, np.ndarray]:

@@ -49,7 +49,15 @@ try:
 except ImportError:  # Windows: no locking, do not start two runs on one cache directory at once
     fcntl = None
 
-__all__ = ["FORMAT_VERSION", "StoredCase", "open_case", "plan_folder", "preprocess_dataset", "required_bytes"]
+__all__ = [
+    "FORMAT_VERSION",
+    "StoredCase",
+    "open_case",
+    "plan_folder",
+    "preprocess_dataset",
+    "required_bytes",
+    "stored_content",
+]
 
 FORMAT_VERSION = 1  # raise when the code computes or stores something else: all cases are then prepared anew
 MARKER = "case.json"
@@ -143,6 +151,30 @@ def open_case(stored: Mapping | str | Path) -> StoredCase:
             foreground = {int(key): file[key] for key in file.files}
     image = np.load(folder / "image.npy", mmap_mode="r")
     return StoredCase(marker["id"], image, label, foreground, Geometry.from_dict(marker["geometry"]))
+
+
+def stored_content(case: Mapping, plan: Mapping, cache_dir: str | Path) -> tuple[int, list[int]] | None:
+    """
+    Look up what a stored case holds, without reading it.
+
+    Args:
+        case: as for ``preprocess_dataset``.
+        plan: see :py:func:`~mednext_monai.preprocessing.case.check_plan`.
+        cache_dir: the folder given to ``preprocess_dataset``.
+
+    Returns:
+        the number of channels and the label values, background 0 included; or ``None`` when the case is not stored, or
+        its source files have another size or time than they had then.
+    """
+    folder = Path(cache_dir) / plan_folder(plan)
+    try:
+        if not _is_current(case, folder, _signatures(case), TIMES):
+            return None
+        channels = len(np.load(folder / case["id"] / "image.npy", mmap_mode="r"))
+    except (OSError, ValueError):
+        return None
+    labels = {max(int(value), 0) for value in _read_marker(folder / case["id"])["voxels_per_label"]}
+    return channels, sorted(labels | {0})
 
 
 def plan_folder(plan: Mapping) -> str:
