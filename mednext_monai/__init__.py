@@ -11,6 +11,7 @@ What lies where:
 - ``preprocessing``: crop, resampling, normalisation, the way back to the file's grid, and the store of prepared cases.
 - ``transforms``: the original's patch sampling and nine augmentations as MONAI transforms.
 - ``bundles``: finding, copying, building and zipping the eight bundles.
+- ``overlay``: a picture of a scan with its segmentation, to look at results of any kind.
 - ``demo``: the synthetic data set and the run behind ``mednext demo``.
 
 Importing this package registers short names for bundle configs (see ``registry``) and imports neither torch nor monai.

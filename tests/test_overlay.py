@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mednext_monai.demo.overlay import COLOURS, OPACITY, TILE, save_overlay
+from mednext_monai.overlay import COLOURS, OPACITY, TILE, save_overlay
 
 SHAPE = (20, 30, 10)
 SPACING = (1.0, 1.0, 3.0)  # 20 x 30 x 30 mm

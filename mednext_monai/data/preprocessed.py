@@ -40,7 +40,7 @@ def preprocessed_cases(
 
     Returns:
         ``{"training": [...], "validation": [...]}``, of each case its ``id``, and the files ``image``, ``label``
-        (``.npy``) and ``foreground`` (``.npz``).
+        (``.npy``), ``foreground`` (``.npz``) and ``info`` (``.json``).
 
     Raises:
         ValueError: listing every case that is wrong, or naming what is wrong in the plan.
@@ -55,6 +55,6 @@ def preprocessed_cases(
         seconds = time.monotonic() - started
         logger.info(f"{len(cases)} cases are preprocessed in {cache_dir}/{plan_folder(plan)} ({seconds:.1f} s)")
         wait_for_all()
-    files = {case["id"]: {key: case[key] for key in ("id", "image", "label", "foreground")} for case in stored}
+    files = {case["id"]: {key: case[key] for key in ("id", "image", "label", "foreground", "info")} for case in stored}
     sides = {"training": training, "validation": validation}
     return {side: [files[case["id"]] for case in members] for side, members in sides.items()}

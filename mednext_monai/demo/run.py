@@ -177,7 +177,7 @@ def _screen_text(line: str) -> str | None:
 
 def _judge(dataset: Path, root: Path) -> tuple[dict[str, float], list[Path], list[Path]]:
     """Compare the predictions with the truth and draw them; return Dice by case, predictions and pictures."""
-    from .overlay import save_overlay
+    from ..overlay import save_overlay
     from .synthetic import LABELS
 
     dice, predictions, overlays = {}, [], []

@@ -23,7 +23,7 @@ from ..files import atomic_path
 if TYPE_CHECKING:
     from ignite.engine import Engine
 
-__all__ = ["BestCheckpoint", "RandomStates", "TrainingCheckpoint", "save_atomically"]
+__all__ = ["BestCheckpoint", "RandomStates", "TrainingCheckpoint", "best_metric", "save_atomically", "state_dict_of"]
 
 
 def save_atomically(content: Any, path: str | Path) -> None:
@@ -32,44 +32,69 @@ def save_atomically(content: Any, path: str | Path) -> None:
         torch.save(content, temporary)
 
 
-def _state_dict(item: Any) -> dict:
-    """The state dict without the wrapper of DistributedDataParallel or DataParallel."""
+def state_dict_of(item: Any) -> dict:
+    """Return the state dict without the wrapper of DistributedDataParallel or DataParallel."""
     return getattr(item, "module", item).state_dict() if isinstance(item, torch.nn.Module) else item.state_dict()
+
+
+def best_metric(best_by: str, pseudo_dice_batches: int) -> str | None:
+    """
+    Return the metric for ``BestCheckpoint``: ``None`` (the key metric of the full validation) or the moving average.
+
+    Args:
+        best_by: "volume", or "patches" as published.
+        pseudo_dice_batches: batches of the validation on patches, 0 for none.
+
+    Raises:
+        ValueError: for another ``best_by``, or for "patches" when there is no such validation.
+    """
+    if best_by not in ("volume", "patches"):
+        raise ValueError(f"best_by must be 'volume' or 'patches', got {best_by!r}.")
+    if best_by == "volume":
+        return None
+    if not pseudo_dice_batches > 0:
+        raise ValueError("best_by 'patches' needs pseudo_dice_batches above 0, got 0.")
+    return "val_pooled_dice_average"
 
 
 class BestCheckpoint:
     """
-    Ignite handler that writes the network's weights when the evaluator's key metric has improved.
+    Ignite handler that writes the network's weights when a metric has improved.
+
+    It may be attached to several engines; those that do not have the metric are passed over.
 
     Args:
         network: the network, wrapped by DistributedDataParallel or not; a plain state dict is written.
         path: the file to write, ``model.pt`` of the bundle.
         is_main_process: whether this process writes. Defaults to ``True``.
+        metric: name of the metric, higher is better. Defaults to ``None``: the engine's key metric.
     """
 
-    def __init__(self, network: torch.nn.Module, path: str, is_main_process: bool = True) -> None:
+    def __init__(
+        self, network: torch.nn.Module, path: str, is_main_process: bool = True, metric: str | None = None
+    ) -> None:
         self.network = network
         self.path = path
         self.is_main_process = is_main_process
+        self.metric = metric
         self.best = -math.inf
         self.logger = logging.getLogger(__name__)
 
     def attach(self, engine: Engine) -> None:
         """
         Args:
-            engine: the evaluator.
+            engine: an evaluator or a trainer; the handler must come after what sets the metric.
         """
-        engine.add_event_handler(Events.COMPLETED, self)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
-        value = engine.state.metrics[engine.state.key_metric_name]
+        name = self.metric or engine.state.key_metric_name
+        value = engine.state.metrics.get(name, math.nan)
         if value > self.best:  # never for NaN
             self.best = float(value)
             if self.is_main_process:
-                save_atomically(_state_dict(self.network), self.path)
-                self.logger.info(
-                    f"{engine.state.key_metric_name} {self.best:.4f} is the best so far: wrote {self.path}"
-                )
+                save_atomically(state_dict_of(self.network), self.path)
+                self.logger.info(f"{name} {self.best:.4f} is the best so far: wrote {self.path}")
 
     def state_dict(self) -> dict:
         """Return what a resumed run must know: the best value."""
@@ -174,9 +199,9 @@ class TrainingCheckpoint:
             return
         last = engine.state.epoch == engine.state.max_epochs
         if last or engine.state.epoch % self.interval == 0:
-            save_atomically({name: _state_dict(item) for name, item in self._items(engine).items()}, self.path)
+            save_atomically({name: state_dict_of(item) for name, item in self._items(engine).items()}, self.path)
         if last and self.weights_path is not None:
-            save_atomically(_state_dict(self.save_dict["model"]), self.weights_path)
+            save_atomically(state_dict_of(self.save_dict["model"]), self.weights_path)
             self.logger.info(f"wrote the weights after the last epoch: {self.weights_path}")
 
     def load(self, engine: Engine) -> None:

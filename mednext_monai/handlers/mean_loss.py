@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ignite.metrics import Average
+from monai.handlers import from_engine
 from monai.utils import CommonKeys
 
 if TYPE_CHECKING:
@@ -31,6 +32,6 @@ class MeanLoss:
     def attach(self, engine: Engine) -> None:
         """
         Args:
-            engine: the trainer, with ``decollate=False``.
+            engine: the trainer.
         """
-        Average(output_transform=lambda output: output[CommonKeys.LOSS]).attach(engine, self.name)
+        Average(output_transform=from_engine(CommonKeys.LOSS, first=True)).attach(engine, self.name)

@@ -11,9 +11,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from scipy.ndimage import binary_erosion, center_of_mass
 
-from ..files import write_atomically
+from .files import write_atomically
 
-__all__ = ["save_overlay"]
+__all__ = ["draw_overlay", "save_overlay"]
 
 # A palette that colour-blind people can tell apart (Okabe and Ito), repeated when there are more classes.
 COLOURS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167))
@@ -56,23 +56,43 @@ def save_overlay(
         ValueError: when a file cannot be read or the grids differ.
     """
     image, spacing, shape = _load(image_path)
-    columns = {"image": None, "segmentation": _load_label(label_path, image_path, shape)}
+    columns = {"segmentation": _load_label(label_path, image_path, shape)}
     if reference_path is not None:
         columns["reference"] = _load_label(reference_path, image_path, shape)
-    image = _windowed(image)
-    place = _centre(columns["segmentation"])
-    rows = [
-        [_tile(image, label, axis, place[axis], spacing, marks) for label in columns.values()]
-        for _, axis, *marks in PLANES
-    ]
-    values = sorted({int(v) for label in columns.values() if label is not None for v in np.unique(label)} - {0})
-    legend = [(_colour(value), (labels or {}).get(value, f"class {value}")) for value in values]
     name = Path(image_path).name.removesuffix(".gz").removesuffix(".nii")
-    picture = _compose(rows, name, list(columns), legend)
+    picture = draw_overlay(image, columns, spacing, name, labels)
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG")
     write_atomically(Path(output_png), buffer.getvalue())
     return Path(output_png)
+
+
+def draw_overlay(
+    image: np.ndarray,
+    columns: Mapping[str, np.ndarray],
+    spacing: Sequence[float],
+    name: str,
+    labels: Mapping[int, str] | None = None,
+) -> Image.Image:
+    """
+    Draw what ``save_overlay`` writes, from arrays: slices through the centre of mass of the first segmentation.
+
+    Args:
+        image: ``(X, Y, Z)``, its axes to the patient's right, front and top.
+        columns: segmentations like the image, whole numbers, by what is written above them.
+        spacing: mm between voxels along the three axes.
+        name: written above everything.
+        labels: names of the classes for the legend. Defaults to ``None``: "class 1", ....
+    """
+    image = _windowed(image)
+    place = _centre(next(iter(columns.values())))
+    rows = [
+        [_tile(image, label, axis, place[axis], spacing, marks) for label in (None, *columns.values())]
+        for _, axis, *marks in PLANES
+    ]
+    values = sorted({int(v) for label in columns.values() for v in np.unique(label)} - {0})
+    legend = [(_colour(value), (labels or {}).get(value, f"class {value}")) for value in values]
+    return _compose(rows, name, ["image", *columns], legend)
 
 
 def _load(path: str | Path) -> tuple[np.ndarray, np.ndarray, tuple[int, ...]]:
@@ -123,11 +143,11 @@ def _tile(
     label: np.ndarray | None,
     axis: int,
     index: int,
-    spacing: np.ndarray,
+    spacing: Sequence[float],
     marks: Sequence[str],
 ) -> Image.Image:
     """Draw one slice; ``marks`` are the letters of the directions at its left and its top."""
-    scale = TILE / (np.array(image.shape) * spacing).max()  # pixels per mm, the same for all slices
+    scale = TILE / (np.array(image.shape) * np.array(spacing)).max()  # pixels per mm, the same for all slices
     horizontal, vertical = (a for a in range(3) if a != axis)
     size = tuple(max(1, int(round(image.shape[a] * spacing[a] * scale))) for a in (horizontal, vertical))
 

@@ -1,0 +1,29 @@
+"""Which cases a batch holds, for messages and pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from monai.utils import ImageMetaKey, ensure_tuple
+
+from ..data.datalist import case_id
+
+__all__ = ["case_names"]
+
+
+def case_names(batch: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> list[str]:
+    """
+    Return the name of each sample of a batch: its ``id``, or else the file name of its image.
+
+    Args:
+        batch: collated, or decollated into one dictionary per sample.
+    """
+    if isinstance(batch, Mapping):
+        if "id" in batch:
+            return [str(name) for name in ensure_tuple(batch["id"])]
+        files = getattr(batch["image"], "meta", {}).get(ImageMetaKey.FILENAME_OR_OBJ)
+        if files is None:
+            return [f"sample {index}" for index in range(len(batch["image"]))]
+        return [case_id(file) for file in ensure_tuple(files)]
+    return [case_names({**sample, "image": sample["image"][None]})[0] for sample in batch]

@@ -1,0 +1,74 @@
+"""The original's cheap validation metric: one Dice per class over all voxels of many patches.
+
+Source: the online evaluation of nnU-Net v1, with which MedNeXt was trained and its best checkpoint chosen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from ignite.metrics import Metric
+from ignite.metrics.metric import reinit__is_reduced, sync_all_reduce
+from monai.handlers import from_engine
+from monai.utils import convert_to_tensor
+
+__all__ = ["PooledDice"]
+
+
+class PooledDice(Metric):
+    """
+    Ignite metric: Dice of the hard decision, counted over all voxels of all samples; mean over foreground classes.
+
+    True positives (tp), false positives (fp) and false negatives (fn) are summed over everything that is seen, and over
+    all processes; then Dice is ``2 tp / (2 tp + fp + fn)``. A class that is neither in a label nor in a prediction is
+    left out of the mean; when that holds for all classes, the value is NaN. MONAI's ``MeanDice`` is a mean over
+    samples instead, in which a patch with three voxels of a class counts as much as one with a million.
+
+    ``update`` takes ``(prediction, label)``: scores ``(B, num_classes, *spatial)``, whose highest decides, and whole
+    numbers ``(B, 1, *spatial)``.
+
+    Args:
+        num_classes: number of classes, background (0) included.
+        output_transform: from the engine's output to what ``update`` takes. Defaults to its "pred" and "label".
+        device: where the counts are summed. Defaults to the CPU.
+
+    Raises:
+        ValueError: fewer than two classes; in ``update``, other shapes, or a label outside the classes.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        output_transform: Callable = from_engine(["pred", "label"]),  # noqa: B008 - has no state
+        device: str | torch.device = "cpu",
+    ) -> None:
+        if num_classes < 2:
+            raise ValueError(f"num_classes must be at least 2 (background and one more), got {num_classes}.")
+        self.num_classes = num_classes
+        super().__init__(output_transform, device)
+
+    @reinit__is_reduced
+    def reset(self) -> None:
+        self._counts = torch.zeros(self.num_classes, self.num_classes, dtype=torch.int64, device=self._device)
+
+    @reinit__is_reduced
+    def update(self, output: Sequence[torch.Tensor]) -> None:
+        prediction, label = (convert_to_tensor(value, track_meta=False).detach() for value in output)
+        if prediction.shape != (len(label), self.num_classes, *label.shape[2:]) or label.shape[1] != 1:
+            raise ValueError(
+                f"expected a prediction (B, {self.num_classes}, *spatial) and a label (B, 1, *spatial), "
+                f"got {tuple(prediction.shape)} and {tuple(label.shape)}."
+            )
+        pairs = label[:, 0].long() * self.num_classes + prediction.argmax(1)
+        counts = torch.bincount(pairs.flatten(), minlength=self._counts.numel())
+        if counts.numel() > self._counts.numel():
+            raise ValueError(f"label must be in 0 ... {self.num_classes - 1}, got {int(label.max())}.")
+        self._counts += counts.view_as(self._counts).to(self._device)  # row: label, column: prediction
+
+    @sync_all_reduce("_counts")
+    def compute(self) -> float:
+        """Return the mean over the classes that occur, NaN when none does."""
+        hits = self._counts.diagonal()[1:].double()
+        dice = 2 * hits / (self._counts.sum(0) + self._counts.sum(1))[1:]  # 2 tp / (tp + fp + tp + fn)
+        return dice.nanmean().item()
