@@ -84,7 +84,7 @@ def run_demo(
     dataset, k3, k5 = _prepare(root, seed)
     task = {"dataset_dir": dataset, "out_channels": 4, "patch_size": [patch_size] * 3, "num_workers": 0}
     training = {**task, "batch_size": batch_size, "learning_rate": learning_rate, "val_interval": 1, "seed": seed}
-    training["log_interval"] = 5
+    training.update(log_interval=5, pseudo_dice_batches=4)
 
     command = bundle_command(k3, epochs=epochs, iterations_per_epoch=iterations_per_epoch, **training)
     dice_k3 = _run_step("Train mednext_s_k3", command, root / "logs" / "1_train_k3.log")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ignite.metrics import Average
-from monai.handlers import from_engine
 from monai.utils import CommonKeys
 
 if TYPE_CHECKING:
@@ -32,6 +31,8 @@ class MeanLoss:
     def attach(self, engine: Engine) -> None:
         """
         Args:
-            engine: the trainer.
+            engine: the trainer, decollating or not.
         """
-        Average(output_transform=from_engine(CommonKeys.LOSS, first=True)).attach(engine, self.name)
+        Average(lambda output: (output[0] if isinstance(output, list) else output)[CommonKeys.LOSS]).attach(
+            engine, self.name
+        )
