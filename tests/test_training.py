@@ -28,6 +28,7 @@ def test_train_evaluate_segment_and_start_a_larger_kernel(run_bundle, dataset, t
         "optimizer",
         "lr_scheduler",
         "best",
+        "pseudo_dice",
         "sampler",
         "random",
         "trainer",
@@ -117,6 +118,7 @@ def test_a_killed_run_resumes_to_the_same_weights_as_one_that_was_not(run_bundle
         again = torch.load(folder / "last.pt", weights_only=True)
         assert torch.equal(again["random"]["torch"], last["random"]["torch"])
         assert again["sampler"] == last["sampler"] == {"epoch": 3, "seed": 0}
+        assert again["pseudo_dice"] == last["pseudo_dice"] and 0 <= last["pseudo_dice"]["average"] <= 1
 
 
 def test_cases_are_preprocessed_once_for_all_folds_and_kernels(run_bundle):
