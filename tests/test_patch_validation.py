@@ -8,12 +8,12 @@ import ignite.distributed as idist
 import pytest
 import torch
 import torch.multiprocessing
-from ignite.engine import Engine
+from ignite.engine import Engine, Events
 from monai.data import DataLoader, MetaTensor
 from monai.engines import SupervisedEvaluator
 from monai.engines.utils import IterationEvents
 
-from mednext_monai.handlers import NonFiniteLoss, PatchValidation, PooledDice, best_metric
+from mednext_monai.handlers import MovingAverage, NonFiniteLoss, PatchValidation, PooledDice, best_metric
 from mednext_monai.transforms import EpochSampler, PatchDataset
 
 # Two batches of two patches of four voxels: prediction, label.
@@ -68,87 +68,64 @@ def test_wrong_input_is_named():
     with pytest.raises(ValueError, match=r"a prediction \(B, 3, \*spatial\)"):
         PooledDice(3).update((scores([[0, 0, 0, 0]], 2), labels([[1, 0, 0, 0]])))
     with pytest.raises(ValueError, match="momentum"):
-        PatchValidation(None, momentum=1.5)
+        MovingAverage("dice", momentum=1.5)
 
 
-class Validator:
-    """Stands for an evaluator whose metric takes given values, one in each epoch."""
-
-    def __init__(self, values):
-        self.values = values
-        self.state = Engine(lambda e, b: None).state
-        self.epochs = []
-
-    def run(self, epoch):
-        self.epochs.append(epoch)
-        self.state.metrics = {"val_pooled_dice": self.values[epoch - 1]}
-
-
-def run_epochs(values, epochs, handler=None):
-    """Run a trainer over these epochs; return the handler and the averages."""
-    handler = handler or PatchValidation(Validator(values))
+def averages_of(values, average):
+    """Run an engine whose metric takes these values, one an epoch; return the averages."""
     averages = []
-    trainer = Engine(lambda e, b: None)
-    handler.attach(trainer)
-    trainer.add_event_handler("EPOCH_COMPLETED", lambda e: averages.append(e.state.metrics["val_pooled_dice_average"]))
-    trainer.load_state_dict({"epoch": epochs[0] - 1, "max_epochs": epochs[-1], "epoch_length": 1})
-    trainer.run([0])
-    assert handler.validator.epochs == list(epochs)
-    return handler, averages
+    engine = Engine(lambda e, b: None)
+    engine.add_event_handler(Events.EPOCH_COMPLETED, lambda e: e.state.metrics.update(dice=values[e.state.epoch - 1]))
+    average.attach(engine)
+    engine.add_event_handler(Events.EPOCH_COMPLETED, lambda e: averages.append(e.state.metrics["dice_average"]))
+    engine.run([0], max_epochs=len(values))
+    return averages
 
 
 def test_the_moving_average_begins_with_the_first_value_and_continues_in_a_resumed_run(tmp_path):
     values = [0.5, 0.7, math.nan, 0.2]
     expected = [0.5, 0.9 * 0.5 + 0.1 * 0.7]
     expected += [expected[-1], 0.9 * expected[-1] + 0.1 * 0.2]
-    assert run_epochs(values, range(1, 5))[1] == pytest.approx(expected, abs=1e-15)
+    assert averages_of(values, MovingAverage("dice")) == pytest.approx(expected, abs=1e-15)
 
-    first, averages = run_epochs(values, range(1, 3))
-    assert averages == pytest.approx(expected[:2], abs=1e-15)
+    first, resumed = MovingAverage("dice"), MovingAverage("dice")
+    assert averages_of(values[:2], first) == pytest.approx(expected[:2], abs=1e-15)
     torch.save(first.state_dict(), tmp_path / "state.pt")
-    resumed = PatchValidation(Validator(values))
     resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
-    assert run_epochs(values, range(3, 5), resumed)[1] == pytest.approx(expected[2:], abs=1e-15)
+    assert averages_of(values[2:], resumed) == pytest.approx(expected[2:], abs=1e-15)
 
 
-def test_a_validation_that_is_turned_off_does_nothing():
-    trainer = Engine(lambda e, b: None)
-    handler = PatchValidation(Validator([0.5]), enabled=False)
-    handler.attach(trainer)
-    trainer.run([0], max_epochs=1)
-    assert handler.validator.epochs == [] and trainer.state.metrics == {}
-
-
-def seen_in(epochs):
-    """Validate on patches after these epochs; return which positions of the endless sequence were drawn."""
+def validated(epochs):
+    """Validate on patches after these epochs; return the positions drawn from the endless sequence, and the metrics."""
     data = [{"image": torch.zeros(1, 2, 2, 2), "label": torch.zeros(1, 2, 2, 2)}]
     dataset = PatchDataset(data, lambda d: {key: d[key] for key in ("image", "label")}, 2, 3)
-    drawn = []
-    original = dataset.draw
-    dataset.draw = lambda index: (drawn.append(index), original(index))[1]
+    drawn, draw = [], dataset.draw
+    dataset.draw = lambda index: (drawn.append(index), draw(index))[1]
     sampler = EpochSampler(dataset)
+    network = torch.nn.Conv3d(1, 2, 1)
+    torch.nn.init.constant_(network.bias, 0)
+    network.bias.data[1] = 1  # everything is class 1, in the label nothing is
     validator = SupervisedEvaluator(
         device=torch.device("cpu"), val_data_loader=DataLoader(dataset, batch_size=2, sampler=sampler),
-        network=torch.nn.Conv3d(1, 2, 1), key_val_metric={"val_pooled_dice": PooledDice(2)}, decollate=False,
+        network=network, key_val_metric={"val_pooled_dice": PooledDice(2)}, decollate=False,
+        val_handlers=[MovingAverage("val_pooled_dice")],
     )  # fmt: skip
-    run_epochs(None, epochs, _Recorded(validator, sampler))
-    return drawn
-
-
-class _Recorded(PatchValidation):
-    def __call__(self, engine):
-        super().__call__(engine)
-        self.validator.epochs = [*getattr(self.validator, "epochs", []), engine.state.epoch]
+    trainer = Engine(lambda e, b: None)
+    PatchValidation(validator, sampler).attach(trainer)
+    trainer.load_state_dict({"epoch": epochs[0] - 1, "max_epochs": epochs[-1], "epoch_length": 1})
+    trainer.run([0])
+    return drawn, trainer.state.metrics
 
 
 def test_every_epoch_has_its_own_patches_which_a_resumed_run_sees_as_well():
-    whole = seen_in(range(1, 4))
+    whole, metrics = validated(range(1, 4))
     assert whole == list(range(18))
-    assert seen_in(range(2, 4)) == whole[6:]
+    assert metrics == {"val_pooled_dice": 0, "val_pooled_dice_average": 0}
+    assert validated(range(2, 4))[0] == whole[6:]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "expected"), [(("volume", 0), None), (("patches", 50), "val_pooled_dice_average")]
+    ("arguments", "expected"), [(("volume", 0, "dice"), "dice"), (("patches", 50, "dice"), "val_pooled_dice_average")]
 )
 def test_the_best_checkpoint_goes_by_volumes_or_by_patches(arguments, expected):
     assert best_metric(*arguments) == expected
@@ -156,9 +133,9 @@ def test_the_best_checkpoint_goes_by_volumes_or_by_patches(arguments, expected):
 
 def test_a_choice_of_the_best_checkpoint_that_cannot_be_is_refused():
     with pytest.raises(ValueError, match="'volume' or 'patches', got 'epoch'"):
-        best_metric("epoch", 50)
+        best_metric("epoch", 50, "dice")
     with pytest.raises(ValueError, match="pseudo_dice_batches above 0"):
-        best_metric("patches", 0)
+        best_metric("patches", 0, "dice")
 
 
 def _one_process(rank, path):

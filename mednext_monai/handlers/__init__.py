@@ -4,7 +4,7 @@ from .checkpoints import BestCheckpoint, RandomStates, TrainingCheckpoint, best_
 from .gradient_clipping import GradientClipping
 from .mean_loss import MeanLoss
 from .nonfinite_loss import NonFiniteLoss
-from .patch_validation import PatchValidation
+from .patch_validation import MovingAverage, PatchValidation
 from .pooled_dice import PooledDice
 from .tensorboard_overlay import TensorBoardOverlay
 from .upkern_initializer import UpKernInitializer
@@ -13,6 +13,7 @@ __all__ = [
     "BestCheckpoint",
     "GradientClipping",
     "MeanLoss",
+    "MovingAverage",
     "NonFiniteLoss",
     "PatchValidation",
     "PooledDice",

@@ -37,31 +37,30 @@ def state_dict_of(item: Any) -> dict:
     return getattr(item, "module", item).state_dict() if isinstance(item, torch.nn.Module) else item.state_dict()
 
 
-def best_metric(best_by: str, pseudo_dice_batches: int) -> str | None:
+def best_metric(best_by: str, pseudo_dice_batches: int, key_metric: str) -> str:
     """
-    Return the metric for ``BestCheckpoint``: ``None`` (the key metric of the full validation) or the moving average.
+    Return the metric for ``BestCheckpoint``: that of the validation on whole volumes, or the moving average on patches.
 
     Args:
         best_by: "volume", or "patches" as published.
         pseudo_dice_batches: batches of the validation on patches, 0 for none.
+        key_metric: of the validation on whole volumes.
 
     Raises:
         ValueError: for another ``best_by``, or for "patches" when there is no such validation.
     """
     if best_by not in ("volume", "patches"):
         raise ValueError(f"best_by must be 'volume' or 'patches', got {best_by!r}.")
-    if best_by == "volume":
-        return None
-    if not pseudo_dice_batches > 0:
+    if best_by == "patches" and not pseudo_dice_batches > 0:
         raise ValueError("best_by 'patches' needs pseudo_dice_batches above 0, got 0.")
-    return "val_pooled_dice_average"
+    return key_metric if best_by == "volume" else "val_pooled_dice_average"
 
 
 class BestCheckpoint:
     """
     Ignite handler that writes the network's weights when a metric has improved.
 
-    It may be attached to several engines; those that do not have the metric are passed over.
+    It may be attached to several evaluators; those that do not have the metric are passed over.
 
     Args:
         network: the network, wrapped by DistributedDataParallel or not; a plain state dict is written.
@@ -83,7 +82,7 @@ class BestCheckpoint:
     def attach(self, engine: Engine) -> None:
         """
         Args:
-            engine: an evaluator or a trainer; the handler must come after what sets the metric.
+            engine: an evaluator; the handler must come after what sets the metric.
         """
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
 
