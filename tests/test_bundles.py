@@ -22,7 +22,7 @@ from mednext_monai.networks import VARIANTS, create_mednext
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = bundles.names()
 BASE_CHANNELS = 8
-SCHEMA = Path(__file__).parent / "data" / "metadata_schema.json"
+SCHEMA = ROOT / "mednext_monai" / "bundles" / "metadata_schema.json"
 
 
 def variant_of(name: str) -> tuple[str, int]:

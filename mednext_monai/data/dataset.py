@@ -104,6 +104,12 @@ def strip_ending(filename: str, ending: str | None = None) -> str:
     return name
 
 
+def file_ending(filename: str | Path) -> str:
+    """Return the image ending of a file's name, such as ``.nii.gz``; empty when it has none that is known."""
+    name = Path(filename).name
+    return next((known for known in ENDINGS if name.lower().endswith(known)), "")
+
+
 def _read_json(directory: Path) -> dict:
     path = directory / "dataset.json"
     if not directory.is_dir():

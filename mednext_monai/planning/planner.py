@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.dataset import Dataset, read_dataset
+from ..data.dataset import Dataset, file_ending, read_dataset
 from ..data.folds import make_folds, read_groups, read_splits
 from ..files import write_atomically
 from .fingerprint import CaseFingerprint, intensity_statistics
@@ -68,7 +68,8 @@ def plan(
         progress: whether to show a progress bar. Defaults to ``True``.
 
     Returns:
-        the plan as written, see :py:func:`make_plan`.
+        the plan as written: what :py:func:`make_plan` returns, ``splits`` (the folds, none where there are too few
+        cases) and then ``fold``: ``"all"``.
 
     Raises:
         DatasetError: with the list of all problems of the data set; a ``ValueError``.
@@ -91,6 +92,8 @@ def plan(
     result["_plan_"]["warnings"] = warnings + result["_plan_"]["warnings"]
     result["_plan_"]["decisions"].append({"what": "folds", "value": f"{len(fold_list)}", "why": folds_from})
     result["splits"] = fold_list
+    if not fold_list:
+        result["fold"] = "all"
     if report:
         write_atomically(output.with_suffix(".html"), html_report(dataset, cases, result).encode())
     write_atomically(
@@ -162,6 +165,7 @@ def make_plan(
         "_plan_": {
             "name": dataset.name,
             "layout": dataset.layout,
+            "file_ending": file_ending(dataset.cases[0]["image"][0]),
             "decisions": decisions,
             "warnings": _warnings(dataset, cases, patch, schemes),
             "training_memory_gib": {name: round(gib, 1) for name, gib in memory.items()},
