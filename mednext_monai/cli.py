@@ -58,7 +58,7 @@ def bundle_new(variant: str, kernel_size: int, plan: str, output_dir: str) -> No
     Args:
         variant: S, B, M or L.
         kernel_size: edge of the depthwise kernels in voxels, 3 or 5.
-        plan: the .json file that `mednext plan` wrote.
+        plan: the .json file that the command plan wrote.
         output_dir: the bundle's folder, which must not exist or be empty.
     """
     from . import bundles

@@ -97,7 +97,7 @@ def test_module_runs_as_a_program():
     ("arguments", "message"),
     [
         (["nonsense"], "there is no command 'nonsense'; the commands are demo, plan, bundle, convert, upkern"),
-        (["bundle", "nonsense"], "there is no command 'nonsense'; the commands are list, copy, build, zip"),
+        (["bundle", "nonsense"], "there is no command 'nonsense'; the commands are list, copy, new, build, zip"),
         (["bundle", "copy"], "required argument: name"),
         (["bundle", "copy", "mednext_s_k3", "there", "too much"], "too much"),
         (["demo", "--epohcs", "3"], "--epohcs"),

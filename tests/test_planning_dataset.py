@@ -10,7 +10,7 @@ import pytest
 from planning_data import describe, make_decathlon, make_nnunet
 
 from mednext_monai.data.dataset import DatasetError, read_dataset, strip_ending
-from mednext_monai.planning.reading import read_image
+from mednext_monai.data.reading import read_image
 
 
 def names(paths: list[str]) -> list[str]:

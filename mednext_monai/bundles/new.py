@@ -163,7 +163,7 @@ def _metadata(generic: dict, plan: Mapping, name: str, train: Mapping) -> dict:
         "authors": "the owner of this bundle; network and recipe by Saikat Roy et al., German Cancer Research Center",
         "copyright": "Copyright (c) the owner of this bundle",
         "data_source": f"{task}, {cases} cases",
-        "data_type": DATA_TYPES.get(str(plan["_plan_"].get("file_ending", ".nii.gz")), generic["data_type"]),
+        "data_type": DATA_TYPES.get(str(plan["_plan_"].get("file_ending", "")).lower(), generic["data_type"]),
         "image_classes": f"one channel each: {channel_list}",
         "label_classes": "one integer per voxel: " + ", ".join(f"{i} {c}" for i, c in enumerate(classes)),
         "pred_classes": f"logits of {', '.join(classes)}",

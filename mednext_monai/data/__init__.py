@@ -8,12 +8,13 @@ from .checks import check_cases, check_folder
 from .datalist import inference_cases, training_cases
 from .dataset import Dataset, DatasetError, read_dataset
 from .folds import make_folds, read_groups, read_splits, select_fold
-from .writer import AtomicNibabelWriter
+from .writer import AtomicNibabelWriter, NameByCased
 
 __all__ = [
     "AtomicNibabelWriter",
     "Dataset",
     "DatasetError",
+    "NameByCased",
     "cache_folder",
     "check_cases",
     "check_folder",

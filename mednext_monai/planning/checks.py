@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from ..data.dataset import Dataset
-from .reading import read_image
+from ..data.reading import read_image
 
 __all__ = ["GRID_TOLERANCE", "CaseCheck", "Volume", "check_across_cases", "check_case"]
 

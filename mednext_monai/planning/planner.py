@@ -91,6 +91,7 @@ def plan(
     result = make_plan(dataset, cases, patch_size, batch_size, gpu_memory)
     result["_plan_"]["warnings"] = warnings + result["_plan_"]["warnings"]
     result["_plan_"]["decisions"].append({"what": "folds", "value": f"{len(fold_list)}", "why": folds_from})
+    result["_plan_"]["file_ending"] = file_ending(dataset.cases[0]["image"][0])
     result["splits"] = fold_list
     if not fold_list:
         result["fold"] = "all"
@@ -165,7 +166,6 @@ def make_plan(
         "_plan_": {
             "name": dataset.name,
             "layout": dataset.layout,
-            "file_ending": file_ending(dataset.cases[0]["image"][0]),
             "decisions": decisions,
             "warnings": _warnings(dataset, cases, patch, schemes),
             "training_memory_gib": {name: round(gib, 1) for name, gib in memory.items()},

@@ -9,9 +9,9 @@ from textwrap import fill
 import numpy as np
 
 from ..data.dataset import Dataset
+from ..data.reading import read_image
 from .fingerprint import CaseFingerprint
 from .pictures import class_color, histogram, overlay
-from .reading import read_image
 
 __all__ = ["html_report", "text_report"]
 
@@ -110,7 +110,7 @@ def html_report(dataset: Dataset, cases: Sequence[CaseFingerprint], plan: dict) 
         "<h2>Folds</h2>",
         _table(
             ("fold", "training cases", "validation cases"),
-            ([i, len(s["train"]), len(s["val"])] for i, s in enumerate(details.get("splits", []))),
+            ([i, len(s["train"]), len(s["val"])] for i, s in enumerate(plan.get("splits", []))),
             numbers=(1, 2),
         ),
         f"<details><summary>All {len(cases)} cases</summary>{_cases(cases)}</details>",
