@@ -92,6 +92,13 @@ def test_an_empty_list_and_an_id_twice_are_named(tmp_path):
         read_dataset(tmp_path)
 
 
+def test_a_file_ending_that_no_file_has_is_named(tmp_path):
+    make_nnunet(tmp_path, 2, cases=2)
+    describe(tmp_path, file_ending=".nii")
+    with pytest.raises(DatasetError, match="imagesTr/ has no file like case_0000.nii, with the file_ending"):
+        read_dataset(tmp_path)
+
+
 def test_ids_are_file_names_without_ending():
     assert strip_ending("./imagesTr/case.1.nii.gz") == "case.1"
     assert strip_ending("case.NRRD") == "case"

@@ -86,7 +86,7 @@ def read_dataset(directory: str | Path) -> Dataset:
     else:
         layout, cases = _listed_cases(directory, description, len(channel_names))
     if not cases:
-        raise DatasetError(directory, ["no training case: 'training' in dataset.json, or imagesTr/, is empty"])
+        raise DatasetError(directory, [_no_cases(description)])
     counts = Counter(case["id"] for case in cases)
     twice = [f"{case}: this case id comes {n} times; ids must be unique" for case, n in counts.items() if n > 1]
     if twice:
@@ -102,6 +102,13 @@ def strip_ending(filename: str | Path, ending: str | None = None) -> str:
         if name.lower().endswith(known.lower()):
             return name[: -len(known)]
     return name
+
+
+def _no_cases(description: dict) -> str:
+    if "channel_names" in description:
+        ending = description["file_ending"]
+        return f"no training case: imagesTr/ has no file like case_0000{ending}, with the file_ending of dataset.json"
+    return "no training case: 'training' in dataset.json is empty"
 
 
 def modality_files(path: Path, channels: int) -> list[str]:
