@@ -12,6 +12,7 @@ import inspect
 import io
 import os
 import re
+import shlex
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -45,6 +46,27 @@ def bundle_copy(name: str, output_dir: str = ".") -> None:
     from . import bundles
 
     print(bundles.copy(name, output_dir))
+
+
+def bundle_new(variant: str, kernel_size: int, plan: str, output_dir: str) -> None:
+    """
+    Make a bundle of your own task from a plan.
+
+    The settings of the plan are written into it, so that its commands need no other file; its metadata name your
+    channels and classes. It is verified before it appears.
+
+    Args:
+        variant: S, B, M or L.
+        kernel_size: edge of the depthwise kernels in voxels, 3 or 5.
+        plan: the .json file that the command plan wrote.
+        output_dir: the bundle's folder, which must not exist or be empty.
+    """
+    from . import bundles
+
+    folder = bundles.new_bundle(variant, kernel_size, plan, output_dir)
+    print(f"{folder}\n\nTo train it:\n  cd {shlex.quote(str(folder))}")
+    print("  python -m monai.bundle run training --config_file configs/train.json")
+    print("docs/README.md there has the other commands.")
 
 
 def bundle_build(check: bool = False) -> int:
@@ -159,13 +181,21 @@ def plan(
     from .planning import plan, text_report
 
     print(text_report(plan(dataset_dir, output, patch_size, batch_size, groups, splits, gpu_memory, processes)))
+    print(f"\nwrote {output} and, to look at, {Path(output).with_suffix('.html')}\n\nTo make a bundle of it:")
+    print(f"  mednext bundle new --variant S --kernel_size 3 --plan {shlex.quote(output)} --output_dir my_bundle")
 
 
 # A dictionary is a group of commands. The first line of a function's docstring is what `mednext --help` says about it.
 COMMANDS: dict[str, Any] = {
     "demo": run_demo,
     "plan": plan,
-    "bundle": {"list": bundle_list, "copy": bundle_copy, "build": bundle_build, "zip": bundle_zip},
+    "bundle": {
+        "list": bundle_list,
+        "copy": bundle_copy,
+        "new": bundle_new,
+        "build": bundle_build,
+        "zip": bundle_zip,
+    },
     "convert": convert,
     "upkern": upkern,
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from mednext_monai.networks import VARIANTS, create_mednext
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = bundles.names()
 BASE_CHANNELS = 8
-SCHEMA = Path(__file__).parent / "data" / "metadata_schema.json"
+SCHEMA = ROOT / "mednext_monai" / "bundles" / "metadata_schema.json"
 
 
 def variant_of(name: str) -> tuple[str, int]:
@@ -87,6 +88,27 @@ def test_there_is_a_bundle_for_each_variant_and_kernel():
     for name in NAMES:
         content = json.loads((bundles.path(name) / "configs" / "train.json").read_text())
         assert (content["variant"], content["kernel_size"]) == variant_of(name)
+
+
+def test_the_page_maps_all_19_published_trainers_to_a_bundle_and_a_learning_rate():
+    rates = {"": None, "_lr_5e_4": 0.0005, "_lr_25e_5": 0.00025, "_lr_1e_4": 0.0001}
+    published = {f"{variant}_kernel3" for variant in "SBML"} | {
+        f"{variant}_kernel5{rate}" for variant in "SBML" for rate in rates if (variant, rate) != ("S", "_lr_5e_4")
+    }
+    page = (bundles.path("mednext_s_k3") / "docs" / "README.md").read_text()
+    section = page.split("## Published settings")[1].split("\n## ")[0]
+    found = []
+    for row in section.splitlines()[6:]:
+        cells = [re.findall("`([^`]+)`", cell) for cell in row.split("|")[1:-1]]
+        if len(cells) != 3:
+            continue
+        for trainer, bundle in zip(cells[0], cells[1]):
+            variant, kernel, rate = re.fullmatch(r"([SBML])_kernel([35])(\w*)", trainer).groups()
+            assert bundle == f"mednext_{variant.lower()}_k{kernel}" and bundle in NAMES
+            assert cells[2] == ([f"--learning_rate {rates[rate]}"] if rate else [])
+            found.append(trainer)
+        assert len(cells[0]) == len(cells[1])
+    assert len(found) == 19 and set(found) == published
 
 
 def test_unknown_name_lists_the_known_ones():

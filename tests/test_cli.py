@@ -97,7 +97,7 @@ def test_module_runs_as_a_program():
     ("arguments", "message"),
     [
         (["nonsense"], "there is no command 'nonsense'; the commands are demo, plan, bundle, convert, upkern"),
-        (["bundle", "nonsense"], "there is no command 'nonsense'; the commands are list, copy, build, zip"),
+        (["bundle", "nonsense"], "there is no command 'nonsense'; the commands are list, copy, new, build, zip"),
         (["bundle", "copy"], "required argument: name"),
         (["bundle", "copy", "mednext_s_k3", "there", "too much"], "too much"),
         (["demo", "--epohcs", "3"], "--epohcs"),
@@ -121,6 +121,8 @@ def test_misuse_ends_with_status_2_before_anything_is_done(capsys, monkeypatch, 
         (["upkern", "absent.pt", "out.pt"], "absent.pt does not exist"),
         (["convert", "absent.model", "out.pt"], "absent.model does not exist"),
         (["bundle", "zip", "absent"], "absent is no bundle"),
+        (["bundle", "new", "S", "3", "absent.json", "out"], "plan: there is no file absent.json; make one with"),
+        (["bundle", "new", "S", "4", "absent.json", "out"], "kernel_size 3 or 5; got variant 'S' and kernel_size 4"),
     ],
 )
 def test_user_errors_are_one_message_and_status_1(capsys, monkeypatch, tmp_path, arguments, message):

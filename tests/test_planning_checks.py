@@ -127,5 +127,9 @@ def test_an_output_that_cannot_be_written_is_found_before_the_work(tmp_path):
         plan(tmp_path / "data", tmp_path / "nowhere" / "my.json")
     with pytest.raises(ValueError, match="must be a .json file, got"):
         plan(tmp_path / "data", tmp_path / "my.yaml")
+    with pytest.raises(ValueError, match="batch_size must be a positive whole number, got 0"):
+        plan(tmp_path / "data", tmp_path / "my.json", batch_size=0)
+    with pytest.raises(ValueError, match="gpu_memory must be a positive number of GiB, got -1"):
+        plan(tmp_path / "data", tmp_path / "my.json", gpu_memory=-1)
     with pytest.raises(ValueError, match="processes must be 0 or more, got -1"):
         plan(tmp_path / "data", tmp_path / "my.json", processes=-1)

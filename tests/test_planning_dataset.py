@@ -10,7 +10,7 @@ import pytest
 from planning_data import describe, make_decathlon, make_nnunet
 
 from mednext_monai.data.dataset import DatasetError, read_dataset, strip_ending
-from mednext_monai.planning.reading import read_image
+from mednext_monai.data.reading import read_image
 
 
 def names(paths: list[str]) -> list[str]:
@@ -89,6 +89,13 @@ def test_an_empty_list_and_an_id_twice_are_named(tmp_path):
         read_dataset(tmp_path)
     describe(tmp_path, training=["imagesTr/case_00.nii.gz"])
     with pytest.raises(DatasetError, match="must be {'image': path, 'label': path}"):
+        read_dataset(tmp_path)
+
+
+def test_a_file_ending_that_no_file_has_is_named(tmp_path):
+    make_nnunet(tmp_path, 2, cases=2)
+    describe(tmp_path, file_ending=".nii")
+    with pytest.raises(DatasetError, match="imagesTr/ has no file like case_0000.nii, with the file_ending"):
         read_dataset(tmp_path)
 
 

@@ -30,6 +30,7 @@ def test_the_page_is_one_file_and_text_from_outside_is_escaped(tmp_path):
     assert page.count('<img src="data:image/png;base64,') == 4 * 3  # three cases, both channels of one of them
     assert page.count("<svg") == 3 * 3 + 2  # shape, resampled shape, spacing; an intensity for each channel
     assert all(len(np.unique(pixels(element))) > 8 for element in re.findall(r"<img[^>]+>", page))
+    assert page.count("<tr><td>0</td><td class='number'>4</td><td class='number'>2</td></tr>") == 1  # fold 0
     for decision in result["_plan_"]["decisions"]:
         assert decision["why"] in page.replace("&#x27;", "'")
 

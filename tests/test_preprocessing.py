@@ -352,7 +352,7 @@ def test_files_per_channel_and_errors(files, tmp_path):
     moved = affine.copy()
     moved[0, 3] += 1
     nibabel.save(nibabel.Nifti1Image(image[1], moved), paths[1])
-    with pytest.raises(ValueError, match="case_0001.nii: lies 1 mm away from case_0000.nii"):
+    with pytest.raises(ValueError, match="case_0001.nii: lies 1 mm away from .*case_0000.nii"):
         read_image(paths)
     nibabel.save(nibabel.Nifti1Image(image[1, 1:], affine), paths[1])
     with pytest.raises(ValueError, match=r"case_0001.nii: has \(13, 22, 17\) voxels"):

@@ -10,7 +10,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from planning_data import make_nnunet
 
+from mednext_monai.networks import create_mednext
 from mednext_monai.planning import plan
 from mednext_monai.weights import describe, read_state_dict
 
@@ -76,6 +78,23 @@ def test_a_plan_is_an_overlay_for_training_evaluation_and_inference(run_bundle, 
     task.write_text(json.dumps(planned))
     result = run_bundle("training", "train", options=SHORT, overlay=task, check=False)
     assert "box_404" in result.stderr  # so the plan's folds are the ones used
+
+
+def test_channel_files_are_segmented_into_one_file_a_case(run_bundle, tmp_path):
+    make_nnunet(tmp_path / "nnunet", 2, cases=2)
+    network = create_mednext("S", 3, in_channels=2, out_channels=3, deep_supervision=True, base_channels=4)
+    torch.save(network.state_dict(), run_bundle.bundle / "models" / "model.pt")
+    folder = tmp_path / "nnunet" / "imagesTr"
+    options = ("--in_channels", "2", "--input", str(folder), "--mirror", "False")
+    run_bundle("inferring", "inference", options=options)
+    predictions = sorted((run_bundle.bundle / "eval").glob("*.nii.gz"))
+    assert [file.name for file in predictions] == ["case_00.nii.gz", "case_01.nii.gz"]
+    original = nib.load(folder / "case_00_0000.nii.gz")
+    assert nib.load(predictions[0]).shape == original.shape
+    np.testing.assert_allclose(nib.load(predictions[0]).affine, original.affine, atol=1e-5)
+    (folder / "case_01_0001.nii.gz").unlink()
+    result = run_bundle("inferring", "inference", options=options, check=False)
+    assert "case_01: has no file case_01_0001; in_channels is 2" in result.stderr
 
 
 def test_a_resumed_run_continues_epochs_schedule_best_value_and_its_drawn_seed(run_bundle):

@@ -9,12 +9,13 @@ from .datalist import inference_cases, training_cases
 from .dataset import Dataset, DatasetError, read_dataset
 from .folds import make_folds, read_groups, read_splits, select_fold
 from .preprocessed import preprocessed_cases
-from .writer import AtomicNibabelWriter
+from .writer import AtomicNibabelWriter, NameByCased
 
 __all__ = [
     "AtomicNibabelWriter",
     "Dataset",
     "DatasetError",
+    "NameByCased",
     "check_cases",
     "check_folders",
     "inference_cases",

@@ -16,12 +16,13 @@ from monai.utils import ensure_tuple
 from tqdm import tqdm
 
 from ..preprocessing.case_store import stored_content
+from ..preprocessing.files import check_grid, is_nifti
+from .reading import read_image
 
 __all__ = ["check_cases", "check_folders"]
 
 logger = logging.getLogger(__name__)
 MAX_SHOWN = 20
-MAX_AFFINE_DIFFERENCE = 1e-2  # mm
 
 
 def check_cases(
@@ -36,11 +37,12 @@ def check_cases(
     Read every file of a list of cases once and report all problems together.
 
     Checked are: the files exist and are whole; an image has three spatial axes, ``in_channels`` channels (a fourth
-    axis of the file), finite values and not only zeros; a label has one channel, the image's grid (shape and affine)
-    and whole values from 0 to ``out_channels - 1``. A case without foreground is no error but logged as a warning.
+    axis of the file), finite values and not only zeros; a label has one channel, the image's grid (shape, and corners
+    within a tenth of a voxel) and whole values from 0 to ``out_channels - 1``. A case without foreground is no error
+    but logged as a warning. Formats are those of ``reading``.
 
     Args:
-        cases: dictionaries with ``id``, ``image`` (a NIfTI file, or one per channel) and, for training, ``label``.
+        cases: dictionaries with ``id``, ``image`` (a file, or one per channel) and, for training, ``label``.
         in_channels: the channels that the network takes.
         out_channels: the classes of the network, background included; ``None`` when there are no labels.
         num_workers: threads that read. Defaults to 2.
@@ -99,18 +101,18 @@ def _check_case(
         return _check_stored(case, *stored, in_channels, out_channels)
     try:
         paths = ensure_tuple(case["image"])  # one file, or one per channel
-        image, problems = None, []
+        first, problems = None, []
         if len(paths) > 1 and len(paths) != in_channels:
             problems.append(f"{case['id']}: has {len(paths)} channel files; in_channels is {in_channels}.")
         for path in paths:
-            channel, values = _read(path)
-            image = channel if image is None else image
+            values, affine = _read(path)
+            first = first or (paths[0], values.shape[:3], affine)
             problems += _image_problems(path, values, in_channels if len(paths) == 1 else 1)
-            problems += _grid_problems(path, channel, paths[0], image)
+            problems += _grid_problems(path, values, affine, first)
         if out_channels is None or "label" not in case:
             return problems, []
-        label, classes = _read(case["label"])
-        problems += _grid_problems(case["label"], label, paths[0], image)
+        classes, affine = _read(case["label"])
+        problems += _grid_problems(case["label"], classes, affine, first)
         label_problems, warnings = _label_problems(case["label"], classes, out_channels)
         return problems + label_problems, warnings
     except ValueError as error:
@@ -127,14 +129,18 @@ def _check_stored(
     return problems + label_problems, warnings
 
 
-def _read(path: str) -> tuple[nib.spatialimages.SpatialImage, np.ndarray]:
+def _read(path: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return a file's values, ``(X, Y, Z)`` or with the channels last, NIfTI's in their own type, and its affine."""
     if not Path(path).is_file():
         raise ValueError(f"{path}: the file does not exist.")
     try:
-        image = nib.load(path)
-        return image, np.asanyarray(image.dataobj)
+        if is_nifti(path):
+            image = nib.load(path)
+            return np.asanyarray(image.dataobj), image.affine
+        values, affine = read_image(path)
     except Exception as error:  # nibabel, gzip and zlib each have their own for a broken file
         raise ValueError(f"{path}: cannot be read as an image: {type(error).__name__}: {error}") from error
+    return (values[0] if len(values) == 1 else np.moveaxis(values, 0, -1)), affine
 
 
 def _image_problems(path: str, values: np.ndarray, in_channels: int) -> list[str]:
@@ -148,17 +154,12 @@ def _image_problems(path: str, values: np.ndarray, in_channels: int) -> list[str
     return [] if values.any() else [f"{path}: every voxel is zero."]
 
 
-def _grid_problems(
-    path: str, image: nib.spatialimages.SpatialImage, first_path: str, first: nib.spatialimages.SpatialImage
-) -> list[str]:
-    if image.shape[:3] != first.shape[:3]:
-        return [f"{path}: has shape {image.shape[:3]}, its image {first_path} {first.shape[:3]}."]
-    difference = float(np.abs(image.affine - first.affine).max())
-    if difference > MAX_AFFINE_DIFFERENCE:
-        return [
-            f"{path}: its affine differs from that of {first_path} by up to {difference:.3g}; "
-            f"at most {MAX_AFFINE_DIFFERENCE} (mm) is allowed."
-        ]
+def _grid_problems(path: str, values: np.ndarray, affine: np.ndarray, first: tuple) -> list[str]:
+    """What keeps a file from lying on the grid of the case's first one, ``(path, shape, affine)``."""
+    try:
+        check_grid(path, values.shape[:3], affine, *first)
+    except ValueError as error:
+        return [str(error)]
     return []
 
 

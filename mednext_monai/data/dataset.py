@@ -12,7 +12,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Dataset", "DatasetError", "read_dataset"]
+__all__ = ["ENDINGS", "Dataset", "DatasetError", "file_ending", "modality_files", "read_dataset", "strip_ending"]
 
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".gipl.gz", ".gipl")
 
@@ -86,7 +86,7 @@ def read_dataset(directory: str | Path) -> Dataset:
     else:
         layout, cases = _listed_cases(directory, description, len(channel_names))
     if not cases:
-        raise DatasetError(directory, ["no training case: 'training' in dataset.json, or imagesTr/, is empty"])
+        raise DatasetError(directory, [_no_cases(description)])
     counts = Counter(case["id"] for case in cases)
     twice = [f"{case}: this case id comes {n} times; ids must be unique" for case, n in counts.items() if n > 1]
     if twice:
@@ -95,13 +95,32 @@ def read_dataset(directory: str | Path) -> Dataset:
     return Dataset(directory, layout, name, channel_names, labels, sorted(cases, key=lambda case: case["id"]))
 
 
-def strip_ending(filename: str, ending: str | None = None) -> str:
+def strip_ending(filename: str | Path, ending: str | None = None) -> str:
     """Return a file's name without its directory and image ending, ``.nii.gz`` for example: the original's case id."""
     name = Path(filename).name
     for known in ENDINGS if ending is None else (ending,):
         if name.lower().endswith(known.lower()):
             return name[: -len(known)]
     return name
+
+
+def _no_cases(description: dict) -> str:
+    if "channel_names" in description:
+        ending = description["file_ending"]
+        return f"no training case: imagesTr/ has no file like case_0000{ending}, with the file_ending of dataset.json"
+    return "no training case: 'training' in dataset.json is empty"
+
+
+def modality_files(path: Path, channels: int) -> list[str]:
+    """Return the files that nnU-Net names ``case_0000.nii.gz``, ``case_0001.nii.gz``, ... for ``case.nii.gz``."""
+    case = strip_ending(path.name)
+    ending = path.name[len(case) :]
+    return [os.path.abspath(path.parent / f"{case}_{channel:04d}{ending}") for channel in range(channels)]
+
+
+def file_ending(filename: str | Path) -> str:
+    """Return the image ending of a file's name, such as ``.nii.gz``; empty when it has none that is known."""
+    return Path(filename).name[len(strip_ending(filename)) :]
 
 
 def _read_json(directory: Path) -> dict:
@@ -172,7 +191,7 @@ def _listed_cases(directory: Path, description: dict, channels: int) -> tuple[st
         raise DatasetError(
             directory, [f"dataset.json: 'training' entry {e!r} must be {{'image': path, 'label': path}}" for e in wrong]
         )
-    split = {str(entry["image"]): _modality_files(directory / entry["image"], channels) for entry in entries}
+    split = {str(entry["image"]): modality_files(directory / entry["image"], channels) for entry in entries}
     # nnU-Net v1 names a file that is not there; the files beside it carry the channel's number
     v1 = any(not (directory / image).exists() and any(Path(f).exists() for f in split[image]) for image in split)
     cases = [
@@ -184,13 +203,6 @@ def _listed_cases(directory: Path, description: dict, channels: int) -> tuple[st
         for entry in entries
     ]
     return ("nnunet_v1" if v1 else "decathlon"), cases
-
-
-def _modality_files(path: Path, channels: int) -> list[str]:
-    """Return the files that nnU-Net names ``case_0000.nii.gz``, ``case_0001.nii.gz``, ... for ``case.nii.gz``."""
-    case = strip_ending(path.name)
-    ending = path.name[len(case) :]
-    return [os.path.abspath(path.parent / f"{case}_{channel:04d}{ending}") for channel in range(channels)]
 
 
 def _nnunet_v2_cases(directory: Path, description: dict, channels: int) -> list[dict]:
@@ -209,7 +221,7 @@ def _nnunet_v2_cases(directory: Path, description: dict, channels: int) -> list[
     return [
         {
             "id": case,
-            "image": _modality_files(images / f"{case}{ending}", channels),
+            "image": modality_files(images / f"{case}{ending}", channels),
             "label": str(labels / f"{case}{ending}"),
         }
         for case in sorted(ids)

@@ -1,9 +1,8 @@
 """Planning a training on the user's own data set, from its directory to the JSON that a bundle takes.
 
 What lies where, each file one concept, in the order in which :py:func:`plan` goes through them (the data
-set's layout and the folds are in ``mednext_monai.data``, since training reads them as well):
+set's layout, the reading of a file and the folds are in ``mednext_monai.data``, since training needs them as well):
 
-- ``reading``: one image file.
 - ``checks``: what is wrong with a case, or with all of them together.
 - ``fingerprint``: the figures of a case.
 - ``scan``: reading, checking and measuring every case once, in parallel.

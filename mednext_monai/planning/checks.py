@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from ..data.dataset import Dataset
-from .reading import read_image
+from ..data.reading import read_image
 
 __all__ = ["GRID_TOLERANCE", "CaseCheck", "Volume", "check_across_cases", "check_case"]
 
@@ -133,15 +133,19 @@ def _affine_problems(affine: np.ndarray) -> list[str]:
 def _channel_problems(names: list[str], arrays: list[np.ndarray], channel_names: list[str]) -> list[str]:
     """Missing or superfluous channels of the image files, more than one channel in the label."""
     problems = []
-    expected = f"{len(channel_names)} channel{'s' * (len(channel_names) > 1)} ({', '.join(channel_names)})"
+    expected = f"{_channels_text(len(channel_names))} ({', '.join(channel_names)})"
     if len(arrays) == 2 and len(arrays[0]) != len(channel_names):
-        problems.append(f"{names[0]}: has {len(arrays[0])} channels, dataset.json names {expected}")
+        problems.append(f"{names[0]}: has {_channels_text(len(arrays[0]))}, dataset.json names {expected}")
     elif len(arrays) > 2:
         wrong = [(name, len(array)) for name, array in zip(names[:-1], arrays) if len(array) != 1]
         problems += [f"{name}: has {n} channels, expected one per file" for name, n in wrong]
     if len(arrays[-1]) != 1:
         problems.append(f"{names[-1]}: has {len(arrays[-1])} channels, a label must have one")
     return problems
+
+
+def _channels_text(count: int) -> str:
+    return f"{count} channel{'s' * (count != 1)}"
 
 
 def _grid_problems(names: list[str], arrays: list[np.ndarray], affines: list[np.ndarray]) -> list[str]:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.dataset import Dataset, read_dataset
+from ..data.dataset import Dataset, file_ending, read_dataset
 from ..data.folds import make_folds, read_groups, read_splits
 from ..files import write_atomically
 from .fingerprint import CaseFingerprint, intensity_statistics
@@ -68,7 +68,8 @@ def plan(
         progress: whether to show a progress bar. Defaults to ``True``.
 
     Returns:
-        the plan as written, see :py:func:`make_plan`.
+        the plan as written: what :py:func:`make_plan` returns, ``splits`` (the folds, none where there are too few
+        cases) and then ``fold``: ``"all"``.
 
     Raises:
         DatasetError: with the list of all problems of the data set; a ``ValueError``.
@@ -80,6 +81,9 @@ def plan(
     output = Path(output)
     _check_output(output)
     _check_patch_size(patch_size)
+    _check_batch_size(batch_size)
+    if gpu_memory is not None and not gpu_memory > 0:
+        raise ValueError(f"gpu_memory must be a positive number of GiB, got {gpu_memory!r}.")
     dataset = read_dataset(dataset_dir)
     ids = [case["id"] for case in dataset.cases]
     case_groups = None if groups is None else read_groups(groups, ids)
@@ -90,7 +94,10 @@ def plan(
     result = make_plan(dataset, cases, patch_size, batch_size, gpu_memory)
     result["_plan_"]["warnings"] = warnings + result["_plan_"]["warnings"]
     result["_plan_"]["decisions"].append({"what": "folds", "value": f"{len(fold_list)}", "why": folds_from})
+    result["_plan_"]["file_ending"] = file_ending(dataset.cases[0]["image"][0])
     result["splits"] = fold_list
+    if not fold_list:
+        result["fold"] = "all"
     if report:
         write_atomically(output.with_suffix(".html"), html_report(dataset, cases, result).encode())
     write_atomically(
@@ -127,8 +134,7 @@ def make_plan(
         ValueError: when the patch or batch size is not a positive number, or the patch not a multiple of 16.
     """
     _check_patch_size(patch_size)
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise ValueError(f"batch_size must be a positive whole number, got {batch_size!r}.")
+    _check_batch_size(batch_size)
     extents = np.array([np.array(case.cropped_shape) * case.spacing / TARGET_SPACING for case in cases])
     patch, why_patch = _patch_size(extents, patch_size)
     batch_dice, why_batch_dice = _batch_dice(extents)
@@ -191,6 +197,11 @@ def _check_patch_size(patch_size: int | Sequence[int] | None) -> None:
         raise ValueError(f"patch_size must be one or three positive multiples of {FACTOR}, got {patch_size!r}.")
 
 
+def _check_batch_size(batch_size: int) -> None:
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"batch_size must be a positive whole number, got {batch_size!r}.")
+
+
 def _folds(
     dataset: Dataset, ids: list[str], groups: dict[str, str] | None, splits: str | Path | None
 ) -> tuple[list[dict], str]:
@@ -202,7 +213,7 @@ def _folds(
         raise ValueError(f"splits: no such file, {splits}.")
     units = len(ids) if groups is None else len(set(groups.values()))
     if units < 5:
-        kind = "cases" if groups is None else "groups"
+        kind = ("case" if groups is None else "group") + "s" * (units > 1)
         return [], f"only {units} {kind}, too few for five folds: train with fold 'all'"
     what = "sorted case ids" if groups is None else f"{units} groups of the {len(ids)} cases, ordered by first case"
     return make_folds(ids, groups), f"as the original: {what}, KFold(5), shuffled with seed 12345"
@@ -353,7 +364,7 @@ def _warnings(dataset: Dataset, cases: Sequence[CaseFingerprint], patch: list[in
         if scheme != "CT" and "ct" in name.lower().replace("_", " ").replace("-", " ").split():
             warnings.append(f"channel {name!r} is normalised as {scheme}; name it exactly 'CT' to have CT's scheme")
     if len(cases) < 5:
-        warnings.append(f"only {len(cases)} cases: no five folds")
+        warnings.append(f"only {len(cases)} case{'s' * (len(cases) > 1)}: no five folds")
     if max(patch) == FACTOR:
         warnings.append("the patch is so small that the bottleneck is a single voxel; set patch_size")
     return warnings

@@ -9,9 +9,9 @@ from textwrap import fill
 import numpy as np
 
 from ..data.dataset import Dataset
+from ..data.reading import read_image
 from .fingerprint import CaseFingerprint
 from .pictures import class_color, histogram, overlay
-from .reading import read_image
 
 __all__ = ["html_report", "text_report"]
 
@@ -39,7 +39,7 @@ def text_report(plan: dict) -> str:
     details = plan["_plan_"]
     found = details["fingerprint"]
     lines = [
-        f"{details['name']}: {found['cases']} cases, channels {', '.join(plan['channel_names'])}, "
+        f"{details['name']}: {_cases_text(found['cases'])}, channels {', '.join(plan['channel_names'])}, "
         f"{plan['out_channels']} classes ({details['layout']})",
         "",
         f"  median shape       {_times(found['median_shape'])} voxels of {_times(found['median_spacing_mm'])} mm",
@@ -74,7 +74,7 @@ def html_report(dataset: Dataset, cases: Sequence[CaseFingerprint], plan: dict) 
     """
     details = plan["_plan_"]
     name = escape(details["name"])
-    lead = f"{len(cases)} cases · channels {', '.join(plan['channel_names'])} · {details['layout']}"
+    lead = f"{_cases_text(len(cases))} · channels {', '.join(plan['channel_names'])} · {details['layout']}"
     parts = [
         f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>Plan: {name}</title>",
         f"<meta name='viewport' content='width=device-width'><style>{STYLE}</style></head><body>",
@@ -110,10 +110,10 @@ def html_report(dataset: Dataset, cases: Sequence[CaseFingerprint], plan: dict) 
         "<h2>Folds</h2>",
         _table(
             ("fold", "training cases", "validation cases"),
-            ([i, len(s["train"]), len(s["val"])] for i, s in enumerate(details.get("splits", []))),
+            ([i, len(s["train"]), len(s["val"])] for i, s in enumerate(plan.get("splits", []))),
             numbers=(1, 2),
         ),
-        f"<details><summary>All {len(cases)} cases</summary>{_cases(cases)}</details>",
+        f"<details><summary>Case by case</summary>{_cases(cases)}</details>",
         "</body></html>\n",
     ]
     return "\n".join(parts)
@@ -121,6 +121,10 @@ def html_report(dataset: Dataset, cases: Sequence[CaseFingerprint], plan: dict) 
 
 def _wrap(text: str, indent: str) -> str:
     return fill(text, 110, initial_indent=indent, subsequent_indent=" " * len(indent))
+
+
+def _cases_text(count: int) -> str:
+    return f"{count} case{'s' * (count != 1)}"
 
 
 def _times(values: Iterable[float]) -> str:

@@ -94,11 +94,11 @@ def check_grid(
         ValueError: naming both files, when their shapes differ or a corner lies more than a tenth of a voxel elsewhere.
     """
     if tuple(shape) != tuple(first_shape):
-        raise ValueError(f"{path}: has {tuple(shape)} voxels, but {Path(first_path).name} has {tuple(first_shape)}.")
+        raise ValueError(f"{path}: has {tuple(shape)} voxels, but {first_path} has {tuple(first_shape)}.")
     corners = np.stack(np.meshgrid(*([0, count - 1] for count in shape), [1], indexing="ij"), axis=-1).reshape(-1, 4)
     apart = np.linalg.norm((corners @ (np.asarray(affine) - np.asarray(first_affine)).T)[:, :3], axis=1).max()
     if not apart <= AFFINE_TOLERANCE * np.linalg.norm(np.asarray(first_affine)[:3, :3], axis=0).min():
-        raise ValueError(f"{path}: lies {apart:.3g} mm away from {Path(first_path).name}; their affines must agree.")
+        raise ValueError(f"{path}: lies {apart:.3g} mm away from {first_path}; their affines must agree.")
 
 
 def read_grid(paths: str | Path | Sequence[str | Path]) -> tuple[tuple[int, ...], np.ndarray]:

@@ -1,0 +1,214 @@
+"""A bundle of the user's own task: the bundle of a variant with the settings of a plan written into it.
+
+The plan is what ``mednext plan`` wrote. As an overlay it has to be named with every command; here its settings become
+the bundle's own, so that ``train.json`` and ``inference.json`` each stand alone, as MONAI Label needs them. The
+metadata and the page of the bundle tell its channels and classes.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from string import Template
+
+from .package import names, path
+
+__all__ = ["new_bundle"]
+
+SCHEMA = Path(__file__).with_name("metadata_schema.json")
+PAGE = Path(__file__).with_name("task_readme.md")
+PLAN_COPY = "task.json"  # beside the configs: where the settings come from
+SHARED_PAGE = "\n## Export\n"  # from this heading on, the page of the generic bundle holds for every task
+REQUIRED = (
+    "dataset_dir", "in_channels", "out_channels", "channel_names", "labels", "spacing", "patch_size", "batch_size",
+    "batch_dice", "normalization", "intensity", "_plan_",
+)  # fmt: skip
+INFORMATION = {"channel_names", "labels", "dummy_2d", "_plan_"}  # what a plan may say without it being a setting
+CHOSEN_ELSEWHERE = {"variant", "kernel_size", "bundle_root", "imports"}
+DATA_TYPES = {".nii": "nifti", ".nii.gz": "nifti", ".nrrd": "nrrd", ".mha": "metaimage", ".mhd": "metaimage"}
+
+
+def new_bundle(variant: str, kernel_size: int, plan: str | Path, output_dir: str | Path) -> Path:
+    """
+    Make a bundle of the user's own task from a plan; all of it appears, verified, or nothing.
+
+    A key of the plan that stands at the top of ``train.json`` or ``inference.json`` replaces the setting there; the
+    others must be what ``mednext plan`` adds for people. The overlays and the weights' place are the generic bundle's.
+    ``dataset_dir`` stays the path on this computer: with it the bundle trains without an option.
+
+    Args:
+        variant: S, B, M or L.
+        kernel_size: edge of the depthwise kernels in voxels, 3 or 5.
+        plan: the JSON file that ``mednext plan`` wrote.
+        output_dir: the bundle's folder; it must not exist or be empty. Its name is the bundle's.
+
+    Returns:
+        the folder.
+
+    Raises:
+        FileNotFoundError: when there is no such plan.
+        FileExistsError: when the folder holds something.
+        ValueError: when there is no such variant or kernel size, or naming the plan and the key that is wrong.
+    """
+    source = path(_name(variant, kernel_size))
+    target = Path(output_dir).absolute()
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise FileExistsError(f"output_dir: {target} exists already and is not empty; name another folder.")
+    content = _read_plan(Path(plan))
+    configs = {name: _load(source / "configs" / f"{name}.json") for name in ("train", "inference", "metadata")}
+    _refuse_unknown(content, (configs["train"], configs["inference"]), plan)
+    for name in ("train", "inference"):
+        configs[name].update({key: value for key, value in content.items() if key in configs[name]})
+    configs["metadata"] = _metadata(configs["metadata"], content, target.name, configs["train"])
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as temporary:
+        bundle = Path(temporary, target.name)
+        shutil.copytree(source, bundle, copy_function=shutil.copyfile)
+        for name, config in configs.items():
+            _save(bundle / "configs" / f"{name}.json", config)
+        _save(bundle / "configs" / PLAN_COPY, content)
+        page = bundle / "docs" / "README.md"
+        page.write_text(_page(page.read_text(encoding="utf-8"), content, configs), encoding="utf-8")
+        _verify(bundle)
+        if target.exists():  # empty
+            target.rmdir()
+        os.replace(bundle, target)
+    return target
+
+
+def _name(variant: str, kernel_size: int) -> str:
+    """Name of the generic bundle."""
+    name = f"mednext_{str(variant).lower()}_k{kernel_size}"
+    if name not in names():
+        raise ValueError(
+            "variant must be S, B, M or L and kernel_size 3 or 5; "
+            f"got variant {variant!r} and kernel_size {kernel_size!r}."
+        )
+    return name
+
+
+def _load(file: Path) -> dict:
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def _save(file: Path, content: Mapping) -> None:
+    file.write_text(json.dumps(content, indent=4, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _read_plan(file: Path) -> dict:
+    """Read a plan and check what the bundle is made of."""
+    hint = f"make one with `mednext plan DATASET_DIR --output {file.name}`"
+    if not file.is_file():
+        raise FileNotFoundError(f"plan: there is no file {file}; {hint}.")
+    try:
+        content = _load(file)
+    except ValueError as error:
+        raise ValueError(f"plan: {file} is not valid JSON: {error}.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"plan: {file} must hold a JSON object, got {type(content).__name__}; {hint}.")
+    missing = [key for key in REQUIRED if key not in content]
+    if missing:
+        raise ValueError(f"plan: {file} is no whole plan, it lacks {', '.join(missing)}; {hint}.")
+    lengths = {"channel_names": "in_channels", "normalization": "in_channels", "labels": "out_channels"}
+    for key, count in lengths.items():
+        values, number = content[key], content[count]
+        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+            raise ValueError(f"plan: {file}: {count} must be a positive whole number, got {number!r}.")
+        if not isinstance(values, list) or len(values) != number or not all(isinstance(v, str) for v in values):
+            raise ValueError(f"plan: {file}: {key} must list {number} text(s), as {count} says; got {values!r}.")
+    for key, kind, what in (("dataset_dir", str, "a path"), ("_plan_", dict, "an object")):
+        if not isinstance(content[key], kind):
+            raise ValueError(f"plan: {file}: {key} must be {what}, got {content[key]!r}.")
+    return content
+
+
+def _refuse_unknown(content: Mapping, configs: Iterable[Mapping], plan: str | Path) -> None:
+    """A misspelt setting would otherwise be left out without a word."""
+    chosen = sorted(CHOSEN_ELSEWHERE & set(content))
+    if chosen:
+        raise ValueError(f"plan: {plan}: {', '.join(chosen)} cannot come from a plan; remove them.")
+    unknown = sorted(set(content).difference(INFORMATION, *configs))
+    if unknown:
+        raise ValueError(
+            f"plan: {plan}: {', '.join(map(repr, unknown))} is neither a key at the top of train.json or "
+            "inference.json nor written by `mednext plan`."
+        )
+
+
+def _metadata(generic: dict, plan: Mapping, name: str, train: Mapping) -> dict:
+    """Return the metadata of the generic bundle with the task's name, channels and classes."""
+    task = str(plan["_plan_"].get("name", name))
+    channels, classes = plan["channel_names"], plan["labels"]
+    cases = len(plan["_plan_"].get("cases", [])) or "unknown number of"
+    channel_list, foreground = ", ".join(channels), ", ".join(classes[1:])
+    network = f"MedNeXt-{train['variant']} with kernel size {train['kernel_size']} (Roy et al., MICCAI 2023)"
+    image = {**generic["network_data_format"]["inputs"]["image"]}
+    image.update(modality=channel_list, num_channels=len(channels), channel_def=_numbered(channels))
+    pred = {**generic["network_data_format"]["outputs"]["pred"]}
+    pred.update(num_channels=len(classes), channel_def=_numbered(classes))
+    return {
+        **generic,
+        "version": "0.1.0",
+        "changelog": {"0.1.0": "made from the plan in configs/task.json; not trained yet"},
+        "name": name,
+        "task": f"Segmentation of {foreground} ({task})",
+        "description": f"{network} and its training recipe, for {foreground} in {channel_list} volumes of {task}",
+        "authors": "the owner of this bundle; network and recipe by Saikat Roy et al., German Cancer Research Center",
+        "copyright": "Copyright (c) the owner of this bundle",
+        "data_source": f"{task}, {cases} cases",
+        "data_type": DATA_TYPES.get(str(plan["_plan_"].get("file_ending", "")).lower(), generic["data_type"]),
+        "image_classes": f"one channel each: {channel_list}",
+        "label_classes": "one integer per voxel: " + ", ".join(f"{i} {c}" for i, c in enumerate(classes)),
+        "pred_classes": f"logits of {', '.join(classes)}",
+        "intended_use": f"research on the segmentation of {foreground}; not for clinical use",
+        "network_data_format": {"inputs": {"image": image}, "outputs": {"pred": pred}},
+    }
+
+
+def _numbered(items: Iterable[str]) -> dict[str, str]:
+    return {str(number): item for number, item in enumerate(items)}
+
+
+def _page(generic: str, plan: Mapping, configs: Mapping[str, Mapping]) -> str:
+    """Return the bundle's page: the task's own commands, then what the generic page says for every task."""
+    metadata = configs["metadata"]
+    split = generic.find(SHARED_PAGE)
+    if split < 0:
+        raise ValueError(f"docs/README.md of the generic bundle has no heading {SHARED_PAGE.strip()!r}.")
+    channels = [f"{i} {name} ({s})" for i, (name, s) in enumerate(zip(plan["channel_names"], plan["normalization"]))]
+    fields = {
+        "name": metadata["name"],
+        "description": metadata["description"],
+        "data_source": metadata["data_source"],
+        "channels": ", ".join(channels),
+        "classes": ", ".join(f"{i} {name}" for i, name in enumerate(plan["labels"])),
+        "patch_size": " x ".join(map(str, plan["patch_size"])),
+        "spacing": " x ".join(f"{value:g}" for value in plan["spacing"]),
+    }
+    return Template(PAGE.read_text(encoding="utf-8")).substitute(fields) + generic[split:]
+
+
+def _verify(bundle: Path) -> None:
+    """Have MONAI check the metadata against the schema, and that the network takes and gives what they say."""
+    from monai.bundle import verify_metadata, verify_net_in_out
+
+    metadata, config = (str(bundle / "configs" / file) for file in ("metadata.json", "inference.json"))
+    level = logging.root.manager.disable
+    logging.disable(logging.INFO)  # MONAI lists the arguments of both
+    try:
+        if importlib.util.find_spec("jsonschema") is None:
+            warnings.warn("metadata.json was not compared with its schema: pip install jsonschema", stacklevel=3)
+        else:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that the schema, which is here already, comes without a hash
+                verify_metadata(meta_file=metadata, filepath=str(SCHEMA))
+        verify_net_in_out("network_def", metadata, config, device="cpu")
+    finally:
+        logging.disable(level)

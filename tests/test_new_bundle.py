@@ -1,0 +1,131 @@
+"""``mednext bundle new``: a bundle of the user's own task that is complete, verified, and runs without its plan."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import monai.bundle
+import pytest
+from conftest import TINY
+from planning_data import make_decathlon
+
+from mednext_monai import bundles
+from mednext_monai.planning import plan
+
+
+def load(file: Path) -> dict:
+    return json.loads(file.read_text())
+
+
+@pytest.fixture
+def task(tmp_path, dataset) -> Path:
+    file = tmp_path / "task.json"
+    plan(dataset, file, processes=1, progress=False, report=False)
+    return file
+
+
+def texts(item) -> list[str]:
+    """Every text in a piece of JSON."""
+    if isinstance(item, dict):
+        return [text for pair in item.items() for value in pair for text in texts(value)]
+    return [text for value in item for text in texts(value)] if isinstance(item, list) else [str(item)]
+
+
+def test_a_new_bundle_says_what_the_task_is_and_trains_loads_and_zips(tmp_path, task):
+    bundle = bundles.new_bundle("s", 3, task, tmp_path / "deep" / "boxes_s")
+    planned, generic = load(task), bundles.path("mednext_s_k3") / "configs"
+    train, inference, metadata = (load(bundle / "configs" / f"{n}.json") for n in ("train", "inference", "metadata"))
+    for key in ("dataset_dir", "in_channels", "out_channels", "spacing", "patch_size", "normalization", "intensity"):
+        assert train[key] == inference[key] == planned[key]
+    assert train["batch_dice"] is False and train["splits"] == planned["splits"]
+    changed = {key for key, value in load(generic / "train.json").items() if train[key] != value}
+    assert changed <= set(planned)
+    for overlay in ("evaluate.json", "multi_gpu_train.json"):
+        assert (bundle / "configs" / overlay).read_bytes() == (generic / overlay).read_bytes()
+    assert load(bundle / "configs" / "task.json") == planned
+    assert [t for t in texts(planned) if str(tmp_path) in t] == [planned["dataset_dir"]]
+
+    assert metadata["name"] == "boxes_s" and metadata["task"] == "Segmentation of outer, inner (Boxes)"
+    image, pred = (
+        metadata["network_data_format"][side][key] for side, key in (("inputs", "image"), ("outputs", "pred"))
+    )
+    assert (image["num_channels"], image["channel_def"], image["modality"]) == (1, {"0": "MRI"}, "MRI")
+    assert (pred["num_channels"], pred["channel_def"]) == (3, {"0": "background", "1": "outer", "2": "inner"})
+    page, rest = (bundle / "docs" / "README.md").read_text().split("## Export")
+    assert page.startswith("# boxes_s\n") and "2 inner" in page and "ckpt_export" in rest
+    assert "task.json']" not in page and "out_channels 3" not in page and str(tmp_path) not in page + rest
+
+    short = ["--epochs", "1", "--iterations_per_epoch", "2", "--val_interval", "9", *TINY]
+    command = [sys.executable, "-m", "monai.bundle", "run", "training", "--config_file", "configs/train.json", *short]
+    result = subprocess.run(command, cwd=bundle, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True,
+                            text=True, timeout=300)  # fmt: skip
+    assert result.returncode == 0, result.stderr[-3000:]
+    narrow = {"base_channels": 4}
+    network = monai.bundle.load("boxes_s", bundle_dir=bundle.parent, device="cpu", net_override=narrow)
+    assert network.out_0.conv_out.weight.shape[1] == 3
+    with zipfile.ZipFile(bundles.zip_bundle(bundle, tmp_path / "b.zip")) as archive:
+        assert {"boxes_s/configs/task.json", "boxes_s/models/model.pt"} <= set(archive.namelist())
+
+
+def test_channels_and_few_cases_reach_configs_and_metadata(tmp_path):
+    """Two channels, one of them CT, and too few cases for folds."""
+    plan(make_decathlon(tmp_path / "d", 3, ("CT", "PET")), tmp_path / "task.json", processes=1, progress=False)
+    bundle = bundles.new_bundle("B", 5, tmp_path / "task.json", tmp_path / "two")
+    train, metadata = load(bundle / "configs" / "train.json"), load(bundle / "configs" / "metadata.json")
+    assert (train["fold"], train["splits"], train["normalization"]) == ("all", [], ["CT", "zscore"])
+    assert (train["variant"], train["kernel_size"], train["in_channels"]) == ("B", 5, 2)
+    assert metadata["network_data_format"]["inputs"]["image"]["channel_def"] == {"0": "CT", "1": "PET"}
+    assert "kernel size 5" in metadata["description"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"labels": None}, r"task.json is no whole plan, it lacks labels"),
+        ({"labels": ["background", "outer"]}, r"task.json: labels must list 3 text\(s\), as out_channels says"),
+        ({"in_channels": "1"}, r"task.json: in_channels must be a positive whole number, got '1'"),
+        ({"learning_rat": 0.1}, r"task.json: 'learning_rat' is neither a key at the top of train.json"),
+        ({"kernel_size": 3}, r"task.json: kernel_size cannot come from a plan"),
+        ({"learning_rate": 0.0001}, None),
+    ],
+)
+def test_a_plan_is_checked_key_by_key_and_nothing_is_left_behind(tmp_path, task, change, message):
+    content = {**load(task), **change}
+    task.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+    if message is None:  # a setting of train.json that the user has added
+        bundle = bundles.new_bundle("S", 3, task, tmp_path / "new")
+        assert load(bundle / "configs" / "train.json")["learning_rate"] == 0.0001
+        return
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(ValueError, match=message):
+        bundles.new_bundle("S", 3, task, tmp_path / "new")
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_unknown_variants_files_and_full_folders_are_refused(tmp_path, task):
+    with pytest.raises(ValueError, match="variant must be S, B, M or L and kernel_size 3 or 5; got variant 'XL'"):
+        bundles.new_bundle("XL", 3, task, tmp_path / "new")
+    with pytest.raises(ValueError, match="kernel_size 7"):
+        bundles.new_bundle("S", 7, task, tmp_path / "new")
+    with pytest.raises(FileNotFoundError, match="there is no file .*other.json; make one with `mednext plan"):
+        bundles.new_bundle("S", 3, tmp_path / "other.json", tmp_path / "new")
+    with pytest.raises(FileExistsError, match="exists already and is not empty"):
+        bundles.new_bundle("S", 3, task, task.parent)
+    task.write_text("{")
+    with pytest.raises(ValueError, match="task.json is not valid JSON"):
+        bundles.new_bundle("S", 3, task, tmp_path / "new")
+
+
+def test_a_bundle_that_fails_its_check_does_not_appear(tmp_path, task, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise ValueError("output channel number does not match")
+
+    monkeypatch.setattr(monai.bundle, "verify_net_in_out", refuse)
+    with pytest.raises(ValueError, match="does not match"):
+        bundles.new_bundle("S", 3, task, tmp_path / "new")
+    assert not [file for file in tmp_path.iterdir() if "new" in file.name]
