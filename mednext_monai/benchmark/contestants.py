@@ -58,8 +58,8 @@ class Contestant:
 
     @property
     def is_ours(self) -> bool:
-        """Whether it is this package's class."""
-        return isinstance(self.network, MedNeXt)
+        """Whether it is this package's network, under either backend."""
+        return self.name.removesuffix(COMPILED) in (OURS, "plain")
 
     def set_training(self, training: bool) -> None:
         """Switch to training, with the outputs of the deep supervision, or to evaluation, with one output."""
