@@ -12,6 +12,7 @@ What lies where:
 - ``transforms``: the original's patch sampling and nine augmentations as MONAI transforms; not in the bundles yet.
 - ``bundles``: finding, copying, building and zipping the eight bundles.
 - ``demo``: the synthetic data set and the run behind ``mednext demo``.
+- ``benchmark``: time, memory and exactness against the other implementations, ``python -m mednext_monai.benchmark``.
 
 Importing this package registers short names for bundle configs (see ``registry``) and imports neither torch nor monai.
 """

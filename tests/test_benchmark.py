@@ -117,7 +117,7 @@ def test_data_sections_and_memory_name_peers_that_are_missing(tmp_path, capsys):
     memory, other, augmentation, preprocessing = run(
         tmp_path, "--sections", "memory,augmentation,preprocessing", "--contestants", "ours"
     )
-    assert [memory["case"], other["case"]] == ["forward S k3, 32³", "training S k3, 32³"]
+    assert [memory["case"], other["case"]] == ["forward S k3, 32^3", "training S k3, 32^3"]
     assert memory["unit"] == "MiB" and other["values"]["ours"][0] > memory["values"]["ours"][0] > 0
     assert len(augmentation["values"]["ours"]) == 2 and augmentation["work_unit"] == "patches/s"
     assert {"ours", "monai"} <= set(preprocessing["values"])
@@ -126,7 +126,7 @@ def test_data_sections_and_memory_name_peers_that_are_missing(tmp_path, capsys):
         installed = importlib.util.find_spec({"scikit-image": "skimage"}.get(peer, peer)) is not None
         assert (peer in found["values"]) == installed == (f"{peer} skipped: not installed" not in text)
         if installed and found is preprocessing:
-            assert found["agreement"][peer]["output"] < 1e-5 and found["agreement"][peer]["labels"] < 1e-3
+            assert found["agreement"][peer]["output"] < 1e-5 and found["agreement"][peer]["labels"] < 1e-2
 
 
 def test_the_original_is_found_in_its_checkout(tmp_path, monkeypatch):
@@ -211,20 +211,20 @@ def test_both_allocators_end_in_one_file(tmp_path, monkeypatch):
 def measurements() -> list[Measurement]:
     values = {"ours": [1.0, 1.25], "plain": [2.0, 2.5], "monai": [4.0, 4.5]}
     agreement = {"ours": {"output": 1e-6}, "plain": {"output": 0.0}, "monai": {"output": 3e-6}}
-    forward = Measurement("forward", "S k3, 64³", "s", values, agreement, work=0.5, work_unit="Mvoxel/s")
-    memory = Measurement("memory", "forward S k3, 64³", "MiB", {"ours": [100.0], "monai": [250.0]}, allocator="tuned")
+    forward = Measurement("forward", "S k3, 64^3", "s", values, agreement, work=0.5, work_unit="Mvoxel/s")
+    memory = Measurement("memory", "forward S k3, 64^3", "MiB", {"ours": [100.0], "monai": [250.0]}, allocator="tuned")
     return [forward, memory]
 
 
 def test_the_tables_show_what_was_measured():
     text = as_text(MACHINE, measurements())
-    assert "forward: S k3, 64³" in text and "memory: forward S k3, 64³, tuned allocator" in text
+    assert "forward: S k3, 64^3" in text and "memory: forward S k3, 64^3, tuned allocator" in text
     (line,) = (line for line in text.splitlines() if line.split()[:2] == ["monai", "4.25"])
     assert line.split() == "monai 4.25 4.00 4.50 0.118 3.80 3.60 4.00 output 3.0e-06".split()
     page = as_markdown(MACHINE, ["--size", "64"], measurements())
     assert "|  | ours | plain / ours | MONAI / ours | largest error |" in page
-    assert "| forward S k3, 64³ | 1.12 s | 2.00 | 3.80 (3.60 to 4.00) | 3e-06 |" in page
-    assert "| memory forward S k3, 64³, tuned allocator | 100 MiB |  | 2.50 |  |" in page
+    assert "| forward S k3, 64^3 | 1.12 s | 2.00 | 3.80 (3.60 to 4.00) | 3e-06 |" in page
+    assert "| memory forward S k3, 64^3, tuned allocator | 100 MiB |  | 2.50 |  |" in page
     assert "`python -m mednext_monai.benchmark --size 64`" in page
 
 

@@ -193,7 +193,7 @@ def measure_augmentation(options: Options) -> Iterator[Measurement]:
     busy = ", ".join(f"{name} {1000 * seconds:.0f} ms" for name, seconds in cpu.items())
     yield Measurement(
         "augmentation",
-        f"patch of {size}³, 2 channels, {options.workers} workers",
+        f"patch of {size}^3, 2 channels, {options.workers} workers",
         "s",
         values,
         skipped=skipped,

@@ -5,17 +5,21 @@ small input, which loads libraries and starts threads. Linux keeps that mark per
 ``/proc``, ``getrusage`` gives it. On a GPU it is the growth of ``torch.cuda.max_memory_allocated`` after a first step
 of the same size, so that cuDNN's search for algorithms is not counted.
 
-``python -m mednext_monai.benchmark.memory JSON`` is the process; what it prints last is the answer.
+A server process imports torch and MONAI once and is forked for each contestant, where the system can fork.
 """
 
 from __future__ import annotations
 
-import json
+import ctypes
+import gc
+import multiprocessing
+import platform
 import re
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -46,25 +50,47 @@ def _measure(options: Options, variant: VariantName, size: int, step: str) -> Me
             continue
         try:
             values[name] = [_in_a_process(options, variant, size, step, name)]
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:
             if name == OURS:
                 raise
-            skipped[name] = str(error)
-    batch = f"{options.batch} × " if options.batch > 1 else ""
-    return Measurement("memory", f"{step} {variant}, {batch}{size}³", "MiB", values, skipped=skipped)
+            skipped[name] = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}"
+    batch = f"{options.batch} x " if options.batch > 1 else ""
+    return Measurement("memory", f"{step} {variant}, {batch}{size}^3", "MiB", values, skipped=skipped)
 
 
 def _in_a_process(options: Options, variant: VariantName, size: int, step: str, name: str) -> float:
-    task = {"options": asdict(options), "variant": variant, "size": size, "step": step, "name": name}
-    command = [sys.executable, "-m", "mednext_monai.benchmark.memory", json.dumps(task)]
-    result = subprocess.run(command, capture_output=True, text=True)
-    if result.returncode:
-        raise RuntimeError((result.stderr.strip().splitlines() or [f"exit status {result.returncode}"])[-1][:200])
-    return float(result.stdout.split()[-1])
+    can_fork = "forkserver" in multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("forkserver" if can_fork else "spawn")
+    if can_fork:
+        context.set_forkserver_preload([__name__])
+    with ProcessPoolExecutor(1, mp_context=context) as pool:  # a process that is killed ends in a RuntimeError
+        return pool.submit(_peak, options, variant, size, step, name).result()
+
+
+def _peak(options: Options, variant: VariantName, size: int, step: str, name: str) -> float:
+    """Build one contestant in this process and return the peak memory of one step in MiB."""
+    device = torch.device(options.device)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    (contestant,) = build(options, variant, [name], training=step == "training")
+
+    def step_at(size: int, batch: int) -> Callable[[], object]:
+        sized = replace(options, batch=batch)
+        x = make_input(sized, (size,) * 3)
+        if step == "forward":
+            return partial(forward_once, contestant, x, sized)
+        return partial(train_once, contestant, x, output_gradients(sized, size), autocast(sized))
+
+    real = step_at(size, options.batch)
+    first = real if device.type == "cuda" else step_at(2 * FACTOR, 1)  # MONAI's norm refuses smaller ones
+    first()
+    contestant.network.zero_grad(set_to_none=True)
+    return peak_of(real, device)
 
 
 def peak_of(step: Callable[[], object], device: torch.device) -> float:
     """Run a step and return by how many MiB the memory in use grew at its peak."""
+    gc.collect()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -72,6 +98,8 @@ def peak_of(step: Callable[[], object], device: torch.device) -> float:
         step()
         torch.cuda.synchronize(device)
         return (torch.cuda.max_memory_allocated(device) - before) / MIB
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)  # what the first step left behind would serve the second unseen
     before = _largest_resident(reset=True)
     step()
     return _largest_resident() - before
@@ -89,30 +117,3 @@ def _largest_resident(reset: bool = False) -> float:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (MIB if sys.platform == "darwin" else 1024)
-
-
-def _main(task: dict) -> None:
-    variant = VariantName(*task["variant"])
-    options = Options(**task["options"])
-    device = torch.device(options.device)
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    (contestant,) = build(options, variant, [task["name"]], training=task["step"] == "training")
-
-    def step_at(size: int, batch: int) -> Callable[[], object]:
-        sized = replace(options, batch=batch)
-        x = make_input(sized, (size,) * 3)
-        if task["step"] == "forward":
-            return lambda: forward_once(contestant, x, sized)
-        gradients = output_gradients(sized, size)
-        return lambda: train_once(contestant, x, gradients, autocast(sized))
-
-    real = step_at(task["size"], options.batch)
-    first = real if device.type == "cuda" else step_at(2 * FACTOR, 1)  # smaller, MONAI's norm refuses to train
-    first()
-    contestant.network.zero_grad(set_to_none=True)
-    print(peak_of(real, device))
-
-
-if __name__ == "__main__":
-    _main(json.loads(sys.argv[1]))

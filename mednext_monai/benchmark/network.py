@@ -47,8 +47,8 @@ def _measure(options: Options, section: str, variant: VariantName, size: int) ->
         options.warmup,
         options.device,
     )
-    batch = f"{options.batch} × " if options.batch > 1 else ""
-    case = f"{variant}, {batch}{size}³"
+    batch = f"{options.batch} x " if options.batch > 1 else ""
+    case = f"{variant}, {batch}{size}^3"
     return Measurement(section, case, "s", **compared, work=options.batch * size**3 / 1e6, work_unit="Mvoxel/s")
 
 

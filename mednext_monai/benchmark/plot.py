@@ -11,12 +11,12 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..files import write_atomically
 from .machine import one_line
-from .timing import Measurement, ratios
+from .timing import Measurement, ratios, shown
 
 __all__ = ["draw"]
 
 SCALE = 2  # pixels per unit below, for sharp text
-WIDTH, LEFT, RIGHT, EDGE = 900, 300, 120, 20
+WIDTH, LEFT, RIGHT, EDGE = 900, 300, 70, 20
 BAR, GAP, HEADING, TITLE, LEGEND, FOOT = 15, 8, 30, 40, 26, 34
 INK, PALE, GRID = "#222222", "#666666", "#dddddd"
 COLOURS = {  # Okabe and Ito's, which colour-blind people can tell apart; compiled is the lighter one
@@ -53,8 +53,7 @@ def draw(path: Path, machine: dict, measurements: Sequence[Measurement]) -> None
     sections = len(list(groupby(compared, key=lambda pair: pair[0].section)))
     height = TITLE + LEGEND + FOOT + sections * HEADING + sum(BAR * len(found) + GAP for _, found in compared)
     canvas = _Canvas(WIDTH, height)
-    largest = max((ratio["max"] for _, found in compared for ratio in found.values()), default=1.0)
-    axis = _Axis(largest)
+    axis = _Axis(max((ratio["median"] for _, found in compared for ratio in found.values()), default=1.0))
     canvas.text(EDGE, 22, "How many times faster, or smaller, ours is than ...", 17, INK)
     canvas.legend(TITLE + 6, list(dict.fromkeys(name for _, found in compared for name in found)))
     top = TITLE + LEGEND
@@ -83,15 +82,15 @@ def _group(canvas: _Canvas, axis: _Axis, top: float, measurement: Measurement, f
 
 
 class _Axis:
-    """The scale of the ratios, from 0."""
+    """The scale of the ratios, from 0 to somewhat more than the largest bar; whiskers beyond are cut."""
 
     def __init__(self, largest: float) -> None:
-        self.unit = (WIDTH - LEFT - RIGHT) / max(largest, 1.2)
-        self.step = next(step for step in (0.25, 0.5, 1, 2, 5, 10, 20, 50, 1e9) if max(largest, 1.2) / step <= 9)
-        self.ticks = [i * self.step for i in range(1 + int(max(largest, 1.2) / self.step))]
+        self.end = max(1.15 * largest, 1.2)
+        step = next(step for step in (0.25, 0.5, 1, 2, 5, 10, 20, 50, self.end) if self.end / step <= 9)
+        self.ticks = [i * step for i in range(1 + int(self.end / step))]
 
     def at(self, ratio: float) -> float:
-        return LEFT + ratio * self.unit
+        return LEFT + min(ratio, self.end) / self.end * (WIDTH - LEFT - RIGHT)
 
     def draw(self, canvas: _Canvas, top: float, bottom: float) -> None:
         for tick in self.ticks:
@@ -123,7 +122,7 @@ class _Canvas:
         x = float(EDGE)
         for name in names:
             self.box(x, y - 6, x + 12, y + 6, COLOURS.get(name, PALE))
-            x += 34 + self.text(x + 17, y, name, 12, INK)
+            x += 34 + self.text(x + 17, y, shown(name), 12, INK)
 
     def png(self) -> bytes:
         stream = io.BytesIO()

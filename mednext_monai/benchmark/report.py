@@ -9,11 +9,9 @@ from pathlib import Path
 
 from ..files import write_atomically
 from .machine import one_line
-from .timing import OURS, Measurement, ratios, spread
+from .timing import OURS, Measurement, ratios, shown, spread
 
 __all__ = ["as_markdown", "as_text", "command_line", "write_json"]
-
-NAMES = {"monai": "MONAI", "original": "original", "plain": "plain"}
 
 
 def write_json(path: Path, machine: dict, arguments: Sequence[str], measurements: Sequence[Measurement]) -> None:
@@ -72,14 +70,16 @@ def _number(value: float) -> str:
 def as_markdown(machine: dict, arguments: Sequence[str], measurements: Sequence[Measurement]) -> str:
     """Return one table, one line per measurement and one column per other contestant, and how to make it again."""
     others = list(dict.fromkeys(name for m in measurements for name in m.values if name != OURS))
-    heads = ["", "ours", *(f"{NAMES.get(name, name)} / ours" for name in others), "largest error"]
+    heads = ["", "ours", *(f"{shown(name)} / ours" for name in others), "largest error"]
     lines = [f"| {' | '.join(heads)} |", f"|{' --- |' * len(heads)}"]
     for m in measurements:
         compared = ratios(m.values)
         what = f"{m.section} {m.case}" + (f", {m.allocator} allocator" if m.allocator != "default" else "")
         errors = [value for of_one in m.agreement.values() for value in of_one.values()]
         cells = [what, f"{_number(spread(m.values[OURS])['median'])} {m.unit}"]
-        cells += [_ratio(compared.get(name)) for name in others] + [f"{max(errors):.0e}" if errors else ""]
+        cells += [_ratio(compared.get(name)) for name in others] + [
+            f"{max(errors):.0e}" if any(errors) else "0" if errors else ""
+        ]
         lines.append(f"| {' | '.join(cells)} |")
     text = "Medians (smallest to largest) of the ratios within the rounds; above 1, ours is faster, or smaller."
     return "\n".join([*lines, "", f"{text} {one_line(machine)}. `{command_line(arguments)}`"])

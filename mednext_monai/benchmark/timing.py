@@ -9,7 +9,7 @@ from statistics import median
 
 import torch
 
-__all__ = ["OURS", "Measurement", "clock_for", "compare", "interleave", "ratios", "spread"]
+__all__ = ["OURS", "Measurement", "clock_for", "compare", "interleave", "ratios", "shown", "spread"]
 
 OURS = "ours"
 Step = Callable[[], object]
@@ -20,7 +20,7 @@ class Measurement:
     """One comparison: what was measured of each contestant, round by round; less is better."""
 
     section: str  # one of options.SECTIONS
-    case: str  # what was run, such as "S k3, 64³"
+    case: str  # what was run, such as "S k3, 64^3"
     unit: str  # "s" or "MiB"
     values: dict[str, list[float]]  # by contestant, one number per round
     agreement: dict[str, dict[str, float]] = field(default_factory=dict)  # by contestant: error of what, how large
@@ -39,6 +39,11 @@ class Measurement:
     def from_dict(cls, values: Mapping) -> Measurement:
         """The reverse of :py:meth:`to_dict`, also after a round trip through JSON."""
         return cls(**{name: value for name, value in values.items() if name in cls.__dataclass_fields__})
+
+
+def shown(name: str) -> str:
+    """Return a contestant's name as its owners write it."""
+    return name.replace("monai", "MONAI")
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:

@@ -46,8 +46,8 @@ def _measure(options: Options, variant: VariantName, mirror: bool) -> Measuremen
         options.warmup,
         options.device,
     )
-    shape = "×".join(map(str, options.volume))
-    case = f"{variant}, {shape} by {options.roi}³, mirror {'on' if mirror else 'off'}"
+    shape = "x".join(map(str, options.volume))
+    case = f"{variant}, {shape} by {options.roi}^3, mirror {'on' if mirror else 'off'}"
     work = options.batch * prod(options.volume) / 1e6
     return Measurement("window", case, "s", **compared, work=work, work_unit="Mvoxel/s")
 
