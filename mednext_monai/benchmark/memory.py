@@ -32,6 +32,7 @@ from .timing import OURS, Measurement
 __all__ = ["measure_memory", "peak_of"]
 
 MIB = 2**20
+UNCERTAIN = "One run in a process of its own; from run to run it differs by some 10 MiB."
 
 
 def measure_memory(options: Options) -> Iterator[Measurement]:
@@ -55,7 +56,9 @@ def _measure(options: Options, variant: VariantName, size: int, step: str) -> Me
                 raise
             skipped[name] = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}"
     batch = f"{options.batch} x " if options.batch > 1 else ""
-    return Measurement("memory", f"{step} {variant}, {batch}{size}^3", "MiB", values, skipped=skipped)
+    case = f"{step} {variant}, {batch}{size}^3"
+    notes = [UNCERTAIN] if torch.device(options.device).type == "cpu" else []
+    return Measurement("memory", case, "MiB", values, skipped=skipped, notes=notes)
 
 
 def _in_a_process(options: Options, variant: VariantName, size: int, step: str, name: str) -> float:

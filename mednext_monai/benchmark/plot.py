@@ -109,7 +109,7 @@ class _Canvas:
     def text(self, x: float, y: float, text: str, size: int, colour: str, anchor: str = "lm") -> float:
         """Write text and return its width."""
         font = ImageFont.load_default(size * SCALE)
-        self.pen.text((x * SCALE, y * SCALE), text, fill=colour, font=font, anchor=anchor)
+        self.pen.text((x * SCALE, y * SCALE), text, colour, font, anchor, stroke_width=SCALE, stroke_fill="white")
         return self.pen.textlength(text, font=font) / SCALE
 
     def box(self, left: float, top: float, right: float, bottom: float, colour: str) -> None:

@@ -77,9 +77,8 @@ def as_markdown(machine: dict, arguments: Sequence[str], measurements: Sequence[
         what = f"{m.section} {m.case}" + (f", {m.allocator} allocator" if m.allocator != "default" else "")
         errors = [value for of_one in m.agreement.values() for value in of_one.values()]
         cells = [what, f"{_number(spread(m.values[OURS])['median'])} {m.unit}"]
-        cells += [_ratio(compared.get(name)) for name in others] + [
-            f"{max(errors):.0e}" if any(errors) else "0" if errors else ""
-        ]
+        cells += [_ratio(compared.get(name)) for name in others]
+        cells.append((f"{max(errors):.0e}" if any(errors) else "0") if errors else "")
         lines.append(f"| {' | '.join(cells)} |")
     text = "Medians (smallest to largest) of the ratios within the rounds; above 1, ours is faster, or smaller."
     return "\n".join([*lines, "", f"{text} {one_line(machine)}. `{command_line(arguments)}`"])
