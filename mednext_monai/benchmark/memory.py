@@ -1,4 +1,4 @@
-"""The section ``memory``: peak memory of one step, in a fresh process per contestant.
+"""The section ``memory``: peak memory of one step, in a fresh process per contestant and round.
 
 On a CPU it is the growth of the process's largest resident size over what it was before the step, after a step on a
 small input, which loads libraries and starts threads. Linux keeps that mark per program and can set it back; without
@@ -32,7 +32,8 @@ from .timing import OURS, Measurement
 __all__ = ["measure_memory", "peak_of"]
 
 MIB = 2**20
-UNCERTAIN = "One run in a process of its own; from run to run it differs by some 10 MiB."
+ROUNDS = 3  # at most: a process starts for each
+UNCERTAIN = "The C library's reuse of memory makes runs of the same code differ by up to some 30 MiB."
 
 
 def measure_memory(options: Options) -> Iterator[Measurement]:
@@ -44,17 +45,21 @@ def measure_memory(options: Options) -> Iterator[Measurement]:
 
 
 def _measure(options: Options, variant: VariantName, size: int, step: str) -> Measurement:
-    values, skipped = {}, {}
-    for name in names_for(options, variant):
-        if name.endswith(COMPILED) and torch.device(options.device).type == "cpu":
-            skipped[name] = "on a CPU the compiler's own memory would be counted"
-            continue
-        try:
-            values[name] = [_in_a_process(options, variant, size, step, name)]
-        except (RuntimeError, ValueError) as error:
-            if name == OURS:
-                raise
-            skipped[name] = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}"
+    values: dict[str, list[float]] = {name: [] for name in names_for(options, variant)}
+    skipped = {}
+    if torch.device(options.device).type == "cpu":
+        skipped = {name: "on a CPU the compiler's own memory would be counted" for name in values if COMPILED in name}
+    for _ in range(min(options.repeats, ROUNDS)):
+        for name in values:
+            if name in skipped:
+                continue
+            try:
+                values[name].append(_in_a_process(options, variant, size, step, name))
+            except (RuntimeError, ValueError) as error:
+                if name == OURS:
+                    raise
+                skipped[name] = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}"
+    values = {name: found for name, found in values.items() if name not in skipped}
     batch = f"{options.batch} x " if options.batch > 1 else ""
     case = f"{step} {variant}, {batch}{size}^3"
     notes = [UNCERTAIN] if torch.device(options.device).type == "cpu" else []
