@@ -13,6 +13,7 @@ What lies where:
 - ``bundles``: finding, copying, building and zipping the eight bundles.
 - ``overlay``: a picture of a scan with its segmentation, to look at results of any kind.
 - ``demo``: the synthetic data set and the run behind ``mednext demo``.
+- ``benchmark``: time, memory and exactness against the other implementations, ``python -m mednext_monai.benchmark``.
 
 Importing this package registers short names for bundle configs (see ``registry``) and imports neither torch nor monai.
 """

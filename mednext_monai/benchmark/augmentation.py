@@ -1,19 +1,23 @@
-"""Training patches per second, against ``batchgeneratorsv2`` (nnU-Net v2's augmentation) with the same recipe.
+"""The section ``augmentation``: patches per second, against ``batchgeneratorsv2`` (nnU-Net v2's) with the same recipe.
 
-``python -m mednext_monai.transforms._benchmark`` prints a table. Needs the package ``batchgeneratorsv2`` for the
-comparison and is the only module that does.
+Both cut from memory-mapped two-channel cases, apply the recipe's nine augmentations with the same probabilities and
+ranges, and pass batches of two through a ``DataLoader`` whose start is timed with it. Differences that remain: ours
+interpolates images with cubic splines as published, ``batchgeneratorsv2`` linearly, and enlarges lower resolutions
+linearly; ours gives uint8 labels, it int16. Both draw at random, so that there is no agreement to show.
+
+What limits ours (single process, two channels, per patch on average): rotation, a fifth of the patches, is more than
+half of the time, most of it the 64-neighbour sums and the prefilter; then scaling, gamma, noise (MONAI's, in float64),
+and copying the patch between processes.
 """
 
 from __future__ import annotations
 
-import argparse
 import math
 import resource
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from statistics import median
 
 import numpy as np
 import torch
@@ -25,7 +29,12 @@ from mednext_monai.transforms.augmentation import training_augmentation
 from mednext_monai.transforms.sampling import PatchDataset, is_forced_slot, read_box
 from mednext_monai.transforms.spatial import RandRotateScaled
 
-__all__ = ["compare_throughput", "make_cases"]
+from .options import Options
+from .timing import OURS, Measurement
+
+__all__ = ["make_cases", "measure_augmentation"]
+
+PEER = "batchgeneratorsv2"
 
 
 def make_cases(folder: Path, cases: int = 4, shape: tuple[int, ...] = (192, 192, 160), channels: int = 2) -> list[dict]:
@@ -134,7 +143,7 @@ def _one_thread(worker: int) -> None:
     torch.set_num_threads(1)
 
 
-def _measure(dataset: TorchDataset, first: int, count: int, workers: int) -> tuple[float, float]:
+def _load(dataset: TorchDataset, first: int, count: int, workers: int) -> tuple[float, float]:
     """Seconds on the clock, and CPU seconds of the workers, for ``count`` patches from position ``first``."""
     loader = torch.utils.data.DataLoader(
         dataset,
@@ -159,62 +168,36 @@ def _stack(items: list[dict]) -> dict[str, torch.Tensor]:
     return default_collate([{key: item[key].as_subclass(torch.Tensor) for key in ("image", "label")} for item in items])
 
 
-def compare_throughput(
-    patch_size: int = 128, workers: int = 2, patches: int = 48, repeats: int = 3
-) -> dict[str, dict[str, float]]:
+def measure_augmentation(options: Options) -> Iterator[Measurement]:
     """
-    Patches per second of both pipelines on the same stored volumes, in turns, so that other load hits both.
+    Load patches through both pipelines in turns, from the same stored volumes, other patches in every round.
 
-    Both cut from memory-mapped two-channel cases, apply the recipe's nine augmentations with the same probabilities and
-    ranges, and pass batches of two through a ``DataLoader`` whose start is timed with it. Differences that remain: ours
-    interpolates images with cubic splines as published, ``batchgeneratorsv2`` linearly, and enlarges lower resolutions
-    linearly; ours gives uint8 labels, it int16.
-
-    Args:
-        patch_size: edge in voxels. Defaults to 128.
-        workers: worker processes, one thread each. Defaults to 2.
-        patches: timed per repeat and pipeline, even. A third of them is interpolated, so take enough. Defaults to 48.
-        repeats: rounds, each over other patches. Defaults to 3.
-
-    Returns:
-        per pipeline: patches per second as "median", "min", "max" over the rounds, and "cpu_ms": CPU milliseconds per
-        patch, over all rounds, which depend less on what else the machine does.
-
-    What limits ours (single process, two channels, per patch on average): rotation, a fifth of the patches, is more
-    than half of the time, most of it the 64-neighbour sums and the prefilter; then scaling, gamma, noise (MONAI's, in
-    float64), and copying the patch between processes.
+    A third of the patches is interpolated, so take enough of them. The values are seconds per patch.
     """
-    channels = (0, 1)
+    size, count, channels = options.patch_size, options.patches, (0, 1)
+    skipped = {}
     with tempfile.TemporaryDirectory() as folder:
-        cases = make_cases(Path(folder))
-        pipelines = {"mednext_monai": PatchDataset(cases, training_augmentation(patch_size, mask_channels=channels))}
+        cases = make_cases(Path(folder), shape=(size * 3 // 2, size * 3 // 2, size * 5 // 4))
+        pipelines = {OURS: PatchDataset(cases, training_augmentation(size, mask_channels=channels))}
         try:
-            pipelines["batchgeneratorsv2"] = _NnUNetV2Patches(cases, patch_size, channels, 10**9)
+            pipelines[PEER] = _NnUNetV2Patches(cases, size, channels, 10**9)
         except ImportError:
-            print("batchgeneratorsv2 is not installed: no comparison.")
-        seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in pipelines}
-        for repeat in range(repeats):
+            skipped[PEER] = "not installed"
+        values: dict[str, list[float]] = {name: [] for name in pipelines}
+        cpu = dict.fromkeys(pipelines, 0.0)
+        for repeat in range(options.repeats):
             for name, dataset in pipelines.items():
-                seconds[name].append(_measure(dataset, repeat * patches, patches, workers))
-    result = {}
-    for name, rounds in seconds.items():
-        rates = [patches / clock for clock, _ in rounds]
-        cpu = 1000 * sum(cpu for _, cpu in rounds) / (patches * repeats)
-        result[name] = {"median": median(rates), "min": min(rates), "max": max(rates), "cpu_ms": cpu}
-    return result
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Training patches per second, ours and batchgeneratorsv2's.")
-    parser.add_argument("--patch_size", type=int, default=128, help="edge in voxels (default 128)")
-    parser.add_argument("--workers", type=int, default=2, help="worker processes (default 2)")
-    parser.add_argument("--patches", type=int, default=48, help="patches per repeat and pipeline (default 48)")
-    parser.add_argument("--repeats", type=int, default=3, help="repeats, medians are shown (default 3)")
-    result = compare_throughput(**vars(parser.parse_args()))
-    for name, rate in result.items():
-        speed = f"{rate['median']:7.2f} patches/s ({rate['min']:.2f} to {rate['max']:.2f})"
-        print(f"{name:20s} {speed}, {rate['cpu_ms']:.0f} ms CPU per patch")
-
-
-if __name__ == "__main__":
-    main()
+                seconds, seconds_of_workers = _load(dataset, repeat * count, count, options.workers)
+                values[name].append(seconds / count)
+                cpu[name] += seconds_of_workers / (count * options.repeats)
+    busy = ", ".join(f"{name} {1000 * seconds:.0f} ms" for name, seconds in cpu.items())
+    yield Measurement(
+        "augmentation",
+        f"patch of {size}^3, 2 channels, {options.workers} workers",
+        "s",
+        values,
+        skipped=skipped,
+        notes=[f"CPU time of the workers per patch: {busy}."] if options.workers else [],
+        work=1,
+        work_unit="patches/s",
+    )
