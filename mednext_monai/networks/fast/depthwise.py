@@ -45,9 +45,9 @@ def depthwise_slabs(
         source, pad = x, padding[0]
         if stop - start < sizes[0]:
             source, pad = _input_planes(x, start * stride - pad, (stop - 1) * stride - pad + weight.shape[2]), 0
-        source = source.permute(3, 0, 1, 2).unsqueeze(0)
+        source = source.unsqueeze(0).permute(0, 4, 1, 2, 3)  # in this order, its strides say "channels last"
         y = F.conv3d(source, weight, bias, stride, (pad, *padding[1:]), groups=x.shape[3])
-        yield start, stop, y.squeeze(0).permute(1, 2, 3, 0)
+        yield start, stop, y.permute(0, 2, 3, 4, 1).squeeze(0)
 
 
 def _input_planes(x: torch.Tensor, first: int, last: int) -> torch.Tensor:
