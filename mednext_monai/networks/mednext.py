@@ -15,6 +15,8 @@ import torch.nn as nn
 from monai.networks.layers.factories import Conv
 
 from .blocks import MedNeXtBlock, MedNeXtDownBlock, MedNeXtOutBlock, MedNeXtUpBlock
+from .fast import inference as fast_inference
+from .fast.workspace import release_workspace
 
 __all__ = ["MedNeXt"]
 
@@ -163,6 +165,12 @@ class MedNeXt(nn.Module):
         else:  # named for TorchScript, which compiles the training branch either way
             self.out_1, self.out_2, self.out_3, self.out_4 = (nn.Identity() for _ in range(4))
 
+    def train(self, mode: bool = True) -> MedNeXt:
+        """Set training or evaluation mode; training mode lets go of the memory that fast inference works in."""
+        if mode:
+            release_workspace(self)
+        return super().train(mode)
+
     def shape_factor(self) -> list[int]:
         """Return the factor, per spatial axis, by which the input's size must be divisible: 16."""
         return [FACTOR] * self.spatial_dims
@@ -191,6 +199,8 @@ class MedNeXt(nn.Module):
         if not torch.jit.is_scripting():
             if not torch.jit.is_tracing() and not torch.compiler.is_compiling():
                 self._check_input(x)
+                if fast_inference.applies(self, x):
+                    return fast_inference.infer(self, x)
         skip_0 = self.enc_block_0(self.stem(x))
         skip_1 = self.enc_block_1(self.down_0(skip_0))
         skip_2 = self.enc_block_2(self.down_1(skip_1))

@@ -1,0 +1,262 @@
+"""The whole MedNeXt in evaluation mode on the CPU: the same function in a fraction of the time and memory.
+
+Activations are channels-last volumes ``(D, H, W, C)`` in a workspace that is kept between calls. One sample after the
+other passes through the network; every volume of the encoder is changed in place, kept as the skip connection, and then
+becomes the decoder's. What a block saves is said in ``depthwise`` and ``pointwise``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn as nn
+from monai.data.meta_tensor import MetaTensor
+
+from ..backend import get_backend
+from ..blocks import MedNeXtBlock, MedNeXtDownBlock, MedNeXtOutBlock, MedNeXtUpBlock
+from ..blocks import _ChannelGroupNorm as ChannelGroupNorm
+from .depthwise import depthwise_slabs, transposed_phases
+from .pointwise import ChannelStatistics, expand_compress, folded_weights
+from .workspace import Workspace, borrowed_workspace
+
+__all__ = ["applies", "infer"]
+
+LEVELS = 4
+HOOKS = ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks")
+
+
+def applies(network: nn.Module, x: torch.Tensor) -> bool:
+    """
+    Return whether :py:func:`infer` gives what the modules of ``network`` would give for ``x``.
+
+    It does in evaluation mode on the CPU in float32, where no gradient is asked for, nothing observes or transforms
+    the operations, and the network consists of the unaltered 3D blocks with one norm group per channel and no GRN.
+    """
+    return (
+        get_backend() == "auto"
+        and not network.training
+        and torch.backends.mkldnn.enabled
+        and torch.backends.mkldnn.is_available()
+        and type(x) in (torch.Tensor, nn.Parameter, MetaTensor)
+        and not _is_observed()
+        and _is_plain(x)
+        and _has_published_structure(network)
+        and all(_is_plain(p) and type(p) in (torch.Tensor, nn.Parameter) for p in network.parameters())
+    )
+
+
+def _is_observed() -> bool:
+    """Whether autocast, a function transform, forward-mode gradients, a dispatch mode or a global hook is active."""
+    return bool(
+        torch.is_autocast_enabled("cpu")
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch.autograd.forward_ad._current_level >= 0
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._len_torch_function_stack()
+        or any(getattr(nn.modules.module, f"_global_{hooks}") for hooks in HOOKS)
+    )
+
+
+def _is_plain(x: torch.Tensor) -> bool:
+    """Whether ``x`` is an ordinary float32 tensor on the CPU that needs no gradient now."""
+    dense = x.device.type == "cpu" and x.dtype == torch.float32 and x.layout == torch.strided and not x.is_neg()
+    return dense and not (x.requires_grad and torch.is_grad_enabled())
+
+
+def _has_published_structure(network: nn.Module) -> bool:
+    """Whether the network is made of the unaltered modules, whose channel numbers fit each other."""
+    levels = range(LEVELS)
+    encoder = [getattr(network, f"enc_block_{level}") for level in levels]
+    decoder = [getattr(network, f"dec_block_{level}") for level in levels]
+    down = [getattr(network, f"down_{level}") for level in levels]
+    up = [getattr(network, f"up_{level}") for level in levels]
+    kinds = [(network.stem, nn.Conv3d), (network.out_0, MedNeXtOutBlock)]
+    kinds += [(stage, nn.Sequential) for stage in (*encoder, network.bottleneck, *decoder)]
+    kinds += [(block, MedNeXtDownBlock) for block in down] + [(block, MedNeXtUpBlock) for block in up]
+    kinds += [(block, MedNeXtBlock) for stage in (*encoder, network.bottleneck, *decoder) for block in stage]
+    if network.spatial_dims != 3 or not all(_is_exactly(module, kind) for module, kind in kinds):
+        return False
+    head = network.out_0.conv_out
+    if not (_is_pointwise(network.stem, nn.Conv3d) and _is_pointwise(head, nn.ConvTranspose3d)):
+        return False
+    width = [network.stem.out_channels] + [block.conv3.out_channels for block in down]
+    stages = list(zip((*encoder, network.bottleneck, *decoder), (*width, *width[:LEVELS])))
+    return (
+        head.in_channels == width[0]
+        and all(_is_published_block(block, nn.Conv3d, 1, n, n) for stage, n in stages for block in stage)
+        and all(_is_published_block(down[i], nn.Conv3d, 2, width[i], width[i + 1]) for i in levels)
+        and all(_is_published_block(up[i], nn.ConvTranspose3d, 2, width[i + 1], width[i]) for i in levels)
+        and all(block.conv1.kernel_size[0] > 1 for block in up)
+    )
+
+
+def _is_published_block(
+    block: nn.Module, convolution: type[nn.Module], stride: int, in_channels: int, out_channels: int
+) -> bool:
+    """Whether a block holds the unaltered modules of norm "group" without GRN, its depthwise convolution as given."""
+    conv, norm = block.conv1, block.norm
+    residual = getattr(block, "res_conv", None)
+    return (
+        _is_exactly(conv, convolution)
+        and _is_exactly(norm, ChannelGroupNorm)
+        and _is_exactly(block.act, nn.GELU)
+        and block.act.approximate == "none"
+        and not block.use_grn
+        and norm.affine
+        and in_channels == conv.groups == conv.in_channels == conv.out_channels == norm.num_channels == norm.num_groups
+        and _has_geometry(conv, conv.kernel_size[0], stride)
+        and _is_pointwise(block.conv2, nn.Conv3d)
+        and _is_pointwise(block.conv3, nn.Conv3d)
+        and block.conv3.out_channels == out_channels
+        and (residual is None or _is_pointwise(residual, convolution, stride))
+    )
+
+
+def _is_pointwise(conv: nn.Module, convolution: type[nn.Module], stride: int = 1) -> bool:
+    return _is_exactly(conv, convolution) and conv.groups == 1 and _has_geometry(conv, 1, stride)
+
+
+def _has_geometry(conv: nn.Module, kernel_size: int, stride: int) -> bool:
+    return (
+        conv.kernel_size == (kernel_size,) * 3
+        and kernel_size % 2 == 1
+        and conv.stride == (stride,) * 3
+        and conv.padding == (kernel_size // 2,) * 3
+        and conv.dilation == (1, 1, 1)
+        and conv.output_padding == (0, 0, 0)
+        and conv.padding_mode == "zeros"
+        and conv.bias is not None
+    )
+
+
+def _is_exactly(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether a module is of the type itself, without hooks or a ``forward`` of its own."""
+    return (
+        type(module) is kind
+        and "forward" not in vars(module)
+        and not any(getattr(module, f"_{hooks}") for hooks in HOOKS)
+    )
+
+
+def infer(network: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """
+    Compute what ``network``, a :py:class:`mednext_monai.networks.MedNeXt` in evaluation mode, gives for ``x``.
+
+    Args:
+        network: one for which :py:func:`applies` with this ``x``.
+        x: ``(B, in_channels, D, H, W)``; a ``MetaTensor`` gives a ``MetaTensor``.
+
+    Returns:
+        logits ``(B, out_channels, D, H, W)``, in memory of their own.
+    """
+    images = x.as_tensor() if isinstance(x, MetaTensor) else x
+    with torch.no_grad(), borrowed_workspace(network) as workspace:
+        logits = images.new_empty((x.shape[0], network.out_0.conv_out.out_channels, *x.shape[2:]))
+        for image, target in zip(images, logits):
+            _infer_one(network, image, target, workspace)
+    return MetaTensor(logits).copy_meta_from(x) if isinstance(x, MetaTensor) else logits
+
+
+def _infer_one(network: nn.Module, image: torch.Tensor, logits: torch.Tensor, workspace: Workspace) -> None:
+    sizes = tuple(image.shape[1:])
+    features = workspace.take("level 0", (*sizes, network.stem.out_channels))
+    _stem(network.stem, image, features)
+    volumes = []
+    for level in range(LEVELS):
+        _stage(getattr(network, f"enc_block_{level}"), features, workspace)
+        volumes.append(features)
+        down = getattr(network, f"down_{level}")
+        sizes = tuple(size // 2 for size in sizes)
+        features = workspace.take(f"level {level + 1}", (*sizes, down.conv3.out_channels))
+        _down(down, volumes[level], features, workspace)
+    _stage(network.bottleneck, features, workspace)
+    for level in reversed(range(LEVELS)):
+        _add_up(getattr(network, f"up_{level}"), features, volumes[level], workspace)
+        features = volumes[level]
+        _stage(getattr(network, f"dec_block_{level}"), features, workspace)
+    head = network.out_0.conv_out
+    torch.addmm(head.bias.unsqueeze(1), head.weight.flatten(1).t(), _rows(features).t(), out=logits.flatten(1))
+
+
+def _rows(volume: torch.Tensor) -> torch.Tensor:
+    """The voxels ``(V, C)`` of a volume ``(D, H, W, C)``: a view where it is contiguous."""
+    return volume.reshape(-1, volume.shape[-1])
+
+
+def _stem(stem: nn.Module, image: torch.Tensor, out: torch.Tensor) -> None:
+    for plane, target in zip(image.unbind(1), out):
+        torch.addmm(stem.bias, plane.flatten(1).t(), stem.weight.flatten(1).t(), out=_rows(target))
+
+
+def _stage(blocks: nn.Sequential, x: torch.Tensor, workspace: Workspace) -> None:
+    """Replace ``x``, ``(D, H, W, C)``, by what the blocks make of it."""
+    for block in blocks:
+        y = workspace.take("depthwise", x.shape)
+        weights = folded_weights(block, _depthwise(block, x, y))
+        expand_compress(_rows(y), weights, _rows(x), block.use_residual, workspace)
+
+
+def _depthwise(block: MedNeXtBlock | MedNeXtDownBlock, x: torch.Tensor, out: torch.Tensor) -> ChannelStatistics:
+    """
+    Put the block's depthwise convolution of ``x`` less a constant per channel into ``out``; return its statistics.
+
+    The norm removes any constant, so the convolution's bias plays no part. Taking off the first slab's mean instead
+    brings the values near zero, where folding the norm costs no digits.
+    """
+    conv = block.conv1
+    statistics = ChannelStatistics(conv.out_channels)
+    pivot = torch.zeros(conv.out_channels)
+    for start, stop, slab in depthwise_slabs(x, conv.weight, pivot, conv.padding, conv.stride[0]):
+        if start == 0:
+            torch.mean(slab, dim=(0, 1, 2), out=pivot).neg_()
+            torch.add(slab, pivot, out=out[start:stop])
+        else:
+            out[start:stop].copy_(slab)
+        statistics.add(_rows(out[start:stop]))
+    return statistics
+
+
+def _down(block: MedNeXtDownBlock, x: torch.Tensor, out: torch.Tensor, workspace: Workspace) -> None:
+    """Put the down-sampling block's value at ``x`` into ``out``."""
+    y = workspace.take("depthwise", (*out.shape[:3], x.shape[3]))
+    weights = folded_weights(block, _depthwise(block, x, y))
+    residual = block.res_conv
+    if residual is not None:
+        for plane, target in zip(x[::2, ::2, ::2], out):
+            torch.addmm(residual.bias, _rows(plane), residual.weight.flatten(1).t(), out=_rows(target))
+    expand_compress(_rows(y), weights, _rows(out), residual is not None, workspace)
+
+
+def _add_up(block: MedNeXtUpBlock, x: torch.Tensor, out: torch.Tensor, workspace: Workspace) -> None:
+    """
+    Add the up-sampling block's value at ``x`` to ``out``, the skip connection.
+
+    The block puts a plane of zeros before the first plane of each axis: parity 0 lands on odd voxels, parity 1 on even
+    ones from 2 on. The transposed 1x1 residual reaches the voxels of parity (0, 0, 0); the others get its bias. The
+    depthwise convolution is computed twice, for the statistics and for use, which costs no more time than storing it.
+    """
+    pivot = torch.zeros(x.shape[3])
+    statistics = ChannelStatistics(x.shape[3])
+    for phase, start, _, slab in _up_slabs(block, x, pivot):
+        if start == 0 and phase.parity == (0, 0, 0):
+            torch.mean(slab, dim=(0, 1, 2), out=pivot).neg_()
+            slab = slab + pivot
+        statistics.add(_rows(slab))
+    weights = folded_weights(block, statistics)
+    residual = block.res_conv
+    if residual is not None:
+        weights = weights._replace(compress_bias=weights.compress_bias + residual.bias)
+    for phase, start, stop, slab in _up_slabs(block, x, pivot):
+        value = workspace.take("increment", (*slab.shape[:3], out.shape[3]))
+        expand_compress(_rows(slab), weights, _rows(value), False, workspace)
+        if residual is not None and phase.parity == (0, 0, 0):
+            _rows(value).addmm_(_rows(x[start:stop]), residual.weight.flatten(1))
+        planes, lines, voxels = phase.parity
+        out[1 + planes :: 2, 1 + lines :: 2, 1 + voxels :: 2][start:stop].add_(value)
+
+
+def _up_slabs(block: MedNeXtUpBlock, x: torch.Tensor, bias: torch.Tensor) -> Iterator[tuple]:
+    for phase in transposed_phases(block.conv1.weight):
+        for start, stop, slab in depthwise_slabs(x, phase.weight, bias, phase.padding):
+            yield phase, start, stop, slab

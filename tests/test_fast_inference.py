@@ -1,0 +1,369 @@
+"""Promises of fast inference: the modules' own numbers to rounding, wherever it is chosen, and nowhere else."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+from unittest.mock import patch
+
+import pytest
+import torch
+import torch.nn as nn
+from monai.data import MetaTensor
+from reference import fill_weights, load_reference, make_input
+from torch.utils.flop_counter import FlopCounterMode
+
+from mednext_monai.networks import VARIANTS, MedNeXt, MedNeXtBlock, create_mednext, set_backend, using_backend
+from mednext_monai.networks.fast import depthwise, inference, pointwise, workspace
+
+TINY = dict(base_channels=8, out_channels=3, block_counts=(1,) * 9)
+
+
+@pytest.fixture(autouse=True)
+def auto_backend():
+    with using_backend("auto"):
+        yield
+
+
+def make_network(**kwargs) -> MedNeXt:
+    """A small network in evaluation mode whose norms and biases are not the initial ones."""
+    torch.manual_seed(0)
+    network = MedNeXt(**{**TINY, **kwargs}).eval()
+    for parameter in network.parameters():
+        if parameter.dim() == 1:
+            nn.init.normal_(parameter, mean=0.3, std=0.5)
+    return network
+
+
+def plainly(network: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    with using_backend("plain"):
+        return network(x)
+
+
+def assert_same(result: torch.Tensor, expected: torch.Tensor) -> None:
+    assert result.shape == expected.shape
+    torch.testing.assert_close(result, expected, rtol=0, atol=1e-5 * expected.abs().max().item())
+
+
+def assert_fast_and_same(network: nn.Module, x: torch.Tensor) -> None:
+    with torch.no_grad():
+        expected = plainly(network, x)
+        with patch.object(inference, "infer", wraps=inference.infer) as infer:
+            result = network(x)
+    infer.assert_called_once()
+    assert_same(result, expected)
+
+
+def is_fast(network: nn.Module, x: torch.Tensor) -> bool:
+    with patch.object(inference, "infer", wraps=inference.infer) as infer:
+        network(x)
+    return infer.called
+
+
+# --- the same numbers ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["S_k3", "S_k5", "B_k3"])
+def test_it_computes_the_published_outputs(name):
+    variant, kernel = name.split("_k")
+    network = fill_weights(create_mednext(variant, int(kernel), out_channels=3, deep_supervision=True)).eval()
+    figures = load_reference("variants")[name]
+    recorded = figures["outputs"][0]
+    with torch.no_grad():
+        x = make_input(figures["input_shape"])
+        assert inference.applies(network, x)
+        output = network(x)
+    expected = torch.tensor(recorded["value"])
+    torch.testing.assert_close(
+        output.flatten()[recorded["index"]], expected, rtol=0, atol=1e-4 * expected.abs().max().item()
+    )
+    assert output.std().item() == pytest.approx(recorded["std"], rel=1e-4)
+
+
+@pytest.mark.parametrize("kernel_size", [3, 5])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_gives_the_output_of_the_modules(variant, kernel_size):
+    torch.manual_seed(0)
+    network = create_mednext(variant, kernel_size, out_channels=3, base_channels=8).eval()
+    assert_fast_and_same(network, torch.randn(1, 1, 32, 32, 32))
+
+
+@pytest.mark.parametrize(
+    "arguments, size",
+    [
+        (dict(), (16, 16, 16)),  # one voxel at the bottleneck
+        (dict(kernel_size=5), (16, 48, 16)),
+        (dict(kernel_size=7), (48, 16, 32)),
+        (dict(encoder_kernel_size=3, decoder_kernel_size=5), (32, 32, 16)),
+        (dict(encoder_kernel_size=1, decoder_kernel_size=3), (32, 16, 16)),
+        (dict(use_residual=False), (32, 32, 32)),
+        (dict(use_residual_resampling=False), (32, 32, 32)),
+        (dict(use_residual=False, use_residual_resampling=False, kernel_size=5), (16, 32, 32)),
+        (dict(in_channels=4, out_channels=1), (32, 16, 48)),
+        (dict(base_channels=5, expansion_ratio=3, block_counts=(1, 2, 1, 1, 3, 1, 1, 2, 1)), (32, 16, 32)),
+        (dict(base_channels=1, expansion_ratio=1), (32, 32, 32)),
+        (dict(deep_supervision=True, use_checkpoint=True), (32, 32, 32)),
+    ],
+)
+def test_every_structure_and_size_gives_the_output_of_the_modules(arguments, size):
+    network = make_network(**arguments)
+    assert_fast_and_same(network, torch.randn(2, network.in_channels, *size))
+
+
+@pytest.mark.parametrize("elements", [1, 3000])
+@pytest.mark.parametrize("kernel_size", [3, 5, 7])
+def test_slabs_and_chunks_of_any_size_give_the_same(elements, kernel_size):
+    network = make_network(kernel_size=kernel_size)
+    with patch.object(depthwise, "SLAB_ELEMENTS", elements), patch.object(pointwise, "CHUNK_ELEMENTS", 100 * elements):
+        assert_fast_and_same(network, torch.randn(1, 1, 32, 16, 16))
+
+
+def test_a_large_mean_costs_no_digits():
+    network = make_network().double()
+    x = torch.randn(1, 1, 32, 32, 32) + 1000
+    with torch.no_grad():
+        expected = network(x.double()).float()
+        result, plain = network.float()(x), plainly(network, x)
+    error, plain_error = ((y - expected).abs().max().item() for y in (result, plain))
+    assert error < 2 * plain_error
+
+
+def test_memory_formats_and_views_of_input_and_weights_give_the_same():
+    network, x = make_network(in_channels=2), torch.randn(2, 2, 32, 16, 48)
+    views = [x.to(memory_format=torch.channels_last_3d), x.transpose(2, 4), x[:1, :1].expand(2, 2, -1, -1, -1)]
+    with torch.no_grad():  # contiguous: torch's group norm of channels-last input is off by up to 3e-5
+        expected = [plainly(network, view.contiguous()) for view in views]
+        for weights in (torch.contiguous_format, torch.channels_last_3d):
+            network = network.to(memory_format=weights)
+            for view, output in zip(views, expected):
+                assert inference.applies(network, view)
+                assert_same(network(view), output)
+
+
+def test_transposed_phases_are_the_transposed_convolution():
+    x = torch.randn(1, 6, 4, 5, 3)
+    for kernel in (3, 5, 7):
+        weight = torch.randn(6, 1, kernel, kernel, kernel)
+        expected = nn.functional.conv_transpose3d(x, weight, stride=2, padding=kernel // 2, groups=6)
+        for phase in depthwise.transposed_phases(weight):
+            part = expected[(slice(None), slice(None), *(slice(p, None, 2) for p in phase.parity))]
+            result = nn.functional.conv3d(x, phase.weight, padding=phase.padding, groups=6)
+            torch.testing.assert_close(result, part, rtol=1e-5, atol=1e-5)
+
+
+def test_statistics_of_parts_are_those_of_the_whole():
+    rows = torch.randn(1000, 4) * torch.tensor([1.0, 1e-3, 10, 1]) + torch.tensor([0.0, 1, 1e3, -5])
+    statistics = pointwise.ChannelStatistics(4)
+    for part in rows.split(300):
+        statistics.add(part)
+    torch.testing.assert_close(statistics.mean, rows.double().mean(0), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(statistics.variance, rows.double().var(0, correction=0), rtol=1e-4, atol=0)
+
+
+# --- when it is chosen -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "context", [torch.no_grad(), torch.inference_mode(), torch.autocast("cpu", enabled=False)], ids=repr
+)
+def test_it_is_chosen_where_nothing_requires_a_gradient(context):
+    network, x = make_network().requires_grad_(False), torch.randn(1, 1, 16, 16, 16)
+    with context:
+        assert is_fast(network, x)
+
+
+def test_results_of_inference_mode_and_of_no_grad_alternate():
+    network, x = make_network(), torch.randn(1, 1, 16, 16, 16)
+    for mode in (torch.inference_mode, torch.no_grad, torch.inference_mode):
+        with mode():
+            assert_same(network(x), plainly(network, x))
+            assert network(x).is_inference() == (mode is torch.inference_mode)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [dict(spatial_dims=2), dict(norm="layer"), dict(use_grn=True), dict(kernel_size=1)],
+    ids=str,
+)
+def test_other_networks_take_the_plain_path(arguments):
+    network = make_network(**arguments)
+    with torch.no_grad():
+        assert not is_fast(network, torch.randn(1, 1, *(16,) * network.spatial_dims))
+
+
+class _Noted(MedNeXtBlock):
+    pass
+
+
+def _global_hook(network):
+    return nn.modules.module.register_module_forward_hook(lambda *_: None)
+
+
+ALTERATIONS = {
+    "training": lambda network: network.train(),
+    "forward hook": lambda network: network.enc_block_0[0].conv1.register_forward_hook(lambda *_: None),
+    "forward pre-hook": lambda network: network.dec_block_0.register_forward_pre_hook(lambda *_: None),
+    "backward hook": lambda network: network.up_0.norm.register_full_backward_hook(lambda *_: None),
+    "parametrization": lambda network: nn.utils.parametrizations.weight_norm(network.up_1.conv2),
+    "own forward": lambda network: setattr(network.down_1, "forward", network.down_1.forward),
+    "own block": lambda network: network.enc_block_1.append(_Noted(3, 16, 16)),
+    "groups": lambda network: network.enc_block_1.append(MedNeXtBlock(3, 16, 16, groups=4)),
+    "activation": lambda network: setattr(network.enc_block_0[0], "act", nn.GELU(approximate="tanh")),
+    "norm": lambda network: setattr(network.enc_block_0[0], "norm", nn.BatchNorm3d(8)),
+    "dropout": lambda network: network.bottleneck.append(nn.Dropout()),
+    "no bias": lambda network: setattr(network.down_0, "conv2", nn.Conv3d(8, 16, 1, bias=False)),
+    "padding mode": lambda network: setattr(network.enc_block_0[0].conv1, "padding_mode", "reflect"),
+    "float64": lambda network: network.double(),
+    "bfloat16 head": lambda network: network.out_0.bfloat16(),
+}
+
+
+@pytest.mark.parametrize("alteration", ALTERATIONS)
+def test_an_altered_network_takes_the_plain_path(alteration):
+    network, x = make_network(), torch.randn(1, 1, 16, 16, 16)
+    with torch.no_grad():
+        assert inference.applies(network, x)
+        ALTERATIONS[alteration](network)
+        assert not inference.applies(network, x)
+
+
+def test_a_hook_on_all_modules_is_called():
+    network, x, seen = make_network(), torch.randn(1, 1, 16, 16, 16), []
+    handle = nn.modules.module.register_module_forward_hook(lambda module, *_: seen.append(module))
+    try:
+        with torch.no_grad():
+            network(x)
+    finally:
+        handle.remove()
+    assert network.bottleneck[0].conv1 in seen
+
+
+def test_gradients_and_transforms_take_the_plain_path():
+    network, x = make_network(), torch.randn(1, 1, 16, 16, 16)
+    assert network(x).requires_grad
+    network.requires_grad_(False)
+    assert network(x.clone().requires_grad_()).requires_grad
+    tangent = torch.func.jvp(network, (x,), (torch.ones_like(x),))[1]
+    assert tangent.abs().max() > 0
+    with torch.autograd.forward_ad.dual_level():
+        dual = network(torch.autograd.forward_ad.make_dual(x, torch.ones_like(x)))
+        torch.testing.assert_close(torch.autograd.forward_ad.unpack_dual(dual).tangent, tangent)
+    assert_same(torch.vmap(network)(torch.stack([x, x]))[1], plainly(network, x))
+
+
+@pytest.mark.parametrize(
+    "context",
+    [
+        lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+        lambda: using_backend("plain"),
+        lambda: FlopCounterMode(display=False),
+        lambda: torch.device("cpu"),
+        lambda: torch.backends.mkldnn.flags(enabled=False),
+    ],
+)
+def test_whatever_observes_or_changes_operations_takes_the_plain_path(context):
+    network, x = make_network(), torch.randn(1, 1, 16, 16, 16)
+    with torch.no_grad(), context():
+        assert not inference.applies(network, x)
+    with torch.no_grad():
+        assert inference.applies(network, x)
+
+
+def test_tracing_scripting_and_export_record_the_modules():
+    network, x = make_network(), torch.randn(1, 1, 32, 32, 32)
+    with torch.no_grad():
+        expected = plainly(network, x)
+        assert_same(network(x), expected)  # so that there is a workspace
+        assert_same(torch.jit.script(network)(x), expected)
+        assert_same(torch.jit.trace(network, x)(x), expected)
+        program = torch.export.export(network, (x,))
+        assert_same(program.module()(x), expected)
+    assert any("group_norm" in str(node.target) for node in program.graph.nodes)
+
+
+# --- a workspace that nobody notices ---------------------------------------------------------------------------------
+
+
+def test_results_stay_when_the_network_is_used_again():
+    network = make_network()
+    first, second = torch.randn(2, 1, 1, 32, 16, 16).unbind()
+    with torch.no_grad():
+        results = [network(first), network(second), network(first)]
+        kept = [result.clone() for result in results]
+        network(torch.randn(1, 1, 48, 32, 32))
+    for result, copied in zip(results, kept):
+        assert torch.equal(result, copied)
+    assert torch.equal(results[0], results[2])
+    assert not torch.equal(results[0], results[1])
+
+
+def test_threads_do_not_disturb_each_other():
+    networks = [make_network(), make_network(kernel_size=5)]
+    xs = [torch.randn(1, 1, 32, 32, 16 * (1 + i % 2)) for i in range(8)]
+
+    def run(i):
+        with torch.no_grad():
+            return networks[i % 2](xs[i])
+
+    expected = [run(i) for i in range(8)]
+    with ThreadPoolExecutor(4) as pool:
+        for result, one in zip(pool.map(run, list(range(8)) * 2), expected * 2):
+            assert_same(result, one)
+
+
+def test_copies_and_pickles_hold_no_workspace():
+    network, x = make_network(), torch.randn(1, 1, 32, 32, 32)
+    fresh = len(pickle.dumps(network))
+    with torch.no_grad():
+        expected = network(x)
+        assert len(pickle.dumps(network)) == fresh
+        for other in (copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
+            assert other.state_dict().keys() == network.state_dict().keys()
+            assert torch.equal(other(x), expected)
+
+
+def test_networks_share_one_workspace_until_the_last_is_gone_or_trains():
+    networks, x = [make_network(), make_network()], torch.randn(1, 1, 16, 16, 16)
+    with torch.no_grad():
+        for network in networks:
+            network(x)
+    held = workspace._users[networks[0]]
+    assert held is workspace._users[networks[1]]
+    networks[0].train()
+    assert networks[0] not in workspace._users
+    assert networks[1] in workspace._users
+
+
+def test_a_failure_gives_the_workspace_back():
+    network, x = make_network(), torch.randn(1, 1, 16, 16, 16)
+    with torch.no_grad():
+        network(x)
+        with patch.object(inference, "expand_compress", side_effect=RuntimeError), pytest.raises(RuntimeError):
+            network(x)
+        assert not workspace._users[network].lock.locked()
+        assert_same(network(x), plainly(network, x))
+
+
+def test_a_meta_tensor_comes_back_as_from_the_modules():
+    network = make_network()
+    x = MetaTensor(torch.randn(2, 1, 32, 16, 16), affine=torch.diag(torch.tensor([2.0, 1, 1, 1])), meta={"name": "x"})
+    x.is_batch = True
+    with torch.no_grad():
+        expected = plainly(network, x)
+        with patch.object(inference, "infer", wraps=inference.infer) as infer:
+            result = network(x)
+    infer.assert_called_once()
+    assert type(result) is type(expected) is MetaTensor
+    assert result.is_batch == expected.is_batch
+    assert result.meta.keys() == expected.meta.keys() and result.meta["name"] == expected.meta["name"]
+    assert torch.equal(torch.as_tensor(result.affine), torch.as_tensor(expected.affine))
+    assert result.applied_operations == expected.applied_operations
+    assert_same(result.as_tensor(), expected.as_tensor())
+
+
+def test_the_backend_named_plain_never_uses_it():
+    network, x = make_network(), torch.randn(1, 1, 16, 16, 16)
+    set_backend("plain")
+    with torch.no_grad():
+        assert not is_fast(network, x)
