@@ -11,7 +11,7 @@ __all__ = ["INTERPRETED", "block", "dot", "precision", "rounded"]
 
 @triton.jit
 def rounded(x, dtype: tl.constexpr):
-    """Convert float32 to ``dtype``, to nearest and even. Triton's interpreter cuts bfloat16 off instead: done by hand."""
+    """Convert float32 to ``dtype``, to nearest even. Triton's interpreter cuts bfloat16 off: done by hand there."""
     if INTERPRETED and dtype == tl.bfloat16:
         bits = x.to(tl.int32, bitcast=True)
         bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & -65536

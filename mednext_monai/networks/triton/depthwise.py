@@ -21,6 +21,7 @@ from .common import block, rounded
 __all__ = ["depthwise", "depthwise_weight"]
 
 PROGRAMS = 2048  # of the weight gradient: enough to fill a GPU; fixed, so that sums do not depend on the device
+TILE = 2048  # outputs of a program of the convolution
 ACCUMULATORS = 8192  # floats that a program of the weight gradient keeps in registers
 
 
@@ -124,7 +125,7 @@ def depthwise(
     taps = weight.float().reshape(channels, -1).t().contiguous()
     block_c = block(channels, 64)
     block_w = min(32, triton.next_power_of_2(triton.cdiv(size_out[2], step)))
-    block_h = max(1, 2048 // (block_c * block_w))
+    block_h = max(1, TILE // (block_c * block_w))
     rows, columns = (triton.cdiv(triton.cdiv(s, step), e) * step for s, e in zip(size_out[1:], (block_h, block_w)))
     grid = (size_out[0] * rows * columns, triton.cdiv(channels, block_c), samples)
     _depthwise_kernel[grid](
@@ -140,7 +141,7 @@ def depthwise_weight(a: torch.Tensor, b: torch.Tensor, kernel_size: int, stride:
     Return the gradient (C, 1, K, K, K) of the kernels, float32, as ``sum_o a[o] b[o * stride + t - pad]``.
 
     Args:
-        a: (N, C, *spatial), channels-last in memory: the gradient of a convolution's output, or a transposed one's input.
+        a: (N, C, *spatial), channels-last in memory: the gradient of a convolution's output; a transposed one's input.
         b: likewise: a convolution's input, or the gradient of a transposed one's output.
         kernel_size: K, odd.
         stride: 1 or 2.

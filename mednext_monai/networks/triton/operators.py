@@ -1,8 +1,8 @@
-"""The kernels as operators ``torch.ops.mednext.*``, so that autograd, ``torch.compile``, checkpointing and DDP know them.
+"""The kernels as operators ``torch.ops.mednext.*``, so that autograd, ``torch.compile``, DDP and checkpointing work.
 
-Each takes its decision by the tensors alone: kernels for CUDA tensors, and under Triton's interpreter for CPU tensors;
-torch operations (``eager``) for the rest: CPU tensors, float64, and the products of more than ``MAX_CHANNELS`` channels,
-where the grid is coarse and the matrices are large. The gradient of a gradient is not offered.
+The tensors alone decide how: kernels for CUDA tensors, and under Triton's interpreter for CPU tensors; torch operations
+(``eager``) for the rest: CPU tensors, float64, and products of more than ``MAX_CHANNELS`` channels, where
+voxels are few and matrices large. The gradient of a gradient is not offered.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ depthwise_conv3d.register_autograd(_depthwise_backward, setup_context=_save_dept
 
 
 def _folded(gamma, beta, w2, b2, w3, dtype):
-    """Return w2 (C, E), b2 (E) with the norm's weight and bias multiplied in, and w3 (E, O), as the kernels take them."""
+    """Return w2 (C, E) and b2 (E) with the norm's weight and bias multiplied in, and w3 (E, O), for the kernels."""
     accurate = torch.promote_types(dtype, torch.float32)
     gamma, beta, w2, b2 = (item.to(accurate) for item in (gamma, beta, w2, b2))
     return (w2 * gamma).t().to(dtype).contiguous(), b2 + (w2 * beta).sum(1), w3.t().to(dtype).contiguous()
@@ -202,7 +202,7 @@ def norm_mlp_backward(grad, y, mean, rstd, gamma, beta, w2, b2, w3):
         implementation = _pointwise(y, w3)
         tensors = (y, grad, mean, rstd, *_folded(gamma, beta, w2, b2, w3, y.dtype))
         sum_z, sum_1, sum_g = implementation.mlp_sums(*tensors)
-        used = tensors[4].t().to(mean.dtype)  # w2 as rounded for the products, so that the averages are of their results
+        used = tensors[4].t().to(mean.dtype)  # w2 as rounded for the products: the averages are of their results
         average_1, average_z = sum_1 @ used / voxels, (sum_z * used).sum(1) / voxels
         grad_y = implementation.mlp_input_gradient(*tensors, average_1, average_z, torch.empty_like(y))
         sum_z, sum_1, sum_g = sum_z.sum(0), sum_1.sum(0), sum_g.sum(0)

@@ -5,8 +5,8 @@ weight and bias are folded into the expansion, ``w2 = W2 diag(gamma)`` and ``b2 
 
     h = gelu(z w2^T + b2)        out = h w3^T + b3 [+ residual]
 
-Backward recomputes h tile by tile. With g the gradient of out and u = (g w3) * gelu'(z w2^T + b2), the first kernel sums
-u^T z, u^T 1 and h^T g per sample; from them follow the parameters' gradients and the two averages that an instance
+Backward recomputes h tile by tile. With g the gradient of out and u = (g w3) * gelu'(z w2^T + b2), the first kernel
+sums u^T z, u^T 1 and h^T g per sample; from them follow the parameters' gradients and the two averages that an instance
 norm's backward needs, so that the second kernel can write the gradient of ``y`` in one pass.
 Tiles are rounded to the type of ``y`` before each product, as under autocast; sums are float32.
 """
@@ -156,11 +156,12 @@ def _input_gradient_kernel(
 
 
 def _tile(channels: int, outputs: int, expanded: int) -> dict[str, int]:
-    """Return the edges of the tiles, all channels at once, and the warps: little enough for registers and shared memory."""
+    """Return the edges of the tiles, all channels at once, and launch options: few registers, little shared memory."""
     block_c, block_o = block(channels, channels * 2), block(outputs, outputs * 2)
     widest = max(block_c, block_o)
-    block_v, block_e = 128 if widest <= 32 else 64 if widest <= 64 else 32, block(expanded, 64 if widest <= 64 else 32)
-    return {"BLOCK_V": block_v, "BLOCK_C": block_c, "BLOCK_E": block_e, "BLOCK_O": block_o, "num_warps": 8}
+    block_v, block_e = (64, block(expanded, 64)) if widest <= 64 else (32, block(expanded, 32))
+    tile = {"BLOCK_V": block_v, "BLOCK_C": block_c, "BLOCK_E": block_e, "BLOCK_O": block_o}
+    return {**tile, "num_warps": 8, "num_stages": 2}
 
 
 def _sizes(y: torch.Tensor, w3: torch.Tensor) -> tuple[int, int, int, int]:
@@ -225,8 +226,8 @@ def mlp_input_gradient(
     """
     Write the gradient of ``y`` into ``gradient``.
 
-    Args as for :py:func:`mlp_sums`; ``average_1`` and ``average_z`` (N, C), float32, are the averages over the voxels of
-    u w2^T and of (u w2^T) * z.
+    Args as for :py:func:`mlp_sums`; ``average_1`` and ``average_z`` (N, C), float32, are the averages over the
+    voxels of u w2^T and of (u w2^T) * z.
     """
     voxels, channels, expanded, outputs = sizes = _sizes(y, w3)
     tile = _tile(channels, outputs, expanded)
