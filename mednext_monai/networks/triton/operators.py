@@ -1,8 +1,8 @@
 """The kernels as operators ``torch.ops.mednext.*``, so that autograd, ``torch.compile``, DDP and checkpointing work.
 
 The tensors alone decide how: kernels for CUDA tensors, and under Triton's interpreter for CPU tensors; torch operations
-(``eager``) for the rest: CPU tensors, float64, and products of more than ``MAX_CHANNELS`` channels, where
-voxels are few and matrices large. The gradient of a gradient is not offered.
+(``eager``) for the rest: CPU tensors, float64, and products of voxels of more than
+``MAX_ROW`` bytes, which are few and whose matrices are large. The gradient of a gradient is not offered.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from torch.library import custom_op
 
 from . import eager
 
-__all__ = ["DTYPES", "MAX_CHANNELS", "depthwise_conv3d", "interpreted", "norm_mlp"]
+__all__ = ["DTYPES", "depthwise_conv3d", "interpreted", "norm_mlp"]
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-MAX_CHANNELS = 128
+MAX_ROW = 512  # bytes of a voxel's channels, 256 in half precision: what fits the shared memory of every recent GPU
 
 if importlib.util.find_spec("triton") is not None:
     from . import depthwise, pointwise, statistics
@@ -144,7 +144,8 @@ def _folded(gamma, beta, w2, b2, w3, dtype):
 
 def _pointwise(y: torch.Tensor, w3: torch.Tensor):
     """Return the module that holds the implementation for ``y`` and ``w3`` (O, E)."""
-    return pointwise if _on_kernels(y) and max(y.shape[1], w3.shape[0]) <= MAX_CHANNELS else eager
+    fits = max(y.shape[1], w3.shape[0]) * y.element_size() <= MAX_ROW
+    return pointwise if fits and _on_kernels(y) else eager
 
 
 @custom_op(

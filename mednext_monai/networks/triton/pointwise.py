@@ -155,11 +155,12 @@ def _input_gradient_kernel(
     tl.store(target, rounded(total, gradient.dtype.element_ty), mask=inside)
 
 
-def _tile(channels: int, outputs: int, expanded: int) -> dict[str, int]:
+def _tile(y: torch.Tensor, outputs: int, expanded: int) -> dict[str, int]:
     """Return the edges of the tiles, all channels at once, and launch options: few registers, little shared memory."""
-    block_c, block_o = block(channels, channels * 2), block(outputs, outputs * 2)
-    widest = max(block_c, block_o)
-    block_v, block_e = (64, block(expanded, 64)) if widest <= 64 else (32, block(expanded, 32))
+    block_c, block_o = block(y.shape[1], y.shape[1] * 2), block(outputs, outputs * 2)
+    row = max(block_c, block_o) * y.element_size()  # bytes
+    block_v = 64 if row <= 128 else 32
+    block_e = block(expanded, 64 if row <= 128 else 32 if row <= 256 else 16)
     tile = {"BLOCK_V": block_v, "BLOCK_C": block_c, "BLOCK_E": block_e, "BLOCK_O": block_o}
     return {**tile, "num_warps": 8, "num_stages": 2}
 
@@ -188,7 +189,7 @@ def mlp(
         out: likewise.
     """
     voxels, channels, expanded, outputs = sizes = _sizes(y, w3)
-    tile = _tile(channels, outputs, expanded)
+    tile = _tile(y, outputs, expanded)
     _mlp_kernel[(triton.cdiv(voxels, tile["BLOCK_V"]), y.shape[0])](
         y, mean, rstd, w2, b2, w3, b3, out if residual is None else residual, out, *sizes,
         HAS_RESIDUAL=residual is not None, PRECISION=precision(), **tile,
@@ -206,7 +207,7 @@ def mlp_sums(
     Args as for :py:func:`mlp`; ``g`` (N, O, *spatial) is the gradient of its output, of y's type.
     """
     voxels, channels, expanded, outputs = sizes = _sizes(y, w3)
-    samples, tile = y.shape[0], _tile(channels, outputs, expanded)
+    samples, tile = y.shape[0], _tile(y, outputs, expanded)
     blocks_e, blocks_v = triton.cdiv(expanded, tile["BLOCK_E"]), triton.cdiv(voxels, tile["BLOCK_V"])
     tiles = triton.cdiv(blocks_v, max(1, PROGRAMS // (blocks_e * samples)))
     parts = triton.cdiv(blocks_v, tiles)
@@ -230,7 +231,7 @@ def mlp_input_gradient(
     voxels of u w2^T and of (u w2^T) * z.
     """
     voxels, channels, expanded, outputs = sizes = _sizes(y, w3)
-    tile = _tile(channels, outputs, expanded)
+    tile = _tile(y, outputs, expanded)
     _input_gradient_kernel[(triton.cdiv(voxels, tile["BLOCK_V"]), y.shape[0])](
         y, g, mean, rstd, w2, b2, w3, average_1, average_z, gradient, *sizes, PRECISION=precision(), **tile
     )
