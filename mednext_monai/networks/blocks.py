@@ -8,11 +8,16 @@ Written anew for MONAI; the parameter names (``conv1``, ``norm``, ``conv2``, ``c
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from monai.networks.layers.factories import Conv
 from torch.utils.checkpoint import checkpoint
+
+from .backend import get_backend
 
 __all__ = ["ChannelLayerNorm", "MedNeXtBlock", "MedNeXtDownBlock", "MedNeXtOutBlock", "MedNeXtUpBlock"]
 
@@ -118,9 +123,20 @@ class _BlockBase(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not torch.jit.is_scripting():
+            step = _triton_step(self, x) or self._forward
             if self.use_checkpoint and self.training:
-                return checkpoint(self._forward, x, use_reentrant=False)
+                return checkpoint(step, x, use_reentrant=False)
+            return step(x)
         return self._forward(x)
+
+
+def _triton_step(block: _BlockBase, x: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor] | None:
+    """Return the block's function on Triton kernels, where the backend "triton" is chosen and takes the block."""
+    if get_backend() != "triton" or torch.jit.is_tracing():
+        return None
+    from . import triton  # not before it is needed: it registers operators and loads Triton
+
+    return partial(triton.block_forward, block) if triton.takes(block, x) else None
 
 
 class MedNeXtBlock(_BlockBase):
