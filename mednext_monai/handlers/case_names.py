@@ -7,7 +7,7 @@ from typing import Any
 
 from monai.utils import ImageMetaKey, ensure_tuple
 
-from ..data.datalist import case_id
+from ..data.dataset import strip_ending
 
 __all__ = ["case_names"]
 
@@ -25,5 +25,5 @@ def case_names(batch: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> list[s
         files = getattr(batch["image"], "meta", {}).get(ImageMetaKey.FILENAME_OR_OBJ)
         if files is None:
             return [f"sample {index}" for index in range(len(batch["image"]))]
-        return [case_id(file) for file in ensure_tuple(files)]
+        return [strip_ending(file) for file in ensure_tuple(files)]
     return [case_names({**sample, "image": sample["image"][None]})[0] for sample in batch]
