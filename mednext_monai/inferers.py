@@ -45,12 +45,11 @@ class MedNeXtInferer(SlidingWindowInferer):
         self, inputs: torch.Tensor, network: Callable[..., torch.Tensor], *args: Any, **kwargs: Any
     ) -> torch.Tensor:
         def probabilities(window: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+            total = torch.softmax(network(window, *args, **kwargs).float(), dim=1)
             axes = tuple(range(2, window.dim())) if self.mirror else ()
-            flips = list(chain.from_iterable(combinations(axes, n) for n in range(len(axes) + 1)))
-            total: torch.Tensor | None = None
+            flips = list(chain.from_iterable(combinations(axes, n) for n in range(1, len(axes) + 1)))
             for flip in flips:
-                output = torch.softmax(network(window.flip(flip), *args, **kwargs).float(), dim=1).flip(flip)
-                total = output if total is None else total.add_(output)
-            return total / len(flips)
+                total = total + torch.softmax(network(window.flip(flip), *args, **kwargs).float(), dim=1).flip(flip)
+            return total / (len(flips) + 1) if flips else total
 
         return super().__call__(inputs, probabilities, *args, **kwargs)
