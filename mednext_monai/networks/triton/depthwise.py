@@ -56,15 +56,15 @@ def _depthwise_kernel(
         for step_h in range(TAPS):
             kh = first_h + step_h * STEP
             yi = (oh + PAD - kh) // STRIDE if TRANSPOSED else oh * STRIDE + kh - PAD
-            in_row = inside & in_plane & (kh < K) & (yi >= 0) & (yi < hi)
+            in_row = inside & (yi >= 0) & (yi < tl.where(in_plane & (kh < K), hi, 0))
             for step_w in tl.static_range(TAPS):
                 kw = first_w + step_w * STEP
                 xi = (ow + PAD - kw) // STRIDE if TRANSPOSED else ow * STRIDE + kw - PAD
-                valid = in_row & (kw < K) & (xi >= 0) & (xi < wi)
+                valid = in_row & (xi >= 0) & (xi < tl.where(kw < K, wi, 0))
                 offset = (yi * wi + xi)[:, None] * channels + channel[None, :]
                 value = tl.load(plane + offset, mask=valid[:, None] & real[None, :], other=0.0)
                 tap = w + ((kd * K + kh) * K + kw) * channels + channel
-                weight = tl.load(tap, mask=real & (kd < K) & (kh < K) & (kw < K), other=0.0)
+                weight = tl.load(tap, mask=channel < tl.where((kd < K) & (kh < K) & (kw < K), channels, 0), other=0.0)
                 total += value.to(tl.float32) * weight[None, :]
     if HAS_BIAS:
         total += tl.load(b + channel, mask=real, other=0.0)[None, :]
