@@ -52,11 +52,11 @@ def _depthwise_kernel(
         kd = first_d + step_d * STEP
         zi = (od + PAD - kd) // STRIDE if TRANSPOSED else od * STRIDE + kd - PAD
         plane = x + (sample * di + zi) * hi * wi * channels
-        lines = tl.where((kd < K) & (zi >= 0) & (zi < di), hi, 0)  # none of a plane or tap that is not there
+        in_plane = (kd < K) & (zi >= 0) & (zi < di)
         for step_h in range(TAPS):
             kh = first_h + step_h * STEP
             yi = (oh + PAD - kh) // STRIDE if TRANSPOSED else oh * STRIDE + kh - PAD
-            in_row = inside & (yi >= 0) & (yi < tl.where(kh < K, lines, 0))
+            in_row = inside & (yi >= 0) & (yi < tl.where(in_plane & (kh < K), hi, 0))
             for step_w in tl.static_range(TAPS):
                 kw = first_w + step_w * STEP
                 xi = (ow + PAD - kw) // STRIDE if TRANSPOSED else ow * STRIDE + kw - PAD

@@ -1,8 +1,8 @@
 """The kernels as operators ``torch.ops.mednext.*``, so that autograd, ``torch.compile``, DDP and checkpointing work.
 
 The tensors alone decide how: kernels for CUDA tensors, and under Triton's interpreter for CPU tensors; torch operations
-(``eager``) for the rest: CPU tensors, float64, and products of voxels of more than
-``MAX_ROW`` bytes, which are few and whose matrices are large. The gradient of a gradient is not offered.
+(``eager``) for the rest: CPU tensors, float64, and products of voxels of more than ``MAX_ROW``
+bytes, which are few and whose matrices are large. The gradient of a gradient is not offered.
 """
 
 from __future__ import annotations
