@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from monai.networks.layers.factories import Conv
 from torch.utils.checkpoint import checkpoint
 
+from .fast.training import can_train_fast, train_fast
+
 __all__ = ["ChannelLayerNorm", "MedNeXtBlock", "MedNeXtDownBlock", "MedNeXtOutBlock", "MedNeXtUpBlock"]
 
 NORMS = ("group", "layer")
@@ -116,10 +118,18 @@ class _BlockBase(nn.Module):
     def _forward(self, x: torch.Tensor) -> torch.Tensor:
         raise NotImplementedError
 
+    def _fast_or_plain_forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``_forward``, by the function of ``fast.autograd`` where that is possible: same values, less of everything."""
+        kind = _FAST_KINDS.get(type(self))
+        if kind is None or not can_train_fast(self, x):
+            return self._forward(x)
+        return train_fast(self, x, kind, self.use_residual if kind == "same" else self.res_conv is not None)
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not torch.jit.is_scripting():
             if self.use_checkpoint and self.training:
-                return checkpoint(self._forward, x, use_reentrant=False)
+                return checkpoint(self._fast_or_plain_forward, x, use_reentrant=False)
+            return self._fast_or_plain_forward(x)
         return self._forward(x)
 
 
@@ -256,6 +266,10 @@ class MedNeXtUpBlock(_BlockBase):
         if self.res_conv is not None:
             y = y + self.res_conv(x)
         return F.pad(y, [1, 0] * self.spatial_dims)
+
+
+# A subclass may compute something else and is not among these.
+_FAST_KINDS = {MedNeXtBlock: "same", MedNeXtDownBlock: "down", MedNeXtUpBlock: "up"}
 
 
 class MedNeXtOutBlock(nn.Module):

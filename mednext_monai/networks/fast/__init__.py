@@ -1,0 +1,1 @@
+"""Faster computations of the same function; see the modules."""
