@@ -6,9 +6,9 @@ The block computes, for every sample with depthwise output ``Y`` of V voxels (ro
     P = (Y - mean) diag(s) W2' + beta W2' + b2
     out = GELU(P) W3' + b3 + residual
 
-``P`` and ``GELU(P)`` have 2 to 8 times the channels. They are made for some thousand voxels at a time, so that they stay
-in the cache, and never stored: the backward pass makes them again from ``Y``. Kept from forward to backward are the
-input, ``Y``, its means and scales, and the parameters. With ``G`` the gradient of the output, the backward pass is
+``P`` and ``GELU(P)`` have 2 to 8 times the channels. They are made for some thousand voxels at a time, so that they
+stay in the cache, and never stored: the backward pass makes them again from ``Y``. Kept from forward to backward are
+the input, ``Y``, its means and scales, and the parameters. With ``G`` the gradient of the output, the backward pass is
 
     Gp = GELU'(P) * (G W3)                   dW3 = G' GELU(P)      db3 = column sums of G
     M = Gp' (Y - mean)    m = column sums of Gp
@@ -18,20 +18,20 @@ input, ``Y``, its means and scales, and the parameters. With ``G`` the gradient 
 followed by the gradients of the depthwise convolution (``depthwise_training``) and of the residual. The gradient of the
 depthwise bias is zero, because the norm takes away whatever constant it adds to a channel.
 
-The first-order formulas are written out here. A backward pass that is itself to be differentiated goes through PyTorch's
-own operators instead.
+The first-order formulas are written out here. A backward pass that is itself to be differentiated goes through
+PyTorch's own operators instead.
 """
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
-from .depthwise_training import backward_data, backward_weight
+from .depthwise_training import backward_data, backward_weight, convolve_slabs
+from .memory import empty
 
 __all__ = ["KINDS", "BlockParameters", "block_function"]
 
@@ -79,8 +79,8 @@ class _Block(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, *arguments):
         parameters, (kind, use_residual, eps) = BlockParameters(*arguments[:-3]), arguments[-3:]
-        y = _depthwise(x, parameters, kind)
-        out, means, scales = _forward(x, y, parameters, kind, use_residual, eps)
+        y, means, scales = _depthwise(x, parameters, kind, eps)
+        out = _pointwise(x, y, means, scales, parameters, kind, use_residual)
         ctx.save_for_backward(x, y, means, scales, *parameters)
         ctx.kind, ctx.use_residual, ctx.eps = kind, use_residual, eps
         return out
@@ -103,41 +103,77 @@ class _Block(torch.autograd.Function):
 # --- forward ---------------------------------------------------------------------------------------------------------
 
 
-def _depthwise(x: torch.Tensor, parameters: BlockParameters, kind: str) -> torch.Tensor:
+def _depthwise(x, parameters, kind, eps) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Depthwise convolution and, ``(B, C)`` each, its output's means and 1/sigma."""
     weight, bias = parameters.depthwise_weight, parameters.depthwise_bias
     if kind == "up":
-        y = backward_data(x, weight, torch.Size(2 * n - 1 for n in x.shape[2:]), stride=2)
-        y += bias.view(-1, 1, 1, 1)
-        return y
-    stride = 2 if kind == "down" else 1
-    y = torch.conv3d(x, weight, bias, stride, weight.shape[2] // 2, groups=x.shape[1])
-    return y.contiguous(memory_format=CHANNELS_LAST)
+        y = backward_data(x, weight, torch.Size(2 * n - 1 for n in x.shape[2:]))
+    elif kind == "down":
+        y = torch.conv3d(x, weight, bias, 2, weight.shape[2] // 2, groups=x.shape[1])
+        y = y.contiguous(memory_format=CHANNELS_LAST)
+    else:
+        y = _empty_like(x)
+    means, scales = (x.new_empty(y.shape[:2]) for _ in range(2))
+    for i in range(x.shape[0]):
+        moments = _Moments(x.shape[1], x.dtype)
+        if kind == "same":
+            for planes, slab in convolve_slabs(x[i : i + 1], weight, bias):
+                moments.add(_rows(slab[0]))
+                y[i, :, planes] = slab[0]
+        else:
+            if kind == "up":
+                y[i] += bias.view(-1, 1, 1, 1)
+            moments.add(_rows(y[i]))
+        means[i], scales[i] = moments.mean_and_scale(eps)
+    return y, means, scales
 
 
-def _forward(x, y, parameters, kind, use_residual, eps) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Everything after the depthwise convolution; returns the output and, ``(B, C)`` each, means and 1/sigma."""
+class _Moments:
+    """Mean and variance of every column, from the means and squared deviations of chunks (Chan et al., 1983)."""
+
+    def __init__(self, columns: int, dtype: torch.dtype) -> None:
+        self.centred = empty((max(1, CHUNK_ELEMENTS // columns), columns), dtype)
+        self.counts: list[int] = []
+        self.means: list[torch.Tensor] = []
+        self.squares: list[torch.Tensor] = []
+
+    def add(self, rows: torch.Tensor) -> None:
+        for _, chunk in _chunks(rows, rows.shape[1]):
+            ones = chunk.new_ones(len(chunk))
+            mean = ones @ chunk / len(chunk)
+            centred = torch.sub(chunk, mean, out=self.centred[: len(chunk)])
+            self.counts.append(len(chunk))
+            self.means.append(mean)
+            self.squares.append(ones @ torch.mul(centred, centred, out=centred))
+
+    def mean_and_scale(self, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
+        means, squares = torch.stack(self.means), torch.stack(self.squares)
+        weights = torch.tensor(self.counts, dtype=means.dtype, device=means.device) / sum(self.counts)
+        mean = weights @ means
+        variance = squares.sum(0) / sum(self.counts) + weights @ (means - mean).square_()
+        return mean, torch.rsqrt(variance + eps)
+
+
+def _pointwise(x, y, means, scales, parameters, kind, use_residual) -> torch.Tensor:
+    """Everything after the depthwise convolution."""
     channels = parameters.compression_weight.shape[0]
     size = [2 * n for n in x.shape[2:]] if kind == "up" else y.shape[2:]
-    out = x.new_empty(x.shape[0], *size, channels)
-    means, scales = (x.new_empty(y.shape[:2]) for _ in range(2))
+    out = empty((x.shape[0], *size, channels), x.dtype)
     bias = parameters.compression_bias
     if parameters.residual_bias is not None:
         bias = bias + parameters.residual_bias
+    inner = empty((y[0, 0].numel(), channels), x.dtype) if kind == "up" else None
     for i in range(x.shape[0]):
-        rows = _rows(y[i])
-        means[i], scales[i] = _moments(rows, eps)
-        target, base = out[i].view(-1, channels), None
-        if kind == "up":
-            target = _scratch("up", rows.shape[0], channels, rows.dtype)
-        elif use_residual:
+        target, base = inner if kind == "up" else out[i].view(-1, channels), None
+        if use_residual and kind != "up":
             base = _rows(x[i]) if kind == "same" else _rows(_even(x[i])) @ _matrix(parameters.residual_weight).t()
-        _expand_compress(rows, means[i], scales[i], parameters, base, bias, target)
+        _expand_compress(_rows(y[i]), means[i], scales[i], parameters, base, bias, target)
         if kind == "up":
             _pad(target.view(*y.shape[2:], channels), out[i])
             if use_residual:
                 residual = _rows(x[i]) @ _matrix(parameters.residual_weight)
                 out[i, 1::2, 1::2, 1::2] += residual.view(*x.shape[2:], channels)
-    return out.permute(0, 4, 1, 2, 3), means, scales
+    return out.permute(0, 4, 1, 2, 3)
 
 
 def _pad(inner: torch.Tensor, out: torch.Tensor) -> None:
@@ -148,30 +184,14 @@ def _pad(inner: torch.Tensor, out: torch.Tensor) -> None:
     out[1:, 1:, 1:] = inner
 
 
-def _moments(rows: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and 1/sigma of every column, from the means and squared deviations of chunks of rows (Chan et al., 1983)."""
-    counts, means, squares = [], [], []
-    for _, chunk in _chunks(rows, rows.shape[1]):
-        ones = chunk.new_ones(len(chunk))
-        mean = ones @ chunk / len(chunk)
-        centred = torch.sub(chunk, mean, out=_scratch("centred", *chunk.shape, chunk.dtype))
-        counts.append(len(chunk))
-        means.append(mean)
-        squares.append(ones @ centred.square_())
-    weights = torch.tensor(counts, dtype=rows.dtype, device=rows.device) / len(rows)
-    means = torch.stack(means)
-    mean = weights @ means
-    variance = torch.stack(squares).sum(0) / len(rows) + weights @ (means - mean).square_()
-    return mean, torch.rsqrt(variance + eps)
-
-
 def _expand_compress(rows, mean, scale, parameters, base, bias, out) -> None:
     """Norm, expansion, GELU and compression of the rows, added to ``base`` (or nothing) and ``bias``, into ``out``."""
     expansion, offset = _folded_expansion(parameters, scale)
     compression = _matrix(parameters.compression_weight)
+    buffers = _chunk_buffers(rows, expansion.shape[0], expansion.shape[1], expansion.shape[0])
     for part, chunk in _chunks(rows, expansion.shape[0]):
-        centred = torch.sub(chunk, mean, out=_scratch("centred", *chunk.shape, chunk.dtype))
-        hidden = _scratch("hidden", len(chunk), expansion.shape[0], chunk.dtype)
+        centred, hidden = (buffer[: len(chunk)] for buffer in buffers)
+        torch.sub(chunk, mean, out=centred)
         torch.addmm(offset, centred, expansion.t(), out=hidden)
         torch.ops.aten.gelu.out(hidden, out=hidden)
         if base is None:
@@ -193,35 +213,43 @@ def _folded_expansion(parameters: BlockParameters, scale: torch.Tensor) -> tuple
 
 def _backward(grad, x, y, means, scales, parameters, kind, use_residual, needed) -> list[torch.Tensor | None]:
     """Gradients of the input and of each parameter, where needed."""
-    channels, weight = y.shape[1], parameters.depthwise_weight
-    inner = grad if kind != "up" else grad[:, :, 1:, 1:, 1:].contiguous(memory_format=CHANNELS_LAST)
-    grad_y = _scratch("grad_y", y.numel() // channels, channels, y.dtype).view(y.shape[0], -1, channels)
+    weight = parameters.depthwise_weight
+    inner = grad if kind != "up" else _empty_like(grad[:, :, 1:, 1:, 1:]).copy_(grad[:, :, 1:, 1:, 1:])
+    grad_y = _empty_like(y)
     sums = [torch.zeros_like(parameter) for parameter in parameters[2:8]]
     for i in range(x.shape[0]):
-        sample = _backward_rows(_rows(inner[i]), _rows(y[i]), means[i], scales[i], parameters, grad_y[i], needed)
+        rows, grad_rows = _rows(y[i]), _rows(grad_y[i])
+        sample = _backward_rows(_rows(inner[i]), rows, means[i], scales[i], parameters, grad_rows, needed)
         for total, part in zip(sums, sample):
             total += part.view_as(total)
     gradients = [None, None, torch.zeros_like(parameters.depthwise_bias), *sums, None, None]
-    grad_y = grad_y.view(y.shape[0], *y.shape[2:], channels).permute(0, 4, 1, 2, 3)
-    if needed[0]:
-        gradients[0] = _depthwise_backward_data(grad_y, x, weight, kind)
     if needed[1]:
-        stride = 1 if kind == "same" else 2
         volumes = (grad_y, x) if kind == "up" else (x, grad_y)
-        gradients[1] = backward_weight(*volumes, weight.shape[2], stride)
-    if use_residual:
-        residual = parameters.residual_weight
-        gradients[9] = _residual_backward(inner, x, gradients[0], residual, kind)
+        gradients[1] = backward_weight(*volumes, weight.shape[2], stride=1 if kind == "same" else 2)
+    if needed[0]:
+        gradients[0] = _backward_depthwise(grad_y, x, weight, kind, grad if use_residual and kind == "same" else None)
+    if use_residual and kind != "same":
+        gradients[9] = _backward_residual(inner, x, gradients[0], parameters.residual_weight, kind)
         gradients[10] = gradients[8]
     return [gradient if need else None for gradient, need in zip(gradients, needed)]
 
 
-def _depthwise_backward_data(grad_y: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, kind: str) -> torch.Tensor:
+def _backward_depthwise(grad_y, x, weight, kind, residual: torch.Tensor | None) -> torch.Tensor:
+    """Gradient of the input through the depthwise convolution, plus ``residual``."""
     if kind == "up":
         grad_x = torch.conv3d(grad_y, weight, None, 2, weight.shape[2] // 2, groups=x.shape[1])
-    else:
-        grad_x = backward_data(grad_y, weight, x.shape[2:], stride=2 if kind == "down" else 1)
-    return grad_x.contiguous(memory_format=CHANNELS_LAST)
+        return grad_x.contiguous(memory_format=CHANNELS_LAST)
+    if kind == "down":
+        return backward_data(grad_y, weight, x.shape[2:])
+    grad_x, flipped = _empty_like(x), weight.flip(2, 3, 4)
+    for i in range(x.shape[0]):
+        for planes, slab in convolve_slabs(grad_y[i : i + 1], flipped, None):
+            target = grad_x[i, :, planes]
+            if residual is None:
+                target.copy_(slab[0])
+            else:
+                torch.add(slab[0], residual[i, :, planes], out=target)
+    return grad_x
 
 
 def _backward_rows(grad, rows, mean, scale, parameters, grad_rows, needed) -> tuple[torch.Tensor, ...]:
@@ -235,13 +263,13 @@ def _backward_rows(grad, rows, mean, scale, parameters, grad_rows, needed) -> tu
     compression = _matrix(parameters.compression_weight)
     moment, moment_1 = torch.zeros_like(expansion), torch.zeros_like(offset)  # M and m of the module's docstring
     grad_compression, grad_bias = torch.zeros_like(compression), grad.new_zeros(grad.shape[1])
-    for part, chunk in _chunks(rows, expansion.shape[0]):
+    width, columns = expansion.shape
+    buffers = _chunk_buffers(rows, width, columns, width, width, width)
+    for part, chunk in _chunks(rows, width):
+        centred, hidden, grad_hidden, active = (buffer[: len(chunk)] for buffer in buffers)
         ones = chunk.new_ones(len(chunk))
-        hidden, grad_hidden, active = (
-            _scratch(name, len(chunk), expansion.shape[0], chunk.dtype) for name in ("hidden", "grad", "active")
-        )
         grad_bias.addmv_(grad[part].t(), ones)
-        centred = torch.sub(chunk, mean, out=_scratch("centred", *chunk.shape, chunk.dtype))
+        torch.sub(chunk, mean, out=centred)
         torch.addmm(offset, centred, expansion.t(), out=hidden)
         if needed[7]:
             torch.ops.aten.gelu.out(hidden, out=active)
@@ -259,32 +287,27 @@ def _backward_rows(grad, rows, mean, scale, parameters, grad_rows, needed) -> tu
     if any(needed[:2]):
         constant = -folded * grad_norm_bias / len(rows)
         slope = -grad_folded * folded * scale.square() / len(rows)
-        for part, chunk in _chunks(rows, rows.shape[1]):
-            centred = torch.sub(chunk, mean, out=_scratch("centred", *chunk.shape, chunk.dtype))
+        (buffer,) = _chunk_buffers(rows, columns, columns)
+        for part, chunk in _chunks(rows, columns):
+            centred = torch.sub(chunk, mean, out=buffer[: len(chunk)])
             grad_rows[part].addcmul_(centred, slope).add_(constant)
     grad_expansion = torch.addr(moment * folded, moment_1, parameters.norm_bias)
     return grad_folded * scale, grad_norm_bias, grad_expansion, moment_1, grad_compression, grad_bias
 
 
-def _residual_backward(grad, x, grad_x, weight, kind) -> torch.Tensor | None:
-    """Add the residual's gradient to ``grad_x``, where that is needed, and return the one of its weight."""
-    if kind == "same":
-        if grad_x is not None:
-            grad_x += grad
-        return None
-    source, target = (x, _even(grad)) if kind == "up" else (_even(x), grad)
-    source, target = (torch.cat([_rows(sample) for sample in tensor]) for tensor in (source, target))
+def _backward_residual(grad, x, grad_x, weight, kind) -> torch.Tensor:
+    """Add the gradient through ``res_conv`` to ``grad_x``, unless that is None; return the gradient of its weight."""
     matrix = _matrix(weight)
-    if grad_x is not None:
-        if kind == "up":
-            part = (target @ matrix.t()).view(x.shape[0], *x.shape[2:], x.shape[1]).permute(0, 4, 1, 2, 3)
-            grad_x += part
-        else:
-            part = (target @ matrix).view(x.shape[0], *grad.shape[2:], x.shape[1]).permute(0, 4, 1, 2, 3)
-            even = _even(grad_x)
-            even += part
-    grad_matrix = source.t() @ target if kind == "up" else target.t() @ source
-    return grad_matrix.view_as(weight)
+    total = torch.zeros_like(matrix)
+    for i in range(x.shape[0]):
+        source, target = (x[i], _even(grad[i])) if kind == "up" else (_even(x[i]), grad[i])
+        rows, grad_rows = _rows(source), _rows(target)
+        total += rows.t() @ grad_rows if kind == "up" else grad_rows.t() @ rows
+        if grad_x is not None:
+            part = grad_rows @ (matrix.t() if kind == "up" else matrix)
+            target = grad_x[i] if kind == "up" else _even(grad_x[i])
+            target += part.view(*source.shape[1:], x.shape[1]).permute(3, 0, 1, 2)
+    return total.view_as(weight)
 
 
 # --- the same with PyTorch's operators, for gradients of gradients ---------------------------------------------------
@@ -335,13 +358,13 @@ def _chunks(rows: torch.Tensor, width: int) -> Iterator[tuple[slice, torch.Tenso
         yield part, rows[part]
 
 
-_local = threading.local()
+def _chunk_buffers(rows: torch.Tensor, width: int, *columns: int) -> list[torch.Tensor]:
+    """Return uninitialised matrices with the rows of one chunk and the given numbers of columns."""
+    length = min(len(rows), max(1, CHUNK_ELEMENTS // width))
+    return [empty((length, count), rows.dtype) for count in columns]
 
 
-def _scratch(name: str, rows: int, columns: int, dtype: torch.dtype) -> torch.Tensor:
-    """Return an uninitialised matrix in memory that the thread keeps for the next use under the same name."""
-    buffers = _local.__dict__
-    buffer = buffers.get((name, dtype))
-    if buffer is None or buffer.numel() < rows * columns:
-        buffer = buffers[name, dtype] = torch.empty(rows * columns, dtype=dtype, device="cpu")
-    return buffer[: rows * columns].view(rows, columns)
+def _empty_like(volume: torch.Tensor) -> torch.Tensor:
+    """Return an uninitialised channels-last tensor of the shape of ``volume``, ``(B, C, D, H, W)``."""
+    batch, channels, *size = volume.shape
+    return empty((batch, *size, channels), volume.dtype).permute(0, 4, 1, 2, 3)

@@ -9,6 +9,8 @@ identities lead to the depthwise kernels of oneDNN instead, all on channels-last
 - The 2D backward-weight kernel takes rows of at most three taps. Wider kernels are taken three columns at a time, on
   copies whose rows are separated by zeros, so that shifting the flat memory shifts every row.
 
+What is done with a slab of the output right after it was made finds it in the cache.
+
 The transposed convolution with stride 2 is the adjoint of the one with stride 2: ``backward_data`` is its forward pass,
 ``torch.conv3d`` its backward-data, and ``backward_weight`` with the roles of input and gradient exchanged its
 backward-weight.
@@ -16,38 +18,70 @@ backward-weight.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 
-__all__ = ["backward_data", "backward_weight"]
+from .memory import empty
 
-SLAB_ELEMENTS = 1 << 20  # of one shifted copy in `_wide_weight`: two of them stay in the second-level caches
+__all__ = ["backward_data", "backward_weight", "convolve_slabs"]
+
+SLAB_ELEMENTS = 1 << 19  # of a slab along D; it stays in the second-level caches
 NARROW = 3  # taps in a row that the 2D backward-weight kernel takes
 
 
-def backward_data(grad: torch.Tensor, weight: torch.Tensor, size: torch.Size, stride: int) -> torch.Tensor:
+def convolve_slabs(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+) -> Iterator[tuple[slice, torch.Tensor]]:
     """
-    Gradient of a depthwise convolution with respect to its input; equally the transposed convolution of ``grad``.
+    Depthwise convolution with stride 1, a slab along the first axis at a time.
+
+    Args:
+        x: one sample, ``(1, C, D, H, W)``, channels-last.
+        weight: ``(C, 1, k, k, k)``, odd ``k``; the padding is ``k // 2``.
+        bias: ``(C,)`` or ``None``.
+
+    Yields:
+        The planes of a slab and the output there, ``(1, C, planes, H, W)``, channels-last.
+    """
+    depth, padding = x.shape[2], weight.shape[2] // 2
+    planes = max(1, SLAB_ELEMENTS // x[0, :, 0].numel())
+    for start in range(0, depth, planes):
+        stop = min(start + planes, depth)
+        low, high = start - padding, stop + padding
+        inside = low >= 0 and high <= depth
+        source = x[:, :, max(low, 0) : high]
+        slab = torch.conv3d(source, weight, bias, 1, [0 if inside else padding, padding, padding], groups=x.shape[1])
+        if not inside:
+            first = start - max(low, 0)
+            slab = slab[:, :, first : first + stop - start]
+        yield slice(start, stop), slab.contiguous(memory_format=torch.channels_last_3d)
+
+
+def backward_data(grad: torch.Tensor, weight: torch.Tensor, size: torch.Size) -> torch.Tensor:
+    """
+    Gradient of a depthwise convolution with stride 2 with respect to its input.
+
+    Equally the forward pass of the transposed convolution with stride 2, whose input is ``grad``. (With stride 1 the
+    gradient is ``convolve_slabs`` with ``weight.flip(2, 3, 4)``.)
 
     Args:
         grad: gradient of the output, ``(B, C, D', H', W')``, channels-last.
         weight: ``(C, 1, k, k, k)``, odd ``k``, the convolution's padding being ``k // 2``.
         size: spatial size ``(D, H, W)`` of the input.
-        stride: 1 or 2, on every axis.
 
     Returns:
         ``(B, C, D, H, W)``, channels-last.
     """
     channels, padding = weight.shape[0], weight.shape[2] // 2
-    if stride == 1:
-        return torch.conv3d(grad, weight.flip(2, 3, 4), padding=padding, groups=channels)
     depth, height, width = size
-    out = grad.new_zeros(grad.shape[0], depth, height, width, channels)
+    out = empty((grad.shape[0], depth, height, width, channels), grad.dtype).zero_()
     for volume, images in zip(out.permute(0, 1, 4, 2, 3), grad.transpose(1, 2)):
         for tap in range(weight.shape[2]):
-            rows, columns = _slices(tap - padding, depth, images.shape[0], stride)
+            rows, columns = _slices(tap - padding, depth, images.shape[0], stride=2)
             target, source = volume[rows], images[columns]
             if source.shape[0]:
-                target += _backward_2d(source, _like_images(target), weight[:, :, tap], stride, data=True)
+                target += _backward_2d(source, _like_images(target), weight[:, :, tap], 2, data=True)
     return out.permute(0, 4, 1, 2, 3)
 
 
@@ -113,11 +147,11 @@ def _wide_weight(images: torch.Tensor, gradients: torch.Tensor, out: torch.Tenso
     padding = kernel_size // 2
     row = width + padding
     plane = height * row * channels
-    planes = max(1, min(depth, SLAB_ELEMENTS // plane))
+    planes = max(1, min(depth, 2 * SLAB_ELEMENTS // plane))
     margin = 2 * kernel_size * channels  # the largest shift to either side
-    flat = images.new_zeros((planes + 2 * padding) * plane + 2 * margin)
+    flat = empty([(planes + 2 * padding) * plane + 2 * margin], images.dtype).zero_()
     slab = flat[margin:-margin].view(-1, height, row, channels)
-    grad_slab = images.new_zeros(planes, height, row, channels)
+    grad_slab = empty([planes, height, row, channels], images.dtype).zero_()
     weight = out.new_empty(channels, 1, kernel_size, NARROW)
     for start in range(0, depth, planes):
         stop = min(start + planes, depth)
