@@ -119,7 +119,7 @@ class _BlockBase(nn.Module):
         raise NotImplementedError
 
     def _fast_or_plain_forward(self, x: torch.Tensor) -> torch.Tensor:
-        """``_forward``, by ``fast.autograd`` where that is possible: same values and gradients, less time and memory."""
+        """``_forward``, by ``fast.autograd`` where it can: same values and gradients, less time and memory."""
         kind = _FAST_KINDS.get(type(self))
         if kind is None or not can_train_fast(self, x):
             return self._forward(x)

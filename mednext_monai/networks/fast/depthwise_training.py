@@ -76,7 +76,8 @@ def backward_data(grad: torch.Tensor, weight: torch.Tensor, size: torch.Size) ->
     channels, padding = weight.shape[0], weight.shape[2] // 2
     depth, height, width = size
     out = empty((grad.shape[0], depth, height, width, channels), grad.dtype).zero_()
-    for volume, images in zip(out.permute(0, 1, 4, 2, 3), grad.transpose(1, 2)):
+    for i in range(grad.shape[0]):
+        volume, images = out[i].permute(0, 3, 1, 2), grad[i].transpose(0, 1)
         for tap in range(weight.shape[2]):
             rows, columns = _slices(tap - padding, depth, images.shape[0], stride=2)
             target, source = volume[rows], images[columns]
@@ -99,7 +100,8 @@ def backward_weight(x: torch.Tensor, grad: torch.Tensor, kernel_size: int, strid
         ``(C, 1, k, k, k)``.
     """
     out = x.new_zeros(x.shape[1], 1, kernel_size, kernel_size, kernel_size)
-    for images, gradients in zip(x.transpose(1, 2), grad.transpose(1, 2)):
+    for i in range(x.shape[0]):
+        images, gradients = x[i].transpose(0, 1), grad[i].transpose(0, 1)
         if kernel_size > NARROW and stride == 1:
             _wide_weight(images, gradients, out)
             continue
