@@ -150,7 +150,10 @@ def test_block_on_very_few_voxels_equals_the_plain_path(kind, size):
 RATIOS = {"S": 2, "B": (2, 3, 4, 4, 4, 4, 4, 3, 2), "L": (3, 4, 8, 8, 8, 8, 8, 4, 3)}
 
 
-@pytest.mark.parametrize("ratios, kernel_size", [("S", 3), ("S", 7), ("B", 5), ("L", 3)])
+@pytest.mark.parametrize(
+    "ratios, kernel_size",
+    [("S", 3), ("B", 5), pytest.param("S", 7, marks=pytest.mark.slow), pytest.param("L", 3, marks=pytest.mark.slow)],
+)
 def test_network_equals_the_plain_path(ratios, kernel_size, calls):
     torch.manual_seed(0)
     arguments = dict(base_channels=4, expansion_ratio=RATIOS[ratios], block_counts=(1,) * 9, kernel_size=kernel_size)
@@ -161,11 +164,11 @@ def test_network_equals_the_plain_path(ratios, kernel_size, calls):
     assert len(calls) == 17  # 9 stages of one block, 4 down, 4 up
     double = {name: value.double() for name, value in run(copy.deepcopy(network).float(), x.float(), "plain").items()}
     single = {name: value.double() for name, value in run(copy.deepcopy(network).float(), x.float(), "auto").items()}
-    for name, value in expected.items():  # in float32 no further from float64 than the plain path, or 1e-5
+    for name, value in expected.items():  # in float32 about as far from float64 as the plain path, or 2e-5
         if not name.endswith("conv1.bias"):
             scale = value.abs().max()
             error, plain_error = (((found[name] - value).abs().max() / scale).item() for found in (single, double))
-            assert error < max(1e-5, 3 * plain_error), (name, error, plain_error)
+            assert error < max(2e-5, 3 * plain_error), (name, error, plain_error)
 
 
 def test_outputs_do_not_depend_on_the_size_of_chunks_beyond_rounding(monkeypatch):
@@ -348,7 +351,9 @@ def test_other_modes_go_the_plain_way(calls):
     with torch.no_grad():
         torch.testing.assert_close(block(x), expected)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert block.float()(x.float()).dtype == torch.bfloat16
+        found = block.float()(x.float())
+        with using_backend("plain"):
+            assert torch.equal(found, block(x.float()))
     block.double()
     values = torch.func.grad(lambda p: torch.func.functional_call(block, p, x).square().sum())(
         dict(block.named_parameters())
@@ -393,7 +398,7 @@ def test_unused_memory_is_dropped_before_more_is_taken(monkeypatch):
     gc.collect()
     assert len(memory._unused) == 4
     kept = memory.empty((300, 100), torch.float64)
-    assert len(memory._unused) == 0  # 4 x 80 kB for 240 kB, whole blocks at a time
+    assert len(memory._unused) == 1  # three of 80 kB went for one of 240 kB
     del kept
     memory.release()
     assert len(memory._unused) == 0

@@ -139,12 +139,11 @@ class _Moments:
 
     def add(self, rows: torch.Tensor) -> None:
         for _, chunk in _chunks(rows, rows.shape[1]):
-            ones = chunk.new_ones(len(chunk))
-            mean = ones @ chunk / len(chunk)
+            mean = chunk.mean(0)
             centred = torch.sub(chunk, mean, out=self.centred[: len(chunk)])
             self.counts.append(len(chunk))
             self.means.append(mean)
-            self.squares.append(ones @ torch.mul(centred, centred, out=centred))
+            self.squares.append(torch.mul(centred, centred, out=centred).sum(0))
 
     def mean_and_scale(self, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
         means, squares = torch.stack(self.means), torch.stack(self.squares)
@@ -264,11 +263,11 @@ def _backward_rows(grad, rows, mean, scale, parameters, grad_rows, needed) -> tu
     moment, moment_1 = torch.zeros_like(expansion), torch.zeros_like(offset)  # M and m of the module's docstring
     grad_compression, grad_bias = torch.zeros_like(compression), grad.new_zeros(grad.shape[1])
     width, columns = expansion.shape
+    total = grad.new_zeros(columns)  # of grad_rows: what is taken off below is then exact to the sum's rounding
     buffers = _chunk_buffers(rows, width, columns, width, width, width)
     for part, chunk in _chunks(rows, width):
         centred, hidden, grad_hidden, active = (buffer[: len(chunk)] for buffer in buffers)
-        ones = chunk.new_ones(len(chunk))
-        grad_bias.addmv_(grad[part].t(), ones)
+        grad_bias += grad[part].sum(0)
         torch.sub(chunk, mean, out=centred)
         torch.addmm(offset, centred, expansion.t(), out=hidden)
         if needed[7]:
@@ -278,14 +277,14 @@ def _backward_rows(grad, rows, mean, scale, parameters, grad_rows, needed) -> tu
             torch.mm(grad[part], compression, out=grad_hidden)
             torch.ops.aten.gelu_backward.grad_input(grad_hidden, hidden, grad_input=grad_hidden)
             moment.addmm_(grad_hidden.t(), centred)
-            moment_1.addmv_(grad_hidden.t(), ones)
-            torch.mm(grad_hidden, expansion, out=grad_rows[part])
+            moment_1 += grad_hidden.sum(0)
+            total += torch.mm(grad_hidden, expansion, out=grad_rows[part]).sum(0)
     weight = _matrix(parameters.expansion_weight)
     folded = parameters.norm_weight * scale
     grad_norm_bias = weight.t() @ moment_1
     grad_folded = (weight * moment).sum(0)
     if any(needed[:2]):
-        constant = -folded * grad_norm_bias / len(rows)
+        constant = -total / len(rows)
         slope = -grad_folded * folded * scale.square() / len(rows)
         (buffer,) = _chunk_buffers(rows, columns, columns)
         for part, chunk in _chunks(rows, columns):

@@ -11,7 +11,6 @@ import torch
 import torch.nn as nn
 from monai.data.meta_tensor import MetaTensor
 from torch.nn.modules.module import _has_any_global_hook
-from torch.overrides import handle_torch_function
 
 from ..backend import get_backend
 from .autograd import BlockParameters, block_function
@@ -107,6 +106,6 @@ def train_fast(block: nn.Module, x: torch.Tensor, kind: str, use_residual: bool)
     Returns:
         The block's output in channels-last storage.
     """
-    if type(x) is MetaTensor:
-        return handle_torch_function(train_fast, (x,), block, x, kind, use_residual)
-    return block_function(x, _parameters(block), kind, use_residual, block.norm.eps)
+    volume = x.as_tensor() if isinstance(x, MetaTensor) else x
+    y = block_function(volume, _parameters(block), kind, use_residual, block.norm.eps)
+    return MetaTensor(y).copy_meta_from(x) if isinstance(x, MetaTensor) else y
