@@ -16,4 +16,8 @@ Training on the CPU:
 - ``autograd``: its function and gradients.
 - ``depthwise_training``: its depthwise convolutions and their gradients.
 - ``memory``: the memory it works in.
+
+Both:
+
+- ``observers``: what must see the plain modules.
 """

@@ -17,13 +17,13 @@ from ..backend import get_backend
 from ..blocks import MedNeXtBlock, MedNeXtDownBlock, MedNeXtOutBlock, MedNeXtUpBlock
 from ..blocks import _ChannelGroupNorm as ChannelGroupNorm
 from .depthwise import depthwise_slabs, transposed_phases
+from .observers import HOOKS, is_observed
 from .pointwise import ChannelStatistics, expand_compress, folded_weights
 from .workspace import Workspace, borrowed_workspace
 
 __all__ = ["applies", "infer"]
 
 LEVELS = 4
-HOOKS = ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks")
 
 
 def applies(network: nn.Module, x: torch.Tensor) -> bool:
@@ -39,22 +39,10 @@ def applies(network: nn.Module, x: torch.Tensor) -> bool:
         and torch.backends.mkldnn.enabled
         and torch.backends.mkldnn.is_available()
         and type(x) in (torch.Tensor, nn.Parameter, MetaTensor)
-        and not _is_observed()
+        and not is_observed()
         and _is_plain(x)
         and _has_published_structure(network)
         and all(_is_plain(p) and type(p) in (torch.Tensor, nn.Parameter) for p in network.parameters())
-    )
-
-
-def _is_observed() -> bool:
-    """Whether autocast, a function transform, forward-mode gradients, a dispatch mode or a global hook is active."""
-    return bool(
-        torch.is_autocast_enabled("cpu")
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or torch.autograd.forward_ad._current_level >= 0
-        or torch._C._len_torch_dispatch_stack()
-        or torch._C._len_torch_function_stack()
-        or any(getattr(nn.modules.module, f"_global_{hooks}") for hooks in HOOKS)
     )
 
 

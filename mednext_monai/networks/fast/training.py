@@ -10,14 +10,13 @@ from __future__ import annotations
 import torch
 import torch.nn as nn
 from monai.data.meta_tensor import MetaTensor
-from torch.nn.modules.module import _has_any_global_hook
 
 from ..backend import get_backend
 from .autograd import BlockParameters, block_function
+from .observers import HOOKS, is_observed
 
 __all__ = ["can_train_fast", "train_fast"]
 
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 CONVS = (nn.Conv3d, nn.ConvTranspose3d)
 
 
@@ -37,11 +36,8 @@ def _is_ordinary_call() -> bool:
         torch.compiler.is_compiling()
         or torch.jit.is_tracing()
         or not torch.is_grad_enabled()
-        or torch.is_autocast_enabled("cpu")
         or get_backend() != "auto"
-        or torch._C._len_torch_dispatch_stack()
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or torch.autograd.forward_ad._current_level >= 0
+        or is_observed()
     )
 
 
@@ -63,7 +59,7 @@ def _is_ordinary_block(block: nn.Module, x: torch.Tensor) -> bool:
         convs.append(block.res_conv)
     modules = [block.conv1, block.norm, block.act, *convs]
     depthwise = block.conv1
-    if block.use_grn or _has_any_global_hook() or any(getattr(module, hooks) for module in modules for hooks in HOOKS):
+    if block.use_grn or any(getattr(module, f"_{hooks}") for module in modules for hooks in HOOKS):
         return False
     if type(depthwise) not in (nn.Conv3d, nn.ConvTranspose3d) or any(type(c) not in CONVS for c in convs):
         return False
