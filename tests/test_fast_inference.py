@@ -119,6 +119,21 @@ def test_slabs_and_chunks_of_any_size_give_the_same(elements, kernel_size):
         assert_fast_and_same(network, torch.randn(1, 1, 32, 16, 16))
 
 
+def test_without_the_fused_expansion_of_onednn_it_gives_the_same():
+    assert pointwise._linear_gelu() is not None  # else nothing is compared
+    network, x = make_network(kernel_size=5), torch.randn(2, 1, 32, 16, 32)
+    with patch.object(pointwise, "_linear_gelu", return_value=None):
+        assert_fast_and_same(network, x)
+    assert_fast_and_same(network, x)
+
+
+@pytest.mark.parametrize("broken", [AttributeError("gone"), TypeError("arguments"), lambda *_: torch.zeros(8, 32)])
+def test_a_fused_expansion_that_is_missing_or_wrong_is_not_used(broken):
+    search = pointwise._linear_gelu.__wrapped__  # without the cache
+    with patch.object(torch.ops.mkldnn, "_linear_pointwise", side_effect=broken):
+        assert search() is None
+
+
 def test_a_large_mean_costs_no_digits():
     network = make_network().double()
     x = torch.randn(1, 1, 32, 32, 32) + 1000

@@ -2,11 +2,14 @@
 
 With one group per channel the norm is, given each channel's mean and variance over the voxels, a scale and a shift per
 channel; both are folded into the weight and bias of the expansion. Rows then pass through expansion, GELU and
-compression in chunks whose expanded values stay in the processor's cache.
+compression in chunks whose expanded values stay in the processor's cache. Where torch has it, the expansion is the
+product of oneDNN that applies bias and GELU before it stores a value, the operation that ``torch.compile`` would use.
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -50,7 +53,7 @@ class ChannelStatistics:
 class PointwiseWeights(NamedTuple):
     """The two matrix products of a block."""
 
-    expand: torch.Tensor  # (C, E)
+    expand: torch.Tensor  # (E, C)
     expand_bias: torch.Tensor  # (E)
     compress: torch.Tensor  # (E, C')
     compress_bias: torch.Tensor  # (C')
@@ -63,14 +66,14 @@ def folded_weights(block: nn.Module, statistics: ChannelStatistics) -> Pointwise
     scale = norm.weight.double() * torch.rsqrt(statistics.variance + norm.eps)
     shift = norm.bias.double() - statistics.mean * scale
     bias = torch.addmv(expand.bias, matrix, shift.to(matrix.dtype))
-    return PointwiseWeights((matrix * scale.to(matrix.dtype)).t(), bias, compress.weight.flatten(1).t(), compress.bias)
+    return PointwiseWeights(matrix * scale.to(matrix.dtype), bias, compress.weight.flatten(1).t(), compress.bias)
 
 
 def expand_compress(
     rows: torch.Tensor, weights: PointwiseWeights, out: torch.Tensor, accumulate: bool, workspace: Workspace
 ) -> None:
     """
-    Put ``gelu(rows @ expand + expand_bias) @ compress + compress_bias`` into ``out``.
+    Put ``gelu(rows @ expand' + expand_bias) @ compress + compress_bias`` into ``out``.
 
     Args:
         rows: ``(V, C)``, contiguous.
@@ -79,15 +82,36 @@ def expand_compress(
         accumulate: whether to add to what ``out`` holds.
         workspace: lends the memory for a chunk's expanded values.
     """
-    hidden_channels = weights.expand.shape[1]
+    hidden_channels = weights.expand.shape[0]
     chunk = max(1, CHUNK_ELEMENTS // hidden_channels)
-    scratch = workspace.take("hidden", (min(chunk, rows.shape[0]), hidden_channels))
+    fused = _linear_gelu()
+    scratch = None if fused else workspace.take("hidden", (min(chunk, rows.shape[0]), hidden_channels))
     for start in range(0, rows.shape[0], chunk):
         part, target = rows[start : start + chunk], out[start : start + chunk]
-        hidden = scratch[: part.shape[0]]
-        torch.addmm(weights.expand_bias, part, weights.expand, out=hidden)
-        torch.ops.aten.gelu_(hidden)
+        if fused:
+            hidden = fused(part, weights.expand, weights.expand_bias)
+        else:
+            hidden = torch.addmm(weights.expand_bias, part, weights.expand.t(), out=scratch[: part.shape[0]])
+            torch.ops.aten.gelu_(hidden)
         if accumulate:
             target.add_(weights.compress_bias).addmm_(hidden, weights.compress)
         else:
             torch.addmm(weights.compress_bias, hidden, weights.compress, out=target)
+
+
+@functools.cache
+def _linear_gelu() -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor] | None:
+    """Return ``gelu(rows @ weight' + bias)`` in one operation, or ``None`` where this torch has none that is right."""
+
+    def linear_gelu(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        return torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "gelu", [], "none")
+
+    like = {"dtype": torch.float32, "device": "cpu"}
+    rows, weight = torch.linspace(-6.0, 6.0, 128, **like).view(8, 16), torch.eye(32, 16, **like)
+    bias = torch.linspace(-0.5, 0.5, 32, **like)
+    expected = torch.nn.functional.gelu(torch.addmm(bias, rows, weight.t()))
+    try:  # the operation is private to torch: its name and arguments may change
+        value = linear_gelu(rows, weight, bias)
+    except (AttributeError, NotImplementedError, RuntimeError, TypeError):
+        return None
+    return linear_gelu if torch.allclose(value, expected, rtol=1e-5, atol=1e-6) else None
