@@ -1,11 +1,15 @@
-"""Sliding-window inference: averaged probabilities, mirror images, volumes smaller than the window."""
+"""Sliding-window inference: published windows and weights, averaged probabilities, mirror images, small volumes."""
 
 from __future__ import annotations
 
 from itertools import product
 
+import numpy as np
+import pytest
 import torch
+from monai.data import MetaTensor
 from monai.inferers import sliding_window_inference
+from scipy.ndimage import gaussian_filter
 
 from mednext_monai.inferers import MedNeXtInferer
 
@@ -16,9 +20,105 @@ def network(x: torch.Tensor) -> torch.Tensor:
     return torch.cat([x * ramp, x.square()], dim=1)
 
 
-def test_probabilities_not_logits_are_averaged_over_windows():
-    x = torch.randn(1, 1, 20, 24, 28, generator=torch.Generator().manual_seed(0))
-    result = MedNeXtInferer((16, 16, 16))(x, network)
+def random_images(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+def published(x: torch.Tensor, window: int, starts: list[list[int]]) -> torch.Tensor:
+    """The published inference of one image at the given windows, its Gaussian from SciPy as the original's."""
+    delta = np.zeros([window] * 3)
+    delta[(window // 2,) * 3] = 1
+    weights = gaussian_filter(delta, window / 8, mode="constant", cval=0)
+    weights = torch.from_numpy(weights / weights.max()).float()
+    weights[weights == 0] = weights[weights > 0].min()
+    total, norm = torch.zeros(1, 2, *x.shape[2:]), torch.zeros(x.shape[2:])
+    for corner in product(*starts):
+        place = tuple(slice(i, i + window) for i in corner)
+        total[(slice(None), slice(None), *place)] += network(x[(slice(None), slice(None), *place)]).softmax(1) * weights
+        norm[place] += weights
+    return total / norm
+
+
+def test_windows_and_weights_are_the_published_ones():
+    x = random_images(1, 1, 20, 16, 40)
+    expected = published(x, 16, [[0, 4], [0], [0, 8, 16, 24]])
+    torch.testing.assert_close(MedNeXtInferer(16)(x, network), expected)
+    x = random_images(1, 1, 33, 25, 43)  # evenly: 17 in three steps is 0, 6, 11, 17; ties go to the even number
+    expected = published(x, 16, [[0, 6, 11, 17], [0, 4, 9], [0, 7, 14, 20, 27]])
+    torch.testing.assert_close(MedNeXtInferer(16)(x, network), expected)
+
+
+def test_the_smallest_weight_of_the_published_window():
+    weights = MedNeXtInferer(128)._weights((128, 128, 128))
+    assert weights.max() == weights[64, 64, 64] == 1
+    assert weights.min().item() == pytest.approx(3.8e-11, rel=0.02)
+    assert MedNeXtInferer(16, sigma_scale=0.05)._weights((16, 16)).min() > 0  # cut off after 4 sigma, then filled
+
+
+@pytest.mark.parametrize("windows", ["published", "monai"])
+@pytest.mark.parametrize("overlap, count", [(0.0, 2), (0.2, 3), (0.5, 4), (0.9, 16)])
+def test_as_many_windows_as_monai(windows, overlap, count):
+    seen = []
+    MedNeXtInferer(10, overlap=overlap, windows=windows)(
+        random_images(1, 1, 10, 10, 25 if overlap else 20), lambda x: seen.append(x) or network(x)
+    )
+    assert len(seen) == count
+
+
+def test_batches_of_windows_and_of_images_change_nothing():
+    x = random_images(2, 1, 20, 24, 28)
+    expected = torch.cat([MedNeXtInferer(16)(image[None], network) for image in x])
+    sizes = []
+    result = MedNeXtInferer(16, sw_batch_size=5)(x, lambda w: sizes.append(len(w)) or network(w))
+    torch.testing.assert_close(result, expected)
+    assert sizes == [5, 5, 5, 5, 4]  # 2 x 2 x 3 windows of each image
+
+
+@pytest.mark.parametrize("windows", ["published", "monai"])
+def test_a_meta_tensor_keeps_its_affine_and_type(windows):
+    affine = torch.diag(torch.tensor([2.0, 1, 1, 1], dtype=torch.float64))
+    x = MetaTensor(random_images(1, 1, 20, 9, 16), affine=affine)
+    result = MedNeXtInferer(16, windows=windows)(x, network)
+    assert isinstance(result, MetaTensor) and result.shape == (1, 2, 20, 9, 16)
+    assert torch.equal(result.affine, affine)
+    assert result.dtype == torch.float32
+
+
+def test_two_axes():
+    result = MedNeXtInferer(16, mirror=True)(random_images(1, 1, 20, 9), network)
+    torch.testing.assert_close(result.sum(1), torch.ones(1, 20, 9))
+
+
+def test_the_border_is_padded_as_told():
+    x = random_images(1, 1, 11, 16, 16)
+    result = MedNeXtInferer(16, cval=3.0)(x, network)
+    padded = torch.nn.functional.pad(x, (0, 0, 0, 0, 2, 3), value=3.0)
+    torch.testing.assert_close(result, network(padded).softmax(1)[:, :, 2:13])
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (dict(windows="even"), "windows must be one of"),
+        (dict(overlap=1.0), "overlap must be at least 0 and below 1, got 1.0"),
+        (dict(buffer_steps=2), "buffer_steps: with windows='monai' only"),
+    ],
+)
+def test_arguments_that_cannot_be_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        MedNeXtInferer(16, **arguments)
+
+
+def test_a_window_of_another_dimension_or_logits_of_another_size_are_named():
+    with pytest.raises(ValueError, match="roi_size must have one number for each of the 3 spatial axes"):
+        MedNeXtInferer((16, 16))(random_images(1, 1, 16, 16, 16), network)
+    with pytest.raises(ValueError, match=r"The network made \(8, 16, 16\) voxels of a window of \(16, 16, 16\)"):
+        MedNeXtInferer(16)(random_images(1, 1, 16, 16, 16), lambda x: network(x)[:, :, ::2])
+
+
+def test_the_windows_of_monai_are_at_hand():
+    x = random_images(1, 1, 20, 24, 28)
+    result = MedNeXtInferer((16, 16, 16), windows="monai")(x, network)
     expected = sliding_window_inference(
         x, (16, 16, 16), 1, lambda w: network(w).softmax(1), overlap=0.5, mode="gaussian", sigma_scale=0.125
     )
@@ -27,7 +127,7 @@ def test_probabilities_not_logits_are_averaged_over_windows():
 
 
 def test_mirror_averages_all_eight_mirror_images():
-    x = torch.randn(1, 1, 16, 16, 16, generator=torch.Generator().manual_seed(0))
+    x = random_images(1, 1, 16, 16, 16)
     expected = torch.zeros(1, 2, 16, 16, 16)
     for axes in product((False, True), repeat=3):
         flip = [axis + 2 for axis, mirrored in enumerate(axes) if mirrored]

@@ -1,13 +1,14 @@
 """The section ``window``: a whole volume, the way a bundle predicts it, with and without mirror images.
 
-Ours and plain go through :py:class:`mednext_monai.inferers.MedNeXtInferer`. The others go through MONAI's
-``SlidingWindowInferer`` with the same windows and weights; since that averages what the network returns and knows no
-mirror images, their network is wrapped to return the softmax, averaged over the eight mirror images if wanted.
+Ours and plain go through :py:class:`mednext_monai.inferers.MedNeXtInferer`, here with the windows and weights of MONAI,
+the others through MONAI's ``SlidingWindowInferer``. Since that averages what the network returns and knows no mirror
+images, their network is wrapped to return the softmax, averaged over the eight mirror images if wanted.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import product
 from math import prod
 
@@ -22,7 +23,7 @@ from .timing import Measurement, compare
 
 __all__ = ["measure_window"]
 
-WINDOWS = {"sw_batch_size": 1, "overlap": 0.5, "mode": "gaussian", "sigma_scale": 0.125}  # as published
+WINDOWS = {"sw_batch_size": 1, "overlap": 0.5, "mode": "gaussian", "sigma_scale": 0.125}
 
 
 def measure_window(options: Options) -> Iterator[Measurement]:
@@ -54,15 +55,21 @@ def _measure(options: Options, variant: VariantName, mirror: bool) -> Measuremen
 
 def _step(contestant: Contestant, volume: torch.Tensor, mirror: bool, options: Options) -> Callable[[], torch.Tensor]:
     if contestant.is_ours:
-        inferer, function = MedNeXtInferer(options.roi, mirror=mirror, **WINDOWS), lambda x: contestant(x)[0]
+        inferer = MedNeXtInferer(options.roi, mirror=mirror, windows="monai", **WINDOWS)
+        function = partial(_logits, contestant)
     else:
-        inferer, function = SlidingWindowInferer(options.roi, **WINDOWS), _probabilities(contestant, mirror)
+        inferer = SlidingWindowInferer(options.roi, **WINDOWS)
+        function = _probabilities(contestant, mirror)
 
     def step() -> torch.Tensor:
         with torch.no_grad(), autocast(options):
             return inferer(volume, function)
 
     return step
+
+
+def _logits(contestant: Contestant, window: torch.Tensor) -> torch.Tensor:
+    return contestant(window)[0]
 
 
 def _probabilities(contestant: Contestant, mirror: bool) -> Callable[[torch.Tensor], torch.Tensor]:
