@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-__all__ = ["Phase", "depthwise_slabs", "transposed_phases"]
+__all__ = ["Phase", "depthwise_slabs", "slab_ranges", "transposed_phases"]
 
 SLAB_ELEMENTS = 1 << 19  # values per output slab: 2 MiB
 
@@ -39,15 +39,20 @@ def depthwise_slabs(
     sizes = [(n + 2 * p - k) // stride + 1 for n, p, k in zip(x.shape, padding, weight.shape[2:])]
     if min(sizes) < 1:
         return
-    planes = max(1, SLAB_ELEMENTS // (sizes[1] * sizes[2] * x.shape[3]))
-    for start in range(0, sizes[0], planes):
-        stop = min(start + planes, sizes[0])
+    for start, stop in slab_ranges((*sizes, x.shape[3])):
         source, pad = x, padding[0]
         if stop - start < sizes[0]:
             source, pad = _input_planes(x, start * stride - pad, (stop - 1) * stride - pad + weight.shape[2]), 0
         source = source.unsqueeze(0).permute(0, 4, 1, 2, 3)  # in this order, its strides say "channels last"
         y = F.conv3d(source, weight, bias, stride, (pad, *padding[1:]), groups=x.shape[3])
         yield start, stop, y.permute(0, 2, 3, 4, 1).squeeze(0)
+
+
+def slab_ranges(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
+    """Yield the first plane and the one after the last of each slab of a volume ``(D, H, W, C)``."""
+    planes = max(1, SLAB_ELEMENTS // max(1, shape[1] * shape[2] * shape[3]))
+    for start in range(0, shape[0], planes):
+        yield start, min(start + planes, shape[0])
 
 
 def _input_planes(x: torch.Tensor, first: int, last: int) -> torch.Tensor:
@@ -64,6 +69,10 @@ class Phase(NamedTuple):
     weight: torch.Tensor  # (C, 1, taps, taps, taps) of the ordinary convolution that gives them
     padding: tuple[int, int, int]
 
+    def output_shape(self, x: torch.Tensor) -> tuple[int, int, int, int]:
+        """Shape ``(D', H', W', C)`` of what ``x``, ``(D, H, W, C)``, gives: an odd parity lacks the last plane."""
+        return (*(size - parity for size, parity in zip(x.shape, self.parity)), x.shape[3])
+
 
 def transposed_phases(weight: torch.Tensor) -> list[Phase]:
     """
@@ -75,6 +84,9 @@ def transposed_phases(weight: torch.Tensor) -> list[Phase]:
 
     Args:
         weight: ``(C, 1, k, k, k)``, of the transposed convolution.
+
+    Returns:
+        the phases, those with the most taps first.
     """
     kernel = weight.shape[2]
     taps = [[j for j in range(kernel) if (parity + kernel // 2 - j) % 2 == 0][::-1] for parity in (0, 1)]
@@ -84,4 +96,4 @@ def transposed_phases(weight: torch.Tensor) -> list[Phase]:
         for axis, p in enumerate(parity):
             part = part.index_select(axis + 2, torch.tensor(taps[p]))
         phases.append(Phase(parity, part, tuple((len(taps[p]) - 1) // 2 for p in parity)))
-    return phases
+    return sorted(phases, key=lambda phase: phase.weight[0].numel(), reverse=True)

@@ -7,7 +7,7 @@ becomes the decoder's. What a block saves is said in ``depthwise`` and ``pointwi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
 
 import torch
 import torch.nn as nn
@@ -16,7 +16,7 @@ from monai.data.meta_tensor import MetaTensor
 from ..backend import get_backend
 from ..blocks import MedNeXtBlock, MedNeXtDownBlock, MedNeXtOutBlock, MedNeXtUpBlock
 from ..blocks import _ChannelGroupNorm as ChannelGroupNorm
-from .depthwise import depthwise_slabs, transposed_phases
+from .depthwise import Phase, depthwise_slabs, slab_ranges, transposed_phases
 from .observers import HOOKS, is_observed
 from .pointwise import ChannelStatistics, expand_compress, folded_weights
 from .workspace import Workspace, borrowed_workspace
@@ -222,29 +222,46 @@ def _add_up(block: MedNeXtUpBlock, x: torch.Tensor, out: torch.Tensor, workspace
 
     The block puts a plane of zeros before the first plane of each axis: parity 0 lands on odd voxels, parity 1 on even
     ones from 2 on. The transposed 1x1 residual reaches the voxels of parity (0, 0, 0); the others get its bias. The
-    depthwise convolution is computed twice, for the statistics and for use, which costs no more time than storing it.
+    depthwise convolution is needed twice, for the statistics and for use: as many phases as the memory for depthwise
+    values holds are kept, the others computed again.
     """
     pivot = torch.zeros(x.shape[3])
     statistics = ChannelStatistics(x.shape[3])
-    for phase, start, _, slab in _up_slabs(block, x, pivot):
-        if start == 0 and phase.parity == (0, 0, 0):
-            torch.mean(slab, dim=(0, 1, 2), out=pivot).neg_()
-            slab = slab + pivot
-        statistics.add(_rows(slab))
+    phases = transposed_phases(block.conv1.weight)
+    kept = _phase_memory(phases, x, workspace.take("depthwise", (out.numel(),)))
+    for i, phase in enumerate(phases):
+        for start, stop, slab in depthwise_slabs(x, phase.weight, pivot, phase.padding):
+            if statistics.count == 0:
+                torch.mean(slab, dim=(0, 1, 2), out=pivot).neg_()
+                slab = slab + pivot
+            if i < len(kept):
+                slab = kept[i][start:stop].copy_(slab)
+            statistics.add(_rows(slab))
     weights = folded_weights(block, statistics)
     residual = block.res_conv
     if residual is not None:
         weights = weights._replace(compress_bias=weights.compress_bias + residual.bias)
-    for phase, start, stop, slab in _up_slabs(block, x, pivot):
-        value = workspace.take("increment", (*slab.shape[:3], out.shape[3]))
-        expand_compress(_rows(slab), weights, _rows(value), False, workspace)
-        if residual is not None and phase.parity == (0, 0, 0):
-            _rows(value).addmm_(_rows(x[start:stop]), residual.weight.flatten(1))
-        planes, lines, voxels = phase.parity
-        out[1 + planes :: 2, 1 + lines :: 2, 1 + voxels :: 2][start:stop].add_(value)
+    for i, phase in enumerate(phases):
+        if i < len(kept):
+            slabs = ((start, stop, kept[i][start:stop]) for start, stop in slab_ranges(kept[i].shape))
+        else:
+            slabs = depthwise_slabs(x, phase.weight, pivot, phase.padding)
+        for start, stop, slab in slabs:
+            value = workspace.take("increment", (*slab.shape[:3], out.shape[3]))
+            expand_compress(_rows(slab), weights, _rows(value), False, workspace)
+            if residual is not None and phase.parity == (0, 0, 0):
+                _rows(value).addmm_(_rows(x[start:stop]), residual.weight.flatten(1))
+            planes, lines, voxels = phase.parity
+            out[1 + planes :: 2, 1 + lines :: 2, 1 + voxels :: 2][start:stop].add_(value)
 
 
-def _up_slabs(block: MedNeXtUpBlock, x: torch.Tensor, bias: torch.Tensor) -> Iterator[tuple]:
-    for phase in transposed_phases(block.conv1.weight):
-        for start, stop, slab in depthwise_slabs(x, phase.weight, bias, phase.padding):
-            yield phase, start, stop, slab
+def _phase_memory(phases: list[Phase], x: torch.Tensor, memory: torch.Tensor) -> list[torch.Tensor]:
+    """Divide flat ``memory`` into volumes for the first phases of ``x``, as many as fit."""
+    volumes, used = [], 0
+    for shape in (phase.output_shape(x) for phase in phases):
+        size = math.prod(shape)
+        if used + size > memory.numel():
+            break
+        volumes.append(memory[used : used + size].view(shape))
+        used += size
+    return volumes
