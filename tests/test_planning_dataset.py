@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
 
 import numpy as np
 import pytest
-from planning_data import describe, make_decathlon, make_nnunet
+from planning_data import describe, make_case, make_decathlon, make_nnunet, save
 
 from mednext_monai.data.dataset import DatasetError, read_dataset, strip_ending
 from mednext_monai.data.reading import read_image
@@ -97,6 +98,17 @@ def test_a_file_ending_that_no_file_has_is_named(tmp_path):
     describe(tmp_path, file_ending=".nii")
     with pytest.raises(DatasetError, match="imagesTr/ has no file like case_0000.nii, with the file_ending"):
         read_dataset(tmp_path)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_files_of_a_channel_that_is_not_declared_are_named(tmp_path, version):
+    make_nnunet(tmp_path, version, cases=2)
+    save(tmp_path / "imagesTr/case_01_0002.nii.gz", make_case(1)[0][..., 0])
+    with pytest.raises(DatasetError) as error:
+        read_dataset(tmp_path)
+    assert error.value.problems == [
+        f"imagesTr{os.sep}case_01_0002.nii.gz: dataset.json has the channels 0000, 0001 only; add it or remove its files"
+    ]
 
 
 def test_ids_are_file_names_without_ending():

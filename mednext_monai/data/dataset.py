@@ -65,7 +65,8 @@ def read_dataset(directory: str | Path) -> Dataset:
 
     Raises:
         DatasetError: when there is no readable ``dataset.json`` of one of the three layouts, or it declares what is not
-            supported (region-based labels, an ignore label, gaps between label values, an id twice).
+            supported (region-based labels, an ignore label, gaps between label values, an id twice), or there are files
+            of a channel that it does not name.
     """
     directory = Path(directory)
     if directory.name == "dataset.json":
@@ -194,6 +195,8 @@ def _listed_cases(directory: Path, description: dict, channels: int) -> tuple[st
     split = {str(entry["image"]): modality_files(directory / entry["image"], channels) for entry in entries}
     # nnU-Net v1 names a file that is not there; the files beside it carry the channel's number
     v1 = any(not (directory / image).exists() and any(Path(f).exists() for f in split[image]) for image in split)
+    if v1:
+        _refuse_undeclared_channels(directory, [directory / image for image in split], channels)
     cases = [
         {
             "id": strip_ending(str(entry["image"])),
@@ -218,6 +221,7 @@ def _nnunet_v2_cases(directory: Path, description: dict, channels: int) -> list[
         raise DatasetError(directory, missing)
     ids = {strip_ending(path.name, ending)[:-5] for path in images.glob(f"[!.]*_[0-9][0-9][0-9][0-9]{ending}")}
     ids |= {strip_ending(path.name, ending) for path in labels.glob(f"[!.]*{ending}")}
+    _refuse_undeclared_channels(directory, [images / f"{case}{ending}" for case in sorted(ids)], channels)
     return [
         {
             "id": case,
@@ -226,3 +230,16 @@ def _nnunet_v2_cases(directory: Path, description: dict, channels: int) -> list[
         }
         for case in sorted(ids)
     ]
+
+
+def _refuse_undeclared_channels(directory: Path, cases: list[Path], channels: int) -> None:
+    """Refuse files of a channel after the last that ``dataset.json`` names: they would be left out without a word."""
+    following = [Path(modality_files(case, channels + 1)[channels]) for case in cases]
+    named = ", ".join(f"{channel:04d}" for channel in range(channels))
+    problems = [
+        f"{os.path.relpath(path, directory)}: dataset.json has the channels {named} only; add it or remove its files"
+        for path in following
+        if path.exists()
+    ]
+    if problems:
+        raise DatasetError(directory, problems)
