@@ -106,8 +106,9 @@ def test_files_of_a_channel_that_is_not_declared_are_named(tmp_path, version):
     save(tmp_path / "imagesTr/case_01_0002.nii.gz", make_case(1)[0][..., 0])
     with pytest.raises(DatasetError) as error:
         read_dataset(tmp_path)
+    image = f"imagesTr{os.sep}case_01_0002.nii.gz"
     assert error.value.problems == [
-        f"imagesTr{os.sep}case_01_0002.nii.gz: dataset.json has the channels 0000, 0001 only; add it or remove its files"
+        f"{image}: dataset.json has the channels 0000, 0001 only; add it or remove its files"
     ]
 
 
