@@ -135,7 +135,7 @@ class MedNeXtInferer(SlidingWindowInferer):
             padded = images
         source, target = self.sw_device or images.device, self.device or images.device
         weights = self._weights(window).to(target)
-        total, weight_sum = None, torch.zeros(padded.shape[2:], device=target)
+        total, weight_sum = None, torch.zeros(padded.shape[2:], dtype=torch.float32, device=target)
         places = [(i, place) for i in range(len(padded)) for place in self._places(padded.shape[2:], window)]
         batches = range(0, len(places), self.sw_batch_size)
         for start in tqdm(batches) if self.progress else batches:
@@ -169,7 +169,7 @@ class MedNeXtInferer(SlidingWindowInferer):
     def _weights(self, window: Sequence[int]) -> torch.Tensor:
         """The weights of a window's voxels, ``window`` in size."""
         if self.mode == BlendMode.CONSTANT:
-            return torch.ones(window)
+            return torch.ones(window, dtype=torch.float32)
         weights = torch.ones((), dtype=torch.float64)
         for length, scale in zip(window, ensure_tuple_rep(self.sigma_scale, len(window))):
             sigma = scale * length

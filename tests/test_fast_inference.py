@@ -144,6 +144,15 @@ def test_a_large_mean_costs_no_digits():
     assert error < 2 * plain_error
 
 
+def test_another_default_type_changes_nothing():
+    network, x = make_network(), torch.randn(1, 1, 32, 16, 16)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert_fast_and_same(network, x)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_memory_formats_and_views_of_input_and_weights_give_the_same():
     network, x = make_network(in_channels=2), torch.randn(2, 2, 32, 16, 48)
     views = [x.to(memory_format=torch.channels_last_3d), x.transpose(2, 4), x[:1, :1].expand(2, 2, -1, -1, -1)]

@@ -312,10 +312,17 @@ def fallbacks():
     def parametrized(block):
         torch.nn.utils.parametrizations.weight_norm(block.conv2)
 
+    def strided(block):
+        block.conv1.stride = (2, 2, 2)
+        block.use_residual = False
+
+    def overridden(block):
+        block.norm.forward = lambda x: 2 * x
+
     def dilated(block):
         block.conv1.dilation, block.conv1.padding = (2, 2, 2), (2, 2, 2)
 
-    return [hooked, tanh, replaced, parametrized, dilated]
+    return [hooked, tanh, replaced, parametrized, strided, overridden, dilated]
 
 
 @pytest.mark.parametrize("change", fallbacks(), ids=lambda change: change.__name__)
@@ -331,7 +338,7 @@ def test_another_block_goes_the_plain_way(options, calls):
     torch.manual_seed(0)
     block, x = MedNeXtBlock(3, 4, 4, **options).double(), make_input(1, 4, *SIZE)
     assert_same(run(block, x, "auto"), run(block, x, "plain"), 1e-12)
-    assert not can_train_fast(block, x)
+    assert not can_train_fast(block, x, "same")
     assert calls == []
 
 

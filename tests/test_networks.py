@@ -24,7 +24,7 @@ from mednext_monai.networks import (
     create_mednext,
     using_backend,
 )
-from mednext_monai.networks.blocks import ChannelLayerNorm
+from mednext_monai.networks.norms import ChannelLayerNorm
 
 VARIANT_FIGURES = load_reference("variants")
 OPTION_FIGURES = load_reference("options")

@@ -1,6 +1,6 @@
 """MedNeXt networks and the blocks they are made of: plain ``torch.nn.Module`` classes with MONAI-style arguments.
 
-- ``blocks``, ``mednext``, ``variants``: the readable definition.
+- ``norms``, ``blocks``, ``mednext``, ``variants``: the readable definition.
 - ``backend``: which implementation computes it.
 - ``fast``: the same function in less time and memory on a CPU; ``triton``: kernels for a GPU, on demand only.
 """

@@ -19,45 +19,11 @@ from torch.utils.checkpoint import checkpoint
 
 from .backend import get_backend
 from .fast.training import can_train_fast, train_fast
+from .norms import ChannelGroupNorm, ChannelLayerNorm
 
-__all__ = ["ChannelLayerNorm", "MedNeXtBlock", "MedNeXtDownBlock", "MedNeXtOutBlock", "MedNeXtUpBlock"]
+__all__ = ["MedNeXtBlock", "MedNeXtDownBlock", "MedNeXtOutBlock", "MedNeXtUpBlock"]
 
 NORMS = ("group", "layer")
-
-
-class ChannelLayerNorm(nn.Module):
-    """
-    Layer normalisation over the channels of every voxel, for channels-first input of any size.
-
-    ``torch.nn.LayerNorm`` needs the channels last; MONAI's ``MedNeXt`` normalises over kernel-sized windows instead.
-
-    Args:
-        num_channels: number of channels C of the input ``(B, C, ...)``.
-        eps: added to the variance. Defaults to 1e-5.
-    """
-
-    def __init__(self, num_channels: int, eps: float = 1e-5) -> None:
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(num_channels))
-        self.bias = nn.Parameter(torch.zeros(num_channels))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        centred = x - x.mean(dim=1, keepdim=True)
-        x = centred * torch.rsqrt(centred.square().mean(dim=1, keepdim=True) + self.eps)
-        shape = [1, -1] + [1] * (x.dim() - 2)
-        return x * self.weight.view(shape) + self.bias.view(shape)
-
-
-class _ChannelGroupNorm(nn.GroupNorm):
-    """
-    ``torch.nn.GroupNorm`` that also takes one voxel per channel, as the bottleneck has for an input of 16 per axis.
-
-    torch's module refuses that for a batch of one; the operator under it gives the bias, the normalised value being 0.
-    """
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
 
 
 class _BlockBase(nn.Module):
@@ -91,7 +57,7 @@ class _BlockBase(nn.Module):
         self.conv1 = Conv[conv_type, spatial_dims](
             in_channels, in_channels, kernel_size, stride=stride, padding=kernel_size // 2, groups=groups
         )
-        self.norm = _ChannelGroupNorm(in_channels, in_channels) if norm == "group" else ChannelLayerNorm(in_channels)
+        self.norm = ChannelGroupNorm(in_channels, in_channels) if norm == "group" else ChannelLayerNorm(in_channels)
         self.conv2 = conv(in_channels, hidden_channels, kernel_size=1)
         self.act = nn.GELU()
         self.conv3 = conv(hidden_channels, out_channels, kernel_size=1)
@@ -143,7 +109,7 @@ def _triton_step(block: _BlockBase, x: torch.Tensor) -> Callable[[torch.Tensor],
 def _fast_step(block: _BlockBase, x: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor] | None:
     """Return the block as one function on the CPU, where it can: same values and gradients, less time and memory."""
     kind = _FAST_KINDS.get(type(block))
-    if kind is None or not can_train_fast(block, x):
+    if kind is None or not can_train_fast(block, x, kind):
         return None
     has_residual = block.use_residual if kind == "same" else block.res_conv is not None
     return partial(train_fast, block, kind=kind, use_residual=has_residual)

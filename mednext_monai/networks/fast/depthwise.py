@@ -94,6 +94,6 @@ def transposed_phases(weight: torch.Tensor) -> list[Phase]:
     for parity in product((0, 1), repeat=3):
         part = weight
         for axis, p in enumerate(parity):
-            part = part.index_select(axis + 2, torch.tensor(taps[p]))
+            part = part.index_select(axis + 2, torch.tensor(taps[p], device=weight.device))
         phases.append(Phase(parity, part, tuple((len(taps[p]) - 1) // 2 for p in parity)))
     return sorted(phases, key=lambda phase: phase.weight[0].numel(), reverse=True)

@@ -15,10 +15,11 @@ from monai.data.meta_tensor import MetaTensor
 
 from ..backend import get_backend
 from ..blocks import MedNeXtBlock, MedNeXtDownBlock, MedNeXtOutBlock, MedNeXtUpBlock
-from ..blocks import _ChannelGroupNorm as ChannelGroupNorm
 from .depthwise import Phase, depthwise_slabs, slab_ranges, transposed_phases
-from .observers import HOOKS, is_observed
-from .pointwise import ChannelStatistics, expand_compress, folded_weights
+from .observers import is_observed
+from .pointwise import expand_compress, folded_weights
+from .statistics import ChannelStatistics
+from .structure import is_exactly, is_pointwise, is_published_block
 from .workspace import Workspace, borrowed_workspace
 
 __all__ = ["applies", "infer"]
@@ -63,67 +64,19 @@ def _has_published_structure(network: nn.Module) -> bool:
     kinds += [(stage, nn.Sequential) for stage in (*encoder, network.bottleneck, *decoder)]
     kinds += [(block, MedNeXtDownBlock) for block in down] + [(block, MedNeXtUpBlock) for block in up]
     kinds += [(block, MedNeXtBlock) for stage in (*encoder, network.bottleneck, *decoder) for block in stage]
-    if network.spatial_dims != 3 or not all(_is_exactly(module, kind) for module, kind in kinds):
+    if network.spatial_dims != 3 or not all(is_exactly(module, kind) for module, kind in kinds):
         return False
     head = network.out_0.conv_out
-    if not (_is_pointwise(network.stem, nn.Conv3d) and _is_pointwise(head, nn.ConvTranspose3d)):
+    if not (is_pointwise(network.stem, nn.Conv3d) and is_pointwise(head, nn.ConvTranspose3d)):
         return False
     width = [network.stem.out_channels] + [block.conv3.out_channels for block in down]
     stages = list(zip((*encoder, network.bottleneck, *decoder), (*width, *width[:LEVELS])))
     return (
         head.in_channels == width[0]
-        and all(_is_published_block(block, nn.Conv3d, 1, n, n) for stage, n in stages for block in stage)
-        and all(_is_published_block(down[i], nn.Conv3d, 2, width[i], width[i + 1]) for i in levels)
-        and all(_is_published_block(up[i], nn.ConvTranspose3d, 2, width[i + 1], width[i]) for i in levels)
+        and all(is_published_block(block, nn.Conv3d, 1, n, n) for stage, n in stages for block in stage)
+        and all(is_published_block(down[i], nn.Conv3d, 2, width[i], width[i + 1]) for i in levels)
+        and all(is_published_block(up[i], nn.ConvTranspose3d, 2, width[i + 1], width[i]) for i in levels)
         and all(block.conv1.kernel_size[0] > 1 for block in up)
-    )
-
-
-def _is_published_block(
-    block: nn.Module, convolution: type[nn.Module], stride: int, in_channels: int, out_channels: int
-) -> bool:
-    """Whether a block holds the unaltered modules of norm "group" without GRN, its depthwise convolution as given."""
-    conv, norm = block.conv1, block.norm
-    residual = getattr(block, "res_conv", None)
-    return (
-        _is_exactly(conv, convolution)
-        and _is_exactly(norm, ChannelGroupNorm)
-        and _is_exactly(block.act, nn.GELU)
-        and block.act.approximate == "none"
-        and not block.use_grn
-        and norm.affine
-        and in_channels == conv.groups == conv.in_channels == conv.out_channels == norm.num_channels == norm.num_groups
-        and _has_geometry(conv, conv.kernel_size[0], stride)
-        and _is_pointwise(block.conv2, nn.Conv3d)
-        and _is_pointwise(block.conv3, nn.Conv3d)
-        and block.conv3.out_channels == out_channels
-        and (residual is None or _is_pointwise(residual, convolution, stride))
-    )
-
-
-def _is_pointwise(conv: nn.Module, convolution: type[nn.Module], stride: int = 1) -> bool:
-    return _is_exactly(conv, convolution) and conv.groups == 1 and _has_geometry(conv, 1, stride)
-
-
-def _has_geometry(conv: nn.Module, kernel_size: int, stride: int) -> bool:
-    return (
-        conv.kernel_size == (kernel_size,) * 3
-        and kernel_size % 2 == 1
-        and conv.stride == (stride,) * 3
-        and conv.padding == (kernel_size // 2,) * 3
-        and conv.dilation == (1, 1, 1)
-        and conv.output_padding == (0, 0, 0)
-        and conv.padding_mode == "zeros"
-        and conv.bias is not None
-    )
-
-
-def _is_exactly(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether a module is of the type itself, without hooks or a ``forward`` of its own."""
-    return (
-        type(module) is kind
-        and "forward" not in vars(module)
-        and not any(getattr(module, f"_{hooks}") for hooks in HOOKS)
     )
 
 
@@ -194,7 +147,7 @@ def _depthwise(block: MedNeXtBlock | MedNeXtDownBlock, x: torch.Tensor, out: tor
     """
     conv = block.conv1
     statistics = ChannelStatistics(conv.out_channels)
-    pivot = torch.zeros(conv.out_channels)
+    pivot = x.new_zeros(conv.out_channels)
     for start, stop, slab in depthwise_slabs(x, conv.weight, pivot, conv.padding, conv.stride[0]):
         if start == 0:
             torch.mean(slab, dim=(0, 1, 2), out=pivot).neg_()
@@ -225,7 +178,7 @@ def _add_up(block: MedNeXtUpBlock, x: torch.Tensor, out: torch.Tensor, workspace
     depthwise convolution is needed twice, for the statistics and for use: as many phases as the memory for depthwise
     values holds are kept, the others computed again.
     """
-    pivot = torch.zeros(x.shape[3])
+    pivot = x.new_zeros(x.shape[3])
     statistics = ChannelStatistics(x.shape[3])
     phases = transposed_phases(block.conv1.weight)
     kept = _phase_memory(phases, x, workspace.take("depthwise", (out.numel(),)))

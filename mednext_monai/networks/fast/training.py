@@ -13,22 +13,24 @@ from monai.data.meta_tensor import MetaTensor
 
 from ..backend import get_backend
 from .autograd import BlockParameters, block_function
-from .observers import HOOKS, is_observed
+from .observers import is_observed
+from .structure import is_published_block
 
 __all__ = ["can_train_fast", "train_fast"]
 
-CONVS = (nn.Conv3d, nn.ConvTranspose3d)
+CONVOLUTIONS = {"same": (nn.Conv3d, 1), "down": (nn.Conv3d, 2), "up": (nn.ConvTranspose3d, 2)}  # and their stride
 
 
-def can_train_fast(block: nn.Module, x: torch.Tensor) -> bool:
+def can_train_fast(block: nn.Module, x: torch.Tensor, kind: str) -> bool:
     """
     Return whether ``train_fast`` computes this block, one of the three of ``blocks``, for this input.
 
     Args:
         block: a ``MedNeXtBlock``, ``MedNeXtDownBlock`` or ``MedNeXtUpBlock``, not a subclass.
         x: its input.
+        kind: which of the three, as in ``autograd.KINDS``.
     """
-    return _is_ordinary_call() and _is_ordinary_input(x) and _is_ordinary_block(block, x)
+    return _is_ordinary_call() and _is_ordinary_input(x) and _is_ordinary_block(block, x, kind)
 
 
 def _is_ordinary_call() -> bool:
@@ -52,34 +54,15 @@ def _is_ordinary_input(x: torch.Tensor) -> bool:
     )
 
 
-def _is_ordinary_block(block: nn.Module, x: torch.Tensor) -> bool:
-    """Return whether the modules are the ones the block was built with, their parameters plain and like the input."""
-    convs = [block.conv2, block.conv3]
-    if getattr(block, "res_conv", None) is not None:
-        convs.append(block.res_conv)
-    modules = [block.conv1, block.norm, block.act, *convs]
-    depthwise = block.conv1
-    if block.use_grn or any(getattr(module, f"_{hooks}") for module in modules for hooks in HOOKS):
+def _is_ordinary_block(block: nn.Module, x: torch.Tensor, kind: str) -> bool:
+    """Return whether the block is as it was built, its parameters are like the input, and a gradient is wanted."""
+    out_channels = x.shape[1] if kind == "same" and block.use_residual else None
+    if not is_published_block(block, *CONVOLUTIONS[kind], x.shape[1], out_channels):
         return False
-    if type(depthwise) not in (nn.Conv3d, nn.ConvTranspose3d) or any(type(c) not in CONVS for c in convs):
-        return False
-    if not isinstance(block.norm, nn.GroupNorm) or type(block.act) is not nn.GELU or block.act.approximate != "none":
-        return False
-    channels, edge = x.shape[1], depthwise.kernel_size[0]
-    parameters = _parameters(block)
-    optional = 2 if len(convs) == 2 else 0
-    return (
-        depthwise.in_channels == depthwise.out_channels == depthwise.groups == block.norm.num_groups == channels
-        and depthwise.kernel_size == (edge,) * 3
-        and depthwise.padding == (edge // 2,) * 3
-        and depthwise.dilation == (1, 1, 1)
-        and depthwise.padding_mode == "zeros"
-        and all(
-            type(p) in (torch.Tensor, nn.Parameter) and p.dtype == x.dtype and p.device == x.device
-            for p in parameters[: len(parameters) - optional]
-        )
-        and (x.requires_grad or any(p is not None and p.requires_grad for p in parameters))
-    )
+    parameters = [parameter for parameter in _parameters(block) if parameter is not None]
+    return all(
+        type(p) in (torch.Tensor, nn.Parameter) and p.dtype == x.dtype and p.device == x.device for p in parameters
+    ) and (x.requires_grad or any(p.requires_grad for p in parameters))
 
 
 def _parameters(block: nn.Module) -> BlockParameters:
