@@ -19,7 +19,6 @@ Training on the CPU:
 
 Both:
 
-- ``statistics``: mean and variance of each channel.
 - ``observers``: what must see the plain modules.
 - ``structure``: whether the modules are the unaltered ones.
 """

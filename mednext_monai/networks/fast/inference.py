@@ -17,8 +17,7 @@ from ..backend import get_backend
 from ..blocks import MedNeXtBlock, MedNeXtDownBlock, MedNeXtOutBlock, MedNeXtUpBlock
 from .depthwise import Phase, depthwise_slabs, slab_ranges, transposed_phases
 from .observers import is_observed
-from .pointwise import expand_compress, folded_weights
-from .statistics import ChannelStatistics
+from .pointwise import ChannelStatistics, expand_compress, folded_weights
 from .structure import is_exactly, is_pointwise, is_published_block
 from .workspace import Workspace, borrowed_workspace
 
