@@ -20,10 +20,14 @@ if operators.installed:
     from triton.backends.compiler import GPUTarget
 
 needs_triton = pytest.mark.skipif(not operators.installed, reason="the package triton is not installed")
+TESTED_TRITON = (3, 9)
+is_old = operators.installed and tuple(int(part) for part in triton.__version__.split(".")[:2]) < TESTED_TRITON
+needs_new_interpreter = pytest.mark.skipif(is_old, reason="older interpreters, 3.1 for one, cannot run the kernels")
 needs_cpu = pytest.mark.skipif(operators.interpreted, reason="Triton's interpreter is on: CPU tensors are not refused")
 
 
 @needs_triton
+@needs_new_interpreter
 def test_kernels_compute_the_formulas_under_the_interpreter():
     tests = Path(__file__).with_name("triton_interpreted.py")
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
