@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from itertools import chain, combinations, product
 from math import ceil
 from typing import Any
@@ -42,7 +42,9 @@ class MedNeXtInferer(SlidingWindowInferer):
     the default sigma they reach from 4e-11 to 1).
 
     Maps ``(B, C, *spatial)`` to probabilities ``(B, classes, *spatial)`` that add up to 1, of the input's type. An
-    image smaller than the window is padded on both sides, the odd voxel after it.
+    image smaller than the window is padded on both sides, the odd voxel after it. Of the published windows, those
+    whose channels are constant and the same, such as empty background, are given to the network once: it must give the
+    same for the same window.
 
     Args:
         roi_size: the window in voxels, one number for all axes or one per axis; an axis that is not positive takes the
@@ -136,19 +138,22 @@ class MedNeXtInferer(SlidingWindowInferer):
         source, target = self.sw_device or images.device, self.device or images.device
         weights = self._weights(window).to(target)
         total, weight_sum = None, torch.zeros(padded.shape[2:], dtype=torch.float32, device=target)
-        places = [(i, place) for i in range(len(padded)) for place in self._places(padded.shape[2:], window)]
-        batches = range(0, len(places), self.sw_batch_size)
+        places = self._places(padded.shape[2:], window)
+        for place in places:
+            weight_sum[place] += weights
+        windows = _equal_windows(padded, places)
+        batches = range(0, len(windows), self.sw_batch_size)
         for start in tqdm(batches) if self.progress else batches:
-            part = places[start : start + self.sw_batch_size]
-            values = predict(torch.stack([padded[(i, slice(None), *place)] for i, place in part]).to(source)).to(target)
+            part = windows[start : start + self.sw_batch_size]
+            values = predict(torch.stack([padded[where[0]] for where in part]).to(source)).to(target)
             if values.shape[2:] != window:
                 raise ValueError(f"The network made {tuple(values.shape[2:])} voxels of a window of {window}.")
             if total is None:
                 total = values.new_zeros((len(padded), values.shape[1], *padded.shape[2:]))
-            for (i, place), value in zip(part, values):
-                total[(i, slice(None), *place)] += value * weights
-                if i == 0:
-                    weight_sum[place] += weights
+            for where, value in zip(part, values):
+                weighted = value * weights
+                for index in where:
+                    total[index] += weighted
         total /= weight_sum
         inside = (slice(low, low + size) for low, size in zip(before, images.shape[2:]))
         result = total[(slice(None), slice(None), *inside)].to(images.dtype)
@@ -178,3 +183,19 @@ class MedNeXtInferer(SlidingWindowInferer):
             weights = weights.unsqueeze(-1) * torch.where(distance <= int(4 * sigma + 0.5), axis, 0.0)
         weights = weights.float()
         return weights.clamp(min=weights[weights > 0].min())
+
+
+def _equal_windows(images: torch.Tensor, places: Sequence[tuple[slice, ...]]) -> list[list[tuple]]:
+    """
+    Return the windows of ``images``, ``(B, C, *spatial)``, as lists of indices at which the values are the same.
+
+    Only windows whose channels are constant, such as background, are recognised as equal.
+    """
+    found: dict[Hashable, list[tuple]] = {}
+    for index in ((i, slice(None), *place) for i in range(len(images)) for place in places):
+        window = images[index]
+        axes = tuple(range(1, window.dim()))
+        low, high = window.amin(axes), window.amax(axes)
+        key = tuple(low.tolist()) if torch.equal(low, high) else str(index)
+        found.setdefault(key, []).append(index)
+    return list(found.values())

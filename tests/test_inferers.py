@@ -84,6 +84,27 @@ def test_a_meta_tensor_keeps_its_affine_and_type(windows):
     assert result.dtype == torch.float32
 
 
+@pytest.mark.parametrize("mirror", [False, True])
+def test_background_is_predicted_once(mirror):
+    x = torch.full((2, 2, 20, 16, 80), -1.0)
+    x[:, 1] = 0.5
+    x[1, 0, 4, 4, 70] = 2.0  # in the last two windows along the last axis, in both along the first
+    x[0, 1, :, :, :16] = 0.25  # constant, but another constant
+    seen = []
+
+    def logits(windows: torch.Tensor) -> torch.Tensor:
+        seen.extend(windows)
+        return network(windows[:, :1] + windows[:, 1:])
+
+    arguments = dict(sw_batch_size=3, mirror=mirror, mode="constant")
+    result = MedNeXtInferer(16, **arguments)(x, logits)
+    images = 8 if mirror else 1
+    assert len(seen) == images * (2 + 2 + 4)  # two constants, two windows on their border, four with the other voxel
+    expected = MedNeXtInferer((16, 16, 16), windows="monai", **arguments)(x, logits)  # in the same places, every one
+    assert len(seen) == images * (8 + 2 * 18)
+    torch.testing.assert_close(result, expected)
+
+
 def test_two_axes():
     result = MedNeXtInferer(16, mirror=True)(random_images(1, 1, 20, 9), network)
     torch.testing.assert_close(result.sum(1), torch.ones(1, 20, 9))
