@@ -39,13 +39,13 @@ def depthwise_slabs(
     sizes = [(n + 2 * p - k) // stride + 1 for n, p, k in zip(x.shape, padding, weight.shape[2:])]
     if min(sizes) < 1:
         return
+    volume = x.unsqueeze(0).permute(0, 4, 1, 2, 3)  # in this order, its strides say "channels last"
     for start, stop in slab_ranges((*sizes, x.shape[3])):
-        source, pad = x, padding[0]
+        source, pad = volume, padding[0]
         if stop - start < sizes[0]:
-            source, pad = _input_planes(x, start * stride - pad, (stop - 1) * stride - pad + weight.shape[2]), 0
-        source = source.unsqueeze(0).permute(0, 4, 1, 2, 3)  # in this order, its strides say "channels last"
+            source, pad = _input_planes(volume, start * stride - pad, (stop - 1) * stride - pad + weight.shape[2]), 0
         y = F.conv3d(source, weight, bias, stride, (pad, *padding[1:]), groups=x.shape[3])
-        yield start, stop, y.permute(0, 2, 3, 4, 1).squeeze(0)
+        yield start, stop, y[0].permute(1, 2, 3, 0)
 
 
 def slab_ranges(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
@@ -55,11 +55,11 @@ def slab_ranges(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
         yield start, min(start + planes, shape[0])
 
 
-def _input_planes(x: torch.Tensor, first: int, last: int) -> torch.Tensor:
-    """The planes ``first <= i < last`` of ``x``, zero where there are none."""
-    before, after = max(-first, 0), max(last - x.shape[0], 0)
-    planes = x[max(first, 0) : min(last, x.shape[0])]
-    return F.pad(planes, (0, 0, 0, 0, 0, 0, before, after)) if before or after else planes
+def _input_planes(volume: torch.Tensor, first: int, last: int) -> torch.Tensor:
+    """The planes ``first <= i < last`` of ``volume``, ``(1, C, D, H, W)``, zero where there are none."""
+    before, after = max(-first, 0), max(last - volume.shape[2], 0)
+    planes = volume.narrow(2, max(first, 0), last - first - before - after)
+    return F.pad(planes, (0, 0, 0, 0, before, after)) if before or after else planes
 
 
 class Phase(NamedTuple):

@@ -145,7 +145,7 @@ def _depthwise(block: MedNeXtBlock | MedNeXtDownBlock, x: torch.Tensor, out: tor
     brings the values near zero, where folding the norm costs no digits.
     """
     conv = block.conv1
-    statistics = ChannelStatistics(conv.out_channels)
+    statistics = ChannelStatistics()
     pivot = x.new_zeros(conv.out_channels)
     for start, stop, slab in depthwise_slabs(x, conv.weight, pivot, conv.padding, conv.stride[0]):
         if start == 0:
@@ -178,12 +178,12 @@ def _add_up(block: MedNeXtUpBlock, x: torch.Tensor, out: torch.Tensor, workspace
     values holds are kept, the others computed again.
     """
     pivot = x.new_zeros(x.shape[3])
-    statistics = ChannelStatistics(x.shape[3])
+    statistics = ChannelStatistics()
     phases = transposed_phases(block.conv1.weight)
     kept = _phase_memory(phases, x, workspace.take("depthwise", (out.numel(),)))
     for i, phase in enumerate(phases):
         for start, stop, slab in depthwise_slabs(x, phase.weight, pivot, phase.padding):
-            if statistics.count == 0:
+            if statistics.is_empty:
                 torch.mean(slab, dim=(0, 1, 2), out=pivot).neg_()
                 slab = slab + pivot
             if i < len(kept):

@@ -29,25 +29,30 @@ class ChannelStatistics:
     where the mean is large against the deviation.
     """
 
-    def __init__(self, channels: int) -> None:
-        self.count = 0
-        self.mean = torch.zeros(channels, dtype=torch.float64, device="cpu")
-        self._squares = torch.zeros(channels, dtype=torch.float64, device="cpu")  # of deviations from the mean
+    def __init__(self) -> None:
+        self._counts: list[int] = []
+        self._means: list[torch.Tensor] = []
+        self._variances: list[torch.Tensor] = []
 
     def add(self, rows: torch.Tensor) -> None:
         """Add voxels ``(V, C)``."""
-        part = rows.shape[0]
-        mean, variance = (value.double() for value in torch.batch_norm_update_stats(rows, None, None, 0.0))
-        total = self.count + part
-        change = mean - self.mean
-        self._squares += variance * part + change.square() * (self.count * part / total)
-        self.mean += change * (part / total)
-        self.count = total
+        mean, variance = torch.batch_norm_update_stats(rows, None, None, 0.0)
+        self._counts.append(rows.shape[0])
+        self._means.append(mean)
+        self._variances.append(variance)
 
     @property
-    def variance(self) -> torch.Tensor:
-        """Squared deviations divided by the number of voxels, as norms use it."""
-        return self._squares / self.count
+    def is_empty(self) -> bool:
+        """Whether no voxel was added yet."""
+        return not self._counts
+
+    def mean_and_variance(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and squared deviation divided by the number of voxels, as norms use it; each ``(C)``, float64."""
+        counts = torch.tensor(self._counts, dtype=torch.float64, device="cpu")
+        weights = counts / counts.sum()
+        means, variances = torch.stack(self._means).double(), torch.stack(self._variances).double()
+        mean = weights @ means
+        return mean, weights @ (variances + (means - mean).square_())
 
 
 class PointwiseWeights(NamedTuple):
@@ -63,8 +68,9 @@ def folded_weights(block: nn.Module, statistics: ChannelStatistics) -> Pointwise
     """Return the products of ``block`` (its ``norm``, ``conv2`` and ``conv3``) with the norm folded in."""
     norm, expand, compress = block.norm, block.conv2, block.conv3
     matrix = expand.weight.flatten(1)
-    scale = norm.weight.double() * torch.rsqrt(statistics.variance + norm.eps)
-    shift = norm.bias.double() - statistics.mean * scale
+    mean, variance = statistics.mean_and_variance()
+    scale = norm.weight.double() * torch.rsqrt(variance + norm.eps)
+    shift = norm.bias.double() - mean * scale
     bias = torch.addmv(expand.bias, matrix, shift.to(matrix.dtype))
     return PointwiseWeights(matrix * scale.to(matrix.dtype), bias, compress.weight.flatten(1).t(), compress.bias)
 
@@ -86,8 +92,7 @@ def expand_compress(
     chunk = max(1, CHUNK_ELEMENTS // hidden_channels)
     fused = _linear_gelu()
     scratch = None if fused else workspace.take("hidden", (min(chunk, rows.shape[0]), hidden_channels))
-    for start in range(0, rows.shape[0], chunk):
-        part, target = rows[start : start + chunk], out[start : start + chunk]
+    for part, target in zip(rows.split(chunk), out.split(chunk)):
         if fused:
             hidden = fused(part, weights.expand, weights.expand_bias)
         else:
