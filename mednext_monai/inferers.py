@@ -192,10 +192,10 @@ def _equal_windows(images: torch.Tensor, places: Sequence[tuple[slice, ...]]) ->
     Only windows whose channels are constant, such as background, are recognised as equal.
     """
     found: dict[Hashable, list[tuple]] = {}
-    for index in ((i, slice(None), *place) for i in range(len(images)) for place in places):
-        window = images[index]
-        axes = tuple(range(1, window.dim()))
-        low, high = window.amin(axes), window.amax(axes)
-        key = tuple(low.tolist()) if torch.equal(low, high) else str(index)
+    for number, (i, place) in enumerate(product(range(len(images)), places)):
+        index = (i, slice(None), *place)
+        axes = tuple(range(1, len(place) + 1))
+        low, high = images[index].amin(axes), images[index].amax(axes)
+        key = tuple(low.tolist()) if torch.equal(low, high) else number
         found.setdefault(key, []).append(index)
     return list(found.values())
