@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
+from torch.nn.parallel import DistributedDataParallel
 
 from mednext_monai.networks import MedNeXtBlock, MedNeXtDownBlock, MedNeXtUpBlock, using_backend
 from mednext_monai.networks.triton import depthwise, depthwise_conv3d, norm_mlp, operators, pointwise, statistics
@@ -193,6 +195,25 @@ def test_checkpointing_and_compiling_change_nothing():
     compiled = torch.compile(block, backend="aot_eager", fullgraph=True)
     for other in (checkpointed, compiled):
         assert_equal_gradients(block_gradients(other, x, "triton"), expected)
+
+
+@pytest.mark.skipif(not dist.is_available(), reason="this torch has no distributed package")
+def test_distributed_training_reduces_the_gradients_of_every_parameter(tmp_path):
+    block, x = make_block(MedNeXtBlock).train(), torch.randn(1, 6, 4, 5, 3)
+    with using_backend("plain"):
+        block(x).square().mean().backward()
+    expected = {name: parameter.grad.clone() for name, parameter in block.named_parameters()}
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'rendezvous'}", rank=0, world_size=1)
+    try:
+        parallel = DistributedDataParallel(block, find_unused_parameters=False)
+        with using_backend("triton"):
+            for _ in range(2):  # an unused parameter is noticed at the second step
+                block.zero_grad()
+                parallel(x).square().mean().backward()
+    finally:
+        dist.destroy_process_group()
+    for name, parameter in block.named_parameters():
+        torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", [MedNeXtBlock, MedNeXtUpBlock])
