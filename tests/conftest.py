@@ -19,9 +19,17 @@ from mednext_monai import bundles
 AFFINE = np.array([[-1.1, 0.1, 0, 30], [0.1, 0.9, 0.05, -20], [0, 0, 1.3, 12], [0, 0, 0, 1]])
 SHAPE = (34, 38, 30)
 TINY = [
-    "--patch_size", "[32,32,32]", "--network_def::base_channels", "4", "--num_workers", "0", "--seed", "0",
-    "--pseudo_dice_batches", "2",
-]  # fmt: skip
+    "--patch_size",
+    "[32,32,32]",
+    "--network_def::base_channels",
+    "4",
+    "--num_workers",
+    "0",
+    "--seed",
+    "0",
+    "--pseudo_dice_batches",
+    "2",
+]
 
 
 SILENT = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}

@@ -54,8 +54,10 @@ def make_nnunet(directory: Path, version: int, cases: int = 6, channels: tuple =
         save(directory / f"labelsTr/case_{i:02d}{ending}", label)
     names = {str(i): name for i, name in enumerate(channels)}
     if version == 1:
-        training = [{"image": f"./imagesTr/case_{i:02d}{ending}", "label": f"./labelsTr/case_{i:02d}{ending}"}
-                    for i in range(cases)]  # fmt: skip
+        training = [
+            {"image": f"./imagesTr/case_{i:02d}{ending}", "label": f"./labelsTr/case_{i:02d}{ending}"}
+            for i in range(cases)
+        ]
         describe(directory, modality=names, labels={"0": "background", "1": "one", "2": "two"}, training=training)
     else:
         labels = {"background": 0, "one": 1, "two": 2}

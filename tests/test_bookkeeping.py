@@ -158,11 +158,16 @@ def test_optimizer_and_learning_rate_of_every_epoch_are_the_published_ones(train
     (handler,) = [item for item in parser["train"]["handlers"] if "LrScheduleHandler" in str(item)]
     rates = []
     trainer = SupervisedTrainer(
-        device=torch.device("cpu"), max_epochs=1000, train_data_loader=[{"image": torch.ones(1, 1), "label": 0}],
-        network=torch.nn.Linear(1, 1), optimizer=optimizer, prepare_batch=lambda batch, *_, **__: (batch["image"], 0),
-        loss_function=lambda prediction, _: (rates.append(group["lr"]), prediction.mean())[1], decollate=False,
+        device=torch.device("cpu"),
+        max_epochs=1000,
+        train_data_loader=[{"image": torch.ones(1, 1), "label": 0}],
+        network=torch.nn.Linear(1, 1),
+        optimizer=optimizer,
+        prepare_batch=lambda batch, *_, **__: (batch["image"], 0),
+        loss_function=lambda prediction, _: (rates.append(group["lr"]), prediction.mean())[1],
+        decollate=False,
         train_handlers=[LrScheduleHandler(schedule, print_lr=handler["print_lr"])],
-    )  # fmt: skip
+    )
     trainer.run()
     assert rates == pytest.approx([1e-3 * (1 - epoch / 1000) ** 0.9 for epoch in range(1000)], rel=1e-10)
 

@@ -153,9 +153,12 @@ def test_weights_export_to_torchscript(name, trained):
     configs = folder / "configs"
     target = folder / "models" / "model.ts"
     monai.bundle.ckpt_export(
-        "network_def", target, folder / "models" / "model.pt", str(configs / "metadata.json"),
+        "network_def",
+        target,
+        folder / "models" / "model.pt",
+        str(configs / "metadata.json"),
         str(configs / "inference.json"),
-    )  # fmt: skip
+    )
     exported, metadata, _ = monai.data.load_net_with_metadata(str(target))
     network = monai.bundle.load(name, bundle_dir=folder.parent, device="cpu").eval()
     x = torch.rand(1, 1, 32, 32, 32)
@@ -194,10 +197,12 @@ def test_the_placeholder_runs_nothing_even_where_pickles_are_trusted(tmp_path):
 @pytest.mark.parametrize(("config", "kind"), [("train", "train"), ("inference", "infer")])
 def test_all_properties_of_a_bundle_workflow_are_there(name, config, kind, dataset):
     workflow = ConfigWorkflow(
-        config_file=str(bundles.path(name) / "configs" / f"{config}.json"), workflow_type=kind,
-        dataset_dir=str(dataset), bundle_root=str(dataset),
+        config_file=str(bundles.path(name) / "configs" / f"{config}.json"),
+        workflow_type=kind,
+        dataset_dir=str(dataset),
+        bundle_root=str(dataset),
         network_def={"_target_": "torch.nn.Conv3d", "in_channels": 1, "out_channels": 2, "kernel_size": 1},
-    )  # fmt: skip
+    )
     workflow.initialize()
     assert workflow.check_properties() == []
 
@@ -215,11 +220,27 @@ def test_zip_is_reproducible_and_its_bundle_runs_from_its_own_modules(trained, t
     unzipped = tmp_path / "unzipped" / "mednext_s_k3"
     where = "$print('from', mednext_monai.__file__)"
     result = subprocess.run(
-        [sys.executable, "-m", "monai.bundle", "run", "--config_file", "configs/inference.json", "--dataset_dir",
-         str(dataset), "--patch_size", "[32,32,32]", "--mirror", "False", "--initialize",
-         f"['$import mednext_monai', \"{where}\"]"],
-        cwd=unzipped, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "monai.bundle",
+            "run",
+            "--config_file",
+            "configs/inference.json",
+            "--dataset_dir",
+            str(dataset),
+            "--patch_size",
+            "[32,32,32]",
+            "--mirror",
+            "False",
+            "--initialize",
+            f"['$import mednext_monai', \"{where}\"]",
+        ],
+        cwd=unzipped,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert result.returncode == 0, result.stderr[-3000:]
     assert f"from {unzipped / 'mednext_monai' / '__init__.py'}" in result.stdout
     assert (unzipped / "eval" / "box_9.nii.gz").is_file()

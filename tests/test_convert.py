@@ -24,10 +24,16 @@ def write_original(path, network, prefix="", trainer=None):
     state[prefix + "dummy_tensor"] = torch.ones(1)
     history = [[np.float32(0.5), np.float64(0.25)], [], [], []]
     torch.save(
-        {"epoch": 1000, "state_dict": state, "optimizer_state_dict": None, "lr_scheduler_state_dict": None,
-         "plot_stuff": history, "best_stuff": (np.float64(0.9), None, None)},
+        {
+            "epoch": 1000,
+            "state_dict": state,
+            "optimizer_state_dict": None,
+            "lr_scheduler_state_dict": None,
+            "plot_stuff": history,
+            "best_stuff": (np.float64(0.9), None, None),
+        },
         path,
-    )  # fmt: skip
+    )
     if trainer is not None:
         path.with_name(path.name + ".pkl").write_bytes(pickle.dumps({"name": trainer, "plans": {"num_classes": 1}}))
     return path

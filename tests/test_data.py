@@ -206,8 +206,9 @@ def test_a_prediction_is_named_after_its_case(tmp_path):
     pred = MetaTensor(torch.ones(1, 4, 5, 6), affine=torch.eye(4) * 2, meta={"filename_or_obj": "in/a.b_0000.mha"})
     named = NameByCased("pred")({"id": "a.b", "pred": pred})["pred"]
     assert pred.meta["filename_or_obj"] == "in/a.b_0000.mha" and torch.equal(named.affine, pred.affine)
-    SaveImage(tmp_path, "", ".nii.gz", resample=False, separate_folder=False, print_log=False,
-              writer=AtomicNibabelWriter)(named)  # fmt: skip
+    SaveImage(
+        tmp_path, "", ".nii.gz", resample=False, separate_folder=False, print_log=False, writer=AtomicNibabelWriter
+    )(named)
     assert [file.name for file in tmp_path.iterdir()] == ["a.b.nii.gz"]
 
 

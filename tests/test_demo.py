@@ -115,10 +115,22 @@ def test_impossible_data_sets_are_refused(tmp_path, arguments, message):
 def test_command_is_what_a_user_would_type():
     bundle = Path("work", "mednext_s_k3")
     assert bundle_command(bundle, patch_size=[48, 48, 48], amp=False, upkern_checkpoint=Path("a b.pt")) == [
-        sys.executable, "-m", "monai.bundle", "run", "training",
-        "--config_file", "work/mednext_s_k3/configs/train.json", "--bundle_root", "work/mednext_s_k3",
-        "--patch_size", "[48,48,48]", "--amp", "False", "--upkern_checkpoint", "a b.pt",
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "monai.bundle",
+        "run",
+        "training",
+        "--config_file",
+        "work/mednext_s_k3/configs/train.json",
+        "--bundle_root",
+        "work/mednext_s_k3",
+        "--patch_size",
+        "[48,48,48]",
+        "--amp",
+        "False",
+        "--upkern_checkpoint",
+        "a b.pt",
+    ]
     command = bundle_command(bundle, ("train", "evaluate"), "run")
     assert json.loads(command[command.index("--config_file") + 1]) == [
         "work/mednext_s_k3/configs/train.json",

@@ -62,8 +62,9 @@ def test_a_new_bundle_says_what_the_task_is_and_trains_loads_and_zips(tmp_path, 
 
     short = ["--epochs", "1", "--iterations_per_epoch", "2", "--val_interval", "9", *TINY]
     command = [sys.executable, "-m", "monai.bundle", "run", "training", "--config_file", "configs/train.json", *short]
-    result = subprocess.run(command, cwd=bundle, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True,
-                            text=True, timeout=300)  # fmt: skip
+    result = subprocess.run(
+        command, cwd=bundle, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300
+    )
     assert result.returncode == 0, result.stderr[-3000:]
     narrow = {"base_channels": 4}
     network = monai.bundle.load("boxes_s", bundle_dir=bundle.parent, device="cpu", net_override=narrow)

@@ -106,10 +106,13 @@ def validated(epochs):
     torch.nn.init.constant_(network.bias, 0)
     network.bias.data[1] = 1  # everything is class 1, in the label nothing is
     validator = SupervisedEvaluator(
-        device=torch.device("cpu"), val_data_loader=DataLoader(dataset, batch_size=2, sampler=sampler),
-        network=network, key_val_metric={"val_pooled_dice": PooledDice(2)}, decollate=False,
+        device=torch.device("cpu"),
+        val_data_loader=DataLoader(dataset, batch_size=2, sampler=sampler),
+        network=network,
+        key_val_metric={"val_pooled_dice": PooledDice(2)},
+        decollate=False,
         val_handlers=[MovingAverage("val_pooled_dice")],
-    )  # fmt: skip
+    )
     trainer = Engine(lambda e, b: None)
     PatchValidation(validator, sampler).attach(trainer)
     trainer.load_state_dict({"epoch": epochs[0] - 1, "max_epochs": epochs[-1], "epoch_length": 1})

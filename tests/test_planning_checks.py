@@ -50,7 +50,7 @@ TURNED = AFFINE @ np.diag([1, 1, 1.02, 1])  # 0.44 mm off at the far end, of vox
         ("imagesTr", make_case(0, 3)[0], AFFINE, r"has 3 channels, dataset.json names 1 channel \(MRI\)"),
         ("imagesTr", make_case(0)[0][0, :, :, 0], AFFINE, "is no volume: expected three spatial axes, got shape"),
     ],
-)  # fmt: skip
+)
 def test_a_bad_file_is_named_with_what_was_found(tmp_path, name, array, affine, message):
     make_decathlon(tmp_path, cases=2)
     array = array.astype(np.float32) if array.dtype == np.int64 else array
@@ -102,8 +102,10 @@ def test_missing_foreground_and_classes_are_warnings_unless_there_is_none_at_all
 
 def test_one_label_file_for_two_cases_is_found(tmp_path):
     make_decathlon(tmp_path, cases=2)
-    describe(tmp_path, training=[{"image": f"imagesTr/case_0{i}.nii.gz", "label": "labelsTr/case_00.nii.gz"}
-                                 for i in range(2)])  # fmt: skip
+    describe(
+        tmp_path,
+        training=[{"image": f"imagesTr/case_0{i}.nii.gz", "label": "labelsTr/case_00.nii.gz"} for i in range(2)],
+    )
     assert problems_of(tmp_path) == ["case_00.nii.gz: label file of 2 cases"]
 
 

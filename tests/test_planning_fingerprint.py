@@ -65,10 +65,14 @@ def test_intensities_are_every_tenth_foreground_voxel_in_the_originals_order_poo
             pool += seen[::10]
         pool = np.sort(pool)
         expected = {
-            "mean": pool.mean(), "sd": np.sqrt(((pool - pool.mean()) ** 2).mean()), "median": np.median(pool),
-            "min": pool[0], "max": pool[-1],
-            "p005": np.percentile(pool, 0.5), "p995": np.percentile(pool, 99.5),
-        }  # fmt: skip
+            "mean": pool.mean(),
+            "sd": np.sqrt(((pool - pool.mean()) ** 2).mean()),
+            "median": np.median(pool),
+            "min": pool[0],
+            "max": pool[-1],
+            "p005": np.percentile(pool, 0.5),
+            "p995": np.percentile(pool, 99.5),
+        }
         assert statistics[channel] == pytest.approx(expected, rel=1e-12, abs=1e-12)
 
 

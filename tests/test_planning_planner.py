@@ -19,10 +19,20 @@ from mednext_monai.planning.memory import BYTES_PER_VOXEL, PARAMETERS, estimate_
 def make_cases(shape, spacing=(1.0, 1.0, 1.0), cropped=None, count=3) -> list[CaseFingerprint]:
     values = np.arange(30, dtype=np.float32).reshape(1, 30)
     return [
-        CaseFingerprint(str(i), tuple(shape), tuple(spacing), "RAS", tuple(cropped or shape), np.array([90, 9, 1]),
-                        values, values, values.mean(1), values.std(1))
+        CaseFingerprint(
+            str(i),
+            tuple(shape),
+            tuple(spacing),
+            "RAS",
+            tuple(cropped or shape),
+            np.array([90, 9, 1]),
+            values,
+            values,
+            values.mean(1),
+            values.std(1),
+        )
         for i in range(count)
-    ]  # fmt: skip
+    ]
 
 
 def make_dataset(*channel_names: str) -> Dataset:
@@ -97,11 +107,15 @@ def test_the_patch_can_be_asked_for():
 @pytest.mark.parametrize(
     "name, kept, expected",
     [
-        ("CT", 0.5, "CT"), ("ct", 0.5, "CT"), ("noNorm", 0.5, "none"),
-        ("T1", 0.74, "masked_zscore"), ("T1", 0.75, "zscore"), ("T1", 1.0, "zscore"),
+        ("CT", 0.5, "CT"),
+        ("ct", 0.5, "CT"),
+        ("noNorm", 0.5, "none"),
+        ("T1", 0.74, "masked_zscore"),
+        ("T1", 0.75, "zscore"),
+        ("T1", 1.0, "zscore"),
         ("CT perfusion", 0.5, "zscore"),
     ],
-)  # fmt: skip
+)
 def test_normalisation_follows_the_name_and_the_crop(name, kept, expected):
     cases = make_cases((100, 10, 10), cropped=(int(100 * kept), 10, 10))
     result = make_plan(make_dataset(name), cases)

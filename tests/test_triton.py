@@ -63,9 +63,14 @@ def test_kernels_compile_for_nvidia_gpus(monkeypatch, tmp_path, capability, dtyp
         with using_backend("triton"), torch.autocast("cpu", dtype, enabled=dtype is not torch.float32):
             kind(3, channels, outputs, 4, kernel_size)(x).sum().backward()
     assert {name for name, *_ in launches} == {
-        "_depthwise_kernel", "_weight_kernel", "_moments_kernel", "_merge_kernel", "_mlp_kernel", "_sums_kernel",
+        "_depthwise_kernel",
+        "_weight_kernel",
+        "_moments_kernel",
+        "_merge_kernel",
+        "_mlp_kernel",
+        "_sums_kernel",
         "_input_gradient_kernel",
-    }  # fmt: skip
+    }
     for kernel, arguments in launches.values():
         compiled = compile_kernel(kernel, arguments, capability)
         assert compiled.metadata.shared <= 99 * 1024, kernel.fn.__name__  # what every GPU from 8.0 on has

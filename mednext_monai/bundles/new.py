@@ -27,9 +27,19 @@ PAGE = Path(__file__).with_name("task_readme.md")
 PLAN_COPY = "task.json"  # beside the configs: where the settings come from
 SHARED_PAGE = "\n## Export\n"  # from this heading on, the page of the generic bundle holds for every task
 REQUIRED = (
-    "dataset_dir", "in_channels", "out_channels", "channel_names", "labels", "spacing", "patch_size", "batch_size",
-    "batch_dice", "normalization", "intensity", "_plan_",
-)  # fmt: skip
+    "dataset_dir",
+    "in_channels",
+    "out_channels",
+    "channel_names",
+    "labels",
+    "spacing",
+    "patch_size",
+    "batch_size",
+    "batch_dice",
+    "normalization",
+    "intensity",
+    "_plan_",
+)
 INFORMATION = {"channel_names", "labels", "dummy_2d", "_plan_"}  # what a plan may say without it being a setting
 CHOSEN_ELSEWHERE = {"variant", "kernel_size", "bundle_root", "imports"}
 DATA_TYPES = {".nii": "nifti", ".nii.gz": "nifti", ".nrrd": "nrrd", ".mha": "metaimage", ".mhd": "metaimage"}

@@ -178,8 +178,11 @@ def _images_under(path: Path, in_channels: int) -> list[Path]:
     match = CHANNEL_FILE.fullmatch(strip_ending(path))
     if in_channels == 1 or not match or _has_channels(path, in_channels):
         return [path]
-    return [Path(file) for file in modality_files(path.with_name(match[1] + file_ending(path)), in_channels)
-            if Path(file).exists()]  # fmt: skip
+    return [
+        Path(file)
+        for file in modality_files(path.with_name(match[1] + file_ending(path)), in_channels)
+        if Path(file).exists()
+    ]
 
 
 def _refuse_duplicates(source: Path, ids: list[str]) -> None:

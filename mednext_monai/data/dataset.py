@@ -77,9 +77,11 @@ def read_dataset(directory: str | Path) -> Dataset:
     if names is None or "labels" not in description:
         raise DatasetError(
             directory,
-            ["dataset.json: needs 'labels' and either 'modality' (Decathlon, nnU-Net v1) or 'channel_names' (nnU-Net "
-             f"v2); found the keys {sorted(description)}"],
-        )  # fmt: skip
+            [
+                "dataset.json: needs 'labels' and either 'modality' (Decathlon, nnU-Net v1) or 'channel_names' "
+                f"(nnU-Net v2); found the keys {sorted(description)}"
+            ],
+        )
     channel_names = _channel_names(directory, names)
     labels = _label_names(directory, description["labels"])
     if "channel_names" in description:
@@ -160,9 +162,11 @@ def _label_names(directory: Path, labels: dict) -> list[str]:
         regions = [name for name, value in labels.items() if isinstance(value, (list, tuple))]
         raise DatasetError(
             directory,
-            [f"dataset.json: region-based labels are not supported (found {regions}); give each class one integer, as "
-             "in {'background': 0, 'edema': 1, 'core': 2}; MedNeXt trains a softmax over exclusive classes"],
-        )  # fmt: skip
+            [
+                f"dataset.json: region-based labels are not supported (found {regions}); give each class one integer, "
+                "as in {'background': 0, 'edema': 1, 'core': 2}; MedNeXt trains a softmax over exclusive classes"
+            ],
+        )
     if "ignore" in labels:
         raise DatasetError(directory, ["dataset.json: the label 'ignore' of nnU-Net v2 is not supported"])
     by_value = {}
@@ -175,9 +179,11 @@ def _label_names(directory: Path, labels: dict) -> list[str]:
     if sorted(by_value) != list(range(len(labels))) or len(labels) < 2:
         raise DatasetError(
             directory,
-            ["dataset.json: 'labels' must be the background as 0 and at least one class, numbered without gaps or "
-             f"repetitions; got {labels}"],
-        )  # fmt: skip
+            [
+                "dataset.json: 'labels' must be the background as 0 and at least one class, numbered without gaps or "
+                f"repetitions; got {labels}"
+            ],
+        )
     return [by_value[value] for value in range(len(by_value))]
 
 

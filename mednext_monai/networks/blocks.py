@@ -154,9 +154,18 @@ class MedNeXtBlock(_BlockBase):
         use_checkpoint: bool = False,
     ) -> None:
         super().__init__(
-            spatial_dims, in_channels, out_channels, expansion_ratio, kernel_size, norm, groups, use_grn,
-            use_checkpoint, conv_type=Conv.CONV, stride=1,
-        )  # fmt: skip
+            spatial_dims,
+            in_channels,
+            out_channels,
+            expansion_ratio,
+            kernel_size,
+            norm,
+            groups,
+            use_grn,
+            use_checkpoint,
+            conv_type=Conv.CONV,
+            stride=1,
+        )
         if use_residual and in_channels != out_channels:
             raise ValueError(
                 f"use_residual=True needs out_channels equal to in_channels, got {in_channels} and {out_channels}."
@@ -194,9 +203,18 @@ class MedNeXtDownBlock(_BlockBase):
         use_checkpoint: bool = False,
     ) -> None:
         super().__init__(
-            spatial_dims, in_channels, out_channels, expansion_ratio, kernel_size, norm, groups, use_grn,
-            use_checkpoint, conv_type=Conv.CONV, stride=2,
-        )  # fmt: skip
+            spatial_dims,
+            in_channels,
+            out_channels,
+            expansion_ratio,
+            kernel_size,
+            norm,
+            groups,
+            use_grn,
+            use_checkpoint,
+            conv_type=Conv.CONV,
+            stride=2,
+        )
         self.res_conv = (
             Conv[Conv.CONV, spatial_dims](in_channels, out_channels, kernel_size=1, stride=2) if use_residual else None
         )
@@ -234,9 +252,18 @@ class MedNeXtUpBlock(_BlockBase):
         use_checkpoint: bool = False,
     ) -> None:
         super().__init__(
-            spatial_dims, in_channels, out_channels, expansion_ratio, kernel_size, norm, groups, use_grn,
-            use_checkpoint, conv_type=Conv.CONVTRANS, stride=2,
-        )  # fmt: skip
+            spatial_dims,
+            in_channels,
+            out_channels,
+            expansion_ratio,
+            kernel_size,
+            norm,
+            groups,
+            use_grn,
+            use_checkpoint,
+            conv_type=Conv.CONVTRANS,
+            stride=2,
+        )
         self.res_conv = (
             Conv[Conv.CONVTRANS, spatial_dims](in_channels, out_channels, kernel_size=1, stride=2)
             if use_residual

@@ -120,22 +120,34 @@ class MedNeXt(nn.Module):
                         use_grn=use_grn,
                         **kernel,
                         **common,
-                    )  # fmt: skip
+                    )
                     for _ in range(block_counts[index])
                 )
             )
 
         def down(level: int) -> MedNeXtDownBlock:
             return MedNeXtDownBlock(
-                spatial_dims, channels[level], channels[level + 1], ratios[level + 1],
-                use_residual=use_residual_resampling, use_grn=use_grn and level > 0, **encoder, **common,
-            )  # fmt: skip
+                spatial_dims,
+                channels[level],
+                channels[level + 1],
+                ratios[level + 1],
+                use_residual=use_residual_resampling,
+                use_grn=use_grn and level > 0,
+                **encoder,
+                **common,
+            )
 
         def up(level: int) -> MedNeXtUpBlock:
             return MedNeXtUpBlock(
-                spatial_dims, channels[level + 1], channels[level], ratios[8 - level],
-                use_residual=use_residual_resampling, use_grn=use_grn, **decoder, **common,
-            )  # fmt: skip
+                spatial_dims,
+                channels[level + 1],
+                channels[level],
+                ratios[8 - level],
+                use_residual=use_residual_resampling,
+                use_grn=use_grn,
+                **decoder,
+                **common,
+            )
 
         # In the order in which the authors' code creates them, so that a seed gives the same initial weights.
         self.stem = Conv[Conv.CONV, spatial_dims](in_channels, channels[0], kernel_size=1)

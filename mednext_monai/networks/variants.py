@@ -20,14 +20,12 @@ class Variant(NamedTuple):
     use_checkpoint: bool  # in training, as published
 
 
-# fmt: off
 VARIANTS = {
     "S": Variant((2, 2, 2, 2, 2, 2, 2, 2, 2), (2, 2, 2, 2, 2, 2, 2, 2, 2), False),
     "B": Variant((2, 3, 4, 4, 4, 4, 4, 3, 2), (2, 2, 2, 2, 2, 2, 2, 2, 2), False),
     "M": Variant((2, 3, 4, 4, 4, 4, 4, 3, 2), (3, 4, 4, 4, 4, 4, 4, 4, 3), True),
     "L": Variant((3, 4, 8, 8, 8, 8, 8, 4, 3), (3, 4, 8, 8, 8, 8, 8, 4, 3), True),
 }
-# fmt: on
 
 
 def create_mednext(

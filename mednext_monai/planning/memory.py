@@ -17,20 +17,30 @@ __all__ = ["BYTES_PER_VOXEL", "CARDS_GIB", "PARAMETERS", "estimate_training_memo
 # cross-entropy, M and L checkpointed as published), without parameters and their gradients: at the backward peak in the
 # blocks of full resolution, and at the loss. The numbers below are added for each class; the larger sum counts.
 # Measured by `measure` at 2 x 128^3 with 2, 3, 150 and 250 classes, torch 2.13.
-# fmt: off
+
 BYTES_PER_VOXEL = {
-    ("S", 3): (4268.5, 4119.3), ("S", 5): (4268.3, 4119.1),
-    ("B", 3): (4599.4, 4450.1), ("B", 5): (4599.2, 4449.9),
-    ("M", 3): (1725.5, 708.5), ("M", 5): (1724.8, 707.8),
-    ("L", 3): (2099.4, 707.3), ("L", 5): (2098.3, 706.2),
+    ("S", 3): (4268.5, 4119.3),
+    ("S", 5): (4268.3, 4119.1),
+    ("B", 3): (4599.4, 4450.1),
+    ("B", 5): (4599.2, 4449.9),
+    ("M", 3): (1725.5, 708.5),
+    ("M", 5): (1724.8, 707.8),
+    ("L", 3): (2099.4, 707.3),
+    ("L", 5): (2098.3, 706.2),
 }
 BYTES_PER_VOXEL_AND_CLASS = (2.29, 22.57)
 # Parameters with one input channel, three classes and the deep-supervision heads.
 PARAMETERS = {
-    ("S", 3): 5_553_839, ("S", 5): 5_983_471, ("B", 3): 10_529_231, ("B", 5): 10_958_863,
-    ("M", 3): 17_551_887, ("M", 5): 18_263_759, ("L", 3): 61_782_191, ("L", 5): 62_995_823,
+    ("S", 3): 5_553_839,
+    ("S", 5): 5_983_471,
+    ("B", 3): 10_529_231,
+    ("B", 5): 10_958_863,
+    ("M", 3): 17_551_887,
+    ("M", 5): 18_263_759,
+    ("L", 3): 61_782_191,
+    ("L", 5): 62_995_823,
 }
-# fmt: on
+
 BYTES_PER_PARAMETER = 16  # float32 weight and gradient, and AdamW's two moments
 FIXED_GIB = 1.0  # CUDA context, cuDNN's workspace and what its trial of algorithms leaves behind: a round guess
 MARGIN = 1.1  # the caching allocator holds more than is live: fragmentation

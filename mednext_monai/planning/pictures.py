@@ -17,8 +17,17 @@ from PIL import Image, ImageDraw
 __all__ = ["CLASS_COLORS", "histogram", "overlay"]
 
 CLASS_COLORS = (
-    "#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#00a5b5", "#f032e6", "#8a9a00", "#9a6324", "#808000",
-)  # fmt: skip
+    "#e6194b",
+    "#3cb44b",
+    "#4363d8",
+    "#f58231",
+    "#911eb4",
+    "#00a5b5",
+    "#f032e6",
+    "#8a9a00",
+    "#9a6324",
+    "#808000",
+)
 HEIGHT = 220  # pixels of a slice
 PLANES = (("sagittal", 0, "AP", "SI"), ("coronal", 1, "RL", "SI"), ("axial", 2, "RL", "AP"))
 

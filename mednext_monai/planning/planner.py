@@ -144,14 +144,16 @@ def make_plan(
     decisions = [
         {"what": "spacing", "value": "1 x 1 x 1 mm", "why": f"the published target; {_describe_spacing(cases)}"},
         {"what": "resampling", "value": _resampling(cases)[0], "why": _resampling(cases)[1]},
-        *({"what": f"normalisation of channel {c}, {name}", "value": scheme, "why": why}
-          for c, (name, scheme, why) in enumerate(zip(dataset.channel_names, schemes, why_schemes))),
+        *(
+            {"what": f"normalisation of channel {c}, {name}", "value": scheme, "why": why}
+            for c, (name, scheme, why) in enumerate(zip(dataset.channel_names, schemes, why_schemes))
+        ),
         {"what": "patch_size", "value": " x ".join(map(str, patch)), "why": why_patch},
         {"what": "batch_size", "value": str(batch_size), "why": _why_batch_size(batch_size)},
         {"what": "batch_dice", "value": "yes" if batch_dice else "no", "why": why_batch_dice},
         {"what": "dummy_2d", "value": "yes" if dummy_2d else "no", "why": _why_dummy_2d(patch)},
         {"what": "memory", "value": _fits(memory, gpu_memory), "why": _why_memory(gpu_memory)},
-    ]  # fmt: skip
+    ]
     return {
         "dataset_dir": str(dataset.directory),
         "in_channels": len(dataset.channel_names),

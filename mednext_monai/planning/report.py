@@ -222,8 +222,10 @@ def _intensity_histograms(cases: Sequence[CaseFingerprint], plan: dict) -> list[
                 chunks = [(x - case.mean[c]) / (case.sd[c] + 1e-8) for x, case in zip(chunks, cases)]
             pools.append(np.concatenate(chunks))
         low, high = (np.percentile(np.concatenate(pools), q) for q in (0.5, 99.5))
-        series = [(label, color, np.clip(pool, low, high)) for label, color, pool in
-                  zip(("whole crop", "foreground"), (GREY, BLUE), pools)]  # fmt: skip
+        series = [
+            (label, color, np.clip(pool, low, high))
+            for label, color, pool in zip(("whole crop", "foreground"), (GREY, BLUE), pools)
+        ]
         marks = [plan["intensity"][c][k] for k in ("p005", "p995")] if scheme == "CT" else []
         unit = "HU" if scheme == "CT" else "raw" if raw else "sd of the case"
         figures.append(histogram(series, name, unit, marks, bins=48))
@@ -248,8 +250,14 @@ def _memory(details: dict) -> str:
 
 def _cases(cases: Sequence[CaseFingerprint]) -> str:
     rows = (
-        [case.id, _times(case.shape), _times(case.spacing), case.orientation, f"{case.size_reduction:.0%}",
-         ", ".join(str(int(n)) for n in case.class_voxels[1:])]
+        [
+            case.id,
+            _times(case.shape),
+            _times(case.spacing),
+            case.orientation,
+            f"{case.size_reduction:.0%}",
+            ", ".join(str(int(n)) for n in case.class_voxels[1:]),
+        ]
         for case in cases
-    )  # fmt: skip
+    )
     return _table(("case", "shape", "spacing, mm", "axes", "nonzero crop keeps", "voxels of classes 1, 2, …"), rows)

@@ -130,9 +130,18 @@ def _backward_2d(
     """Backward pass of a depthwise 2D convolution with half the kernel as padding: to the data or to the weight."""
     padding = [weight.shape[2] // 2, weight.shape[3] // 2]
     gradients = torch.ops.aten.convolution_backward(
-        grad, images, weight.contiguous(), None, [stride] * 2, padding, [1, 1], False, [0, 0], images.shape[1],
+        grad,
+        images,
+        weight.contiguous(),
+        None,
+        [stride] * 2,
+        padding,
+        [1, 1],
+        False,
+        [0, 0],
+        images.shape[1],
         [data, not data, False],
-    )  # fmt: skip
+    )
     return gradients[0] if data else gradients[1]
 
 

@@ -27,11 +27,25 @@ ACCUMULATORS = 8192  # floats that a program of the weight gradient keeps in reg
 
 @triton.jit
 def _depthwise_kernel(
-    x, w, b, y,  # x (N, DI, HI, WI, C), w (K^3, C) float32, b (C) float32, y (N, DO, HO, WO, C)
-    channels, di, hi, wi, do, ho, wo,
-    K: tl.constexpr, STRIDE: tl.constexpr, TRANSPOSED: tl.constexpr, HAS_BIAS: tl.constexpr,
-    BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr,
-):  # fmt: skip
+    x,
+    w,
+    b,
+    y,  # x (N, DI, HI, WI, C), w (K^3, C) float32, b (C) float32, y (N, DO, HO, WO, C)
+    channels,
+    di,
+    hi,
+    wi,
+    do,
+    ho,
+    wo,
+    K: tl.constexpr,
+    STRIDE: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
     PAD: tl.constexpr = K // 2
     STEP: tl.constexpr = STRIDE if TRANSPOSED else 1  # between the outputs of a tile, and between its taps
     TAPS: tl.constexpr = (K + STEP - 1) // STEP
@@ -74,11 +88,24 @@ def _depthwise_kernel(
 
 @triton.jit
 def _weight_kernel(
-    a, b, partial,  # a (N, DA, HA, WA, C), b (N, DB, HB, WB, C), partial (programs, K, K * K, C) float32
-    voxels, channels, da, ha, wa, db, hb, wb, tiles,  # voxels = N * DA * HA * WA; tiles per program
-    K: tl.constexpr, STRIDE: tl.constexpr,
-    BLOCK_T: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_C: tl.constexpr,
-):  # fmt: skip
+    a,
+    b,
+    partial,  # a (N, DA, HA, WA, C), b (N, DB, HB, WB, C), partial (programs, K, K * K, C) float32
+    voxels,
+    channels,
+    da,
+    ha,
+    wa,
+    db,
+    hb,
+    wb,
+    tiles,  # voxels = N * DA * HA * WA; tiles per program
+    K: tl.constexpr,
+    STRIDE: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
     """Sum ``a[o] * b[o * stride + t - pad]`` over the program's voxels o, for the taps t of one plane of the kernel."""
     PAD: tl.constexpr = K // 2
     kd, program = tl.program_id(0), tl.program_id(1)
@@ -129,10 +156,21 @@ def depthwise(
     rows, columns = (triton.cdiv(triton.cdiv(s, step), e) * step for s, e in zip(size_out[1:], (block_h, block_w)))
     grid = (size_out[0] * rows * columns, triton.cdiv(channels, block_c), samples)
     _depthwise_kernel[grid](
-        x, taps, taps if bias is None else bias.float(), y, channels, *size_in, *size_out,
-        K=k, STRIDE=stride, TRANSPOSED=transposed, HAS_BIAS=bias is not None,
-        BLOCK_H=block_h, BLOCK_W=block_w, BLOCK_C=block_c,
-    )  # fmt: skip
+        x,
+        taps,
+        taps if bias is None else bias.float(),
+        y,
+        channels,
+        *size_in,
+        *size_out,
+        K=k,
+        STRIDE=stride,
+        TRANSPOSED=transposed,
+        HAS_BIAS=bias is not None,
+        BLOCK_H=block_h,
+        BLOCK_W=block_w,
+        BLOCK_C=block_c,
+    )
     return y
 
 
@@ -155,7 +193,18 @@ def depthwise_weight(a: torch.Tensor, b: torch.Tensor, kernel_size: int, stride:
     programs = triton.cdiv(triton.cdiv(voxels, block_v), tiles)
     partial = torch.empty((programs, kernel_size**3, channels), dtype=torch.float32, device=a.device)
     _weight_kernel[(kernel_size, programs, blocks_c)](
-        a, b, partial, voxels, channels, *size, *b.shape[2:], tiles,
-        K=kernel_size, STRIDE=stride, BLOCK_T=block_t, BLOCK_V=block_v, BLOCK_C=block_c,
-    )  # fmt: skip
+        a,
+        b,
+        partial,
+        voxels,
+        channels,
+        *size,
+        *b.shape[2:],
+        tiles,
+        K=kernel_size,
+        STRIDE=stride,
+        BLOCK_T=block_t,
+        BLOCK_V=block_v,
+        BLOCK_C=block_c,
+    )
     return partial.sum(0).t().reshape(channels, 1, kernel_size, kernel_size, kernel_size)

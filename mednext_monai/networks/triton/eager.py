@@ -35,9 +35,18 @@ def depthwise_gradients(grad, x, weight, stride, transposed):
     """Return the gradients of ``x`` and ``weight`` for that of the output."""
     padding = [weight.shape[-1] // 2] * 3
     gradients = torch.ops.aten.convolution_backward(
-        grad, x, weight.to(x.dtype), None, [stride] * 3, padding, [1] * 3, transposed, [0] * 3, x.shape[1],
+        grad,
+        x,
+        weight.to(x.dtype),
+        None,
+        [stride] * 3,
+        padding,
+        [1] * 3,
+        transposed,
+        [0] * 3,
+        x.shape[1],
         [True, True, False],
-    )  # fmt: skip
+    )
     return gradients[0].contiguous(memory_format=torch.channels_last_3d), gradients[1].to(weight.dtype)
 
 

@@ -49,11 +49,26 @@ def _matrix(w, row, column, rows, columns):
 
 @triton.jit
 def _mlp_kernel(
-    y, mean, rstd, w2, b2, w3, b3, residual, out,  # w2 (C, E), w3 (E, O) of y's type; b2, b3 float32
-    voxels, channels, expanded, outputs,
-    HAS_RESIDUAL: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_V: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_O: tl.constexpr,
-):  # fmt: skip
+    y,
+    mean,
+    rstd,
+    w2,
+    b2,
+    w3,
+    b3,
+    residual,
+    out,  # w2 (C, E), w3 (E, O) of y's type; b2, b3 float32
+    voxels,
+    channels,
+    expanded,
+    outputs,
+    HAS_RESIDUAL: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_E: tl.constexpr,
+    BLOCK_O: tl.constexpr,
+):
     sample = tl.program_id(1).to(tl.int64)
     voxel = tl.program_id(0) * BLOCK_V + tl.arange(0, BLOCK_V)
     row = sample * voxels + voxel
@@ -88,11 +103,27 @@ def _recomputed(z, g, w2, b2, w3, PRECISION: tl.constexpr):
 
 @triton.jit
 def _sums_kernel(
-    y, g, mean, rstd, w2, b2, w3, sum_z, sum_1, sum_g,  # sums (N, parts, E, C), (N, parts, E), (N, parts, E, O)
-    voxels, channels, expanded, outputs, tiles,  # tiles per program
+    y,
+    g,
+    mean,
+    rstd,
+    w2,
+    b2,
+    w3,
+    sum_z,
+    sum_1,
+    sum_g,  # sums (N, parts, E, C), (N, parts, E), (N, parts, E, O)
+    voxels,
+    channels,
+    expanded,
+    outputs,
+    tiles,  # tiles per program
     PRECISION: tl.constexpr,
-    BLOCK_V: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_O: tl.constexpr,
-):  # fmt: skip
+    BLOCK_V: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_E: tl.constexpr,
+    BLOCK_O: tl.constexpr,
+):
     part, sample = tl.program_id(1), tl.program_id(2).to(tl.int64)
     hidden = tl.program_id(0) * BLOCK_E + tl.arange(0, BLOCK_E)
     channel, output = tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_O)
@@ -124,11 +155,26 @@ def _sums_kernel(
 
 @triton.jit
 def _input_gradient_kernel(
-    y, g, mean, rstd, w2, b2, w3, average_1, average_z, gradient,  # averages over voxels (N, C) float32
-    voxels, channels, expanded, outputs,
+    y,
+    g,
+    mean,
+    rstd,
+    w2,
+    b2,
+    w3,
+    average_1,
+    average_z,
+    gradient,  # averages over voxels (N, C) float32
+    voxels,
+    channels,
+    expanded,
+    outputs,
     PRECISION: tl.constexpr,
-    BLOCK_V: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_O: tl.constexpr,
-):  # fmt: skip
+    BLOCK_V: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_E: tl.constexpr,
+    BLOCK_O: tl.constexpr,
+):
     sample = tl.program_id(1).to(tl.int64)
     voxel = tl.program_id(0) * BLOCK_V + tl.arange(0, BLOCK_V)
     row = sample * voxels + voxel
@@ -170,10 +216,16 @@ def _sizes(y: torch.Tensor, w3: torch.Tensor) -> tuple[int, int, int, int]:
 
 
 def mlp(
-    y: torch.Tensor, mean: torch.Tensor, rstd: torch.Tensor,
-    w2: torch.Tensor, b2: torch.Tensor, w3: torch.Tensor, b3: torch.Tensor,
-    residual: torch.Tensor | None, out: torch.Tensor,
-) -> torch.Tensor:  # fmt: skip
+    y: torch.Tensor,
+    mean: torch.Tensor,
+    rstd: torch.Tensor,
+    w2: torch.Tensor,
+    b2: torch.Tensor,
+    w3: torch.Tensor,
+    b3: torch.Tensor,
+    residual: torch.Tensor | None,
+    out: torch.Tensor,
+) -> torch.Tensor:
     """
     Write compression(GELU(expansion(normalised y))) [+ residual] into ``out``.
 
@@ -191,16 +243,32 @@ def mlp(
     voxels, channels, expanded, outputs = sizes = _sizes(y, w3)
     tile = _tile(y, outputs, expanded)
     _mlp_kernel[(triton.cdiv(voxels, tile["BLOCK_V"]), y.shape[0])](
-        y, mean, rstd, w2, b2, w3, b3, out if residual is None else residual, out, *sizes,
-        HAS_RESIDUAL=residual is not None, PRECISION=precision(), **tile,
-    )  # fmt: skip
+        y,
+        mean,
+        rstd,
+        w2,
+        b2,
+        w3,
+        b3,
+        out if residual is None else residual,
+        out,
+        *sizes,
+        HAS_RESIDUAL=residual is not None,
+        PRECISION=precision(),
+        **tile,
+    )
     return out
 
 
 def mlp_sums(
-    y: torch.Tensor, g: torch.Tensor, mean: torch.Tensor, rstd: torch.Tensor,
-    w2: torch.Tensor, b2: torch.Tensor, w3: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
+    y: torch.Tensor,
+    g: torch.Tensor,
+    mean: torch.Tensor,
+    rstd: torch.Tensor,
+    w2: torch.Tensor,
+    b2: torch.Tensor,
+    w3: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """
     Return the sums over voxels u^T z (N, E, C), u^T 1 (N, E) and h^T g (N, E, O), float32, of the module's docstring.
 
@@ -220,10 +288,17 @@ def mlp_sums(
 
 
 def mlp_input_gradient(
-    y: torch.Tensor, g: torch.Tensor, mean: torch.Tensor, rstd: torch.Tensor,
-    w2: torch.Tensor, b2: torch.Tensor, w3: torch.Tensor,
-    average_1: torch.Tensor, average_z: torch.Tensor, gradient: torch.Tensor,
-) -> torch.Tensor:  # fmt: skip
+    y: torch.Tensor,
+    g: torch.Tensor,
+    mean: torch.Tensor,
+    rstd: torch.Tensor,
+    w2: torch.Tensor,
+    b2: torch.Tensor,
+    w3: torch.Tensor,
+    average_1: torch.Tensor,
+    average_z: torch.Tensor,
+    gradient: torch.Tensor,
+) -> torch.Tensor:
     """
     Write the gradient of ``y`` into ``gradient``.
 

@@ -20,10 +20,15 @@ PARTS = 256  # programs per sample and block of channels
 
 @triton.jit
 def _moments_kernel(
-    x, means, deviations,  # x (N, V, C); means and summed squared deviations (N, parts, C) float32
-    voxels, channels, tiles,  # tiles per program
-    BLOCK_V: tl.constexpr, BLOCK_C: tl.constexpr,
-):  # fmt: skip
+    x,
+    means,
+    deviations,  # x (N, V, C); means and summed squared deviations (N, parts, C) float32
+    voxels,
+    channels,
+    tiles,  # tiles per program
+    BLOCK_V: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
     part, sample = tl.program_id(0), tl.program_id(2).to(tl.int64)
     channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     real = channel < channels
@@ -51,10 +56,18 @@ def _moments_kernel(
 
 @triton.jit
 def _merge_kernel(
-    means, deviations, mean, rstd,  # (N, parts, C) each; results (N, C)
-    voxels, channels, parts, voxels_per_part, eps,
-    BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
-):  # fmt: skip
+    means,
+    deviations,
+    mean,
+    rstd,  # (N, parts, C) each; results (N, C)
+    voxels,
+    channels,
+    parts,
+    voxels_per_part,
+    eps,
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
     sample = tl.program_id(1)
     channel = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     part = tl.arange(0, BLOCK_P)
@@ -92,7 +105,16 @@ def instance_statistics(x: torch.Tensor, eps: float) -> tuple[torch.Tensor, torc
     mean, rstd = (torch.empty((samples, channels), dtype=torch.float32, device=x.device) for _ in range(2))
     block_c = block(channels, 16)
     _merge_kernel[(triton.cdiv(channels, block_c), samples)](
-        means, deviations, mean, rstd, voxels, channels, parts, block_v * tiles, eps,
-        BLOCK_P=triton.next_power_of_2(parts), BLOCK_C=block_c,
-    )  # fmt: skip
+        means,
+        deviations,
+        mean,
+        rstd,
+        voxels,
+        channels,
+        parts,
+        block_v * tiles,
+        eps,
+        BLOCK_P=triton.next_power_of_2(parts),
+        BLOCK_C=block_c,
+    )
     return mean, rstd
