@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from helpers.datasets import describe, make_nnunet, save
 from monai.data import MetaTensor
 from monai.transforms import LoadImaged, SaveImage
 from monai.utils import ensure_tuple
-from planning_data import describe, make_nnunet, save
 
 from mednext_monai.data import (
     AtomicNibabelWriter,

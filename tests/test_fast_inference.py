@@ -10,8 +10,8 @@ from unittest.mock import patch
 import pytest
 import torch
 import torch.nn as nn
+from helpers.reference import fill_weights, load_reference, make_input
 from monai.data import MetaTensor
-from reference import fill_weights, load_reference, make_input
 from torch.utils.flop_counter import FlopCounterMode
 
 from mednext_monai.networks import VARIANTS, MedNeXt, MedNeXtBlock, create_mednext, set_backend, using_backend

@@ -9,8 +9,8 @@ import re
 import pytest
 import torch
 import torch.distributed as dist
+from helpers.reference import fill_weights, load_reference, make_input
 from monai.losses import DeepSupervisionLoss, DiceCELoss
-from reference import fill_weights, load_reference, make_input
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.parallel import DistributedDataParallel
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import monai.bundle
 import pytest
-from conftest import TINY
-from planning_data import make_decathlon
+from helpers.bundles import TINY
+from helpers.datasets import make_decathlon
 
 from mednext_monai import bundles
 from mednext_monai.planning import plan

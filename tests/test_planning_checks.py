@@ -9,7 +9,7 @@ import sys
 
 import numpy as np
 import pytest
-from planning_data import AFFINE, SHAPE, describe, make_case, make_decathlon, make_nnunet, save
+from helpers.datasets import AFFINE, SHAPE, describe, make_case, make_decathlon, make_nnunet, save
 
 from mednext_monai.data import DatasetError, read_dataset
 from mednext_monai.planning import plan, scan

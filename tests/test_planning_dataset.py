@@ -8,7 +8,7 @@ import shutil
 
 import numpy as np
 import pytest
-from planning_data import describe, make_case, make_decathlon, make_nnunet, save
+from helpers.datasets import describe, make_case, make_decathlon, make_nnunet, save
 
 from mednext_monai.data.dataset import DatasetError, read_dataset, strip_ending
 from mednext_monai.data.reading import read_image

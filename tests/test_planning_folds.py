@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from reference import load_reference
+from helpers.reference import load_reference
 
 from mednext_monai.data.folds import make_folds, read_groups, read_splits, select_fold
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from planning_data import AFFINE, make_case, make_decathlon, save
+from helpers.datasets import AFFINE, make_case, make_decathlon, save
 
 from mednext_monai.data import make_folds
 from mednext_monai.data.dataset import Dataset

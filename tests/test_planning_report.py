@@ -8,8 +8,8 @@ import re
 
 import nibabel as nib
 import numpy as np
+from helpers.datasets import AFFINE, describe, make_decathlon
 from PIL import Image
-from planning_data import AFFINE, describe, make_decathlon
 
 from mednext_monai.planning import plan, text_report
 from mednext_monai.planning.pictures import histogram, overlay

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from reference import load_reference
+from helpers.reference import load_reference
 from scipy import ndimage
 
 from mednext_monai.preprocessing import resampling

@@ -10,7 +10,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from reference import load_reference
+from helpers.reference import load_reference
 
 from mednext_monai.networks import VARIANTS, MedNeXt, create_mednext
 from mednext_monai.weights import describe, read_state_dict, write_state_dict

@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from planning_data import make_nnunet
+from helpers.datasets import make_nnunet
 
 from mednext_monai.networks import create_mednext
 from mednext_monai.planning import plan

@@ -6,7 +6,7 @@ import re
 
 import pytest
 import torch
-from reference import fill_weights, load_reference, make_input
+from helpers.reference import fill_weights, load_reference, make_input
 
 from mednext_monai.networks import MedNeXt, MedNeXtBlock, create_mednext
 from mednext_monai.weights import upkern

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from reference import fill_weights, load_reference, make_input
+from helpers.reference import fill_weights, load_reference, make_input
 
 from mednext_monai import networks, upstream
 

@@ -1,4 +1,4 @@
-"""Small synthetic data sets on disk for the tests of planning."""
+"""Small synthetic data sets on disk."""
 
 from __future__ import annotations
 
@@ -71,3 +71,35 @@ def describe(directory: Path, **entries) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     known = json.loads(path.read_text()) if path.exists() else {}
     path.write_text(json.dumps({**known, **entries}))
+
+
+BOX_AFFINE = np.array([[-1.1, 0.1, 0, 30], [0.1, 0.9, 0.05, -20], [0, 0, 1.3, 12], [0, 0, 0, 1]])
+BOX_SHAPE = (34, 38, 30)
+
+
+def write_box_case(folder: Path, name: str, seed: int, labelled: bool = True) -> None:
+    """Write an image with a bright box (class 1) and, inside it, a brighter one (class 2)."""
+    label = np.zeros(BOX_SHAPE, np.uint8)
+    start = np.random.RandomState(seed).randint(4, 12, 3)
+    label[tuple(slice(s, s + 14) for s in start)] = 1
+    label[tuple(slice(s + 4, s + 10) for s in start)] = 2
+    image = 10 + 5 * label + np.random.RandomState(seed + 100).randn(*BOX_SHAPE)
+    for part, values in (("images", image.astype(np.float32)), ("labels", label))[: 2 if labelled else 1]:
+        save(folder / (part + ("Tr" if labelled else "Ts")) / f"{name}.nii.gz", values, BOX_AFFINE)
+
+
+def make_boxes(directory: Path) -> Path:
+    """Write six training cases and one test case of 34 x 38 x 30 voxels in Decathlon layout, three classes."""
+    names = [f"box_{i}" for i in range(6)]
+    for i, name in enumerate(names):
+        write_box_case(directory, name, i)
+    write_box_case(directory, "box_9", 9, labelled=False)
+    describe(
+        directory,
+        name="Boxes",
+        modality={"0": "MRI"},
+        labels={"0": "background", "1": "outer", "2": "inner"},
+        training=[{"image": f"./imagesTr/{n}.nii.gz", "label": f"./labelsTr/{n}.nii.gz"} for n in names],
+        test=["./imagesTs/box_9.nii.gz"],
+    )
+    return directory

@@ -1,6 +1,6 @@
-"""The deterministic weights and inputs under which the figures in ``tests/data`` were recorded.
+"""The deterministic weights and inputs under which the figures in ``figures/`` were recorded.
 
-``data/variants.json``, ``options.json`` and ``upkern_s_k3_to_k5.json`` hold what the authors' code (MIC-DKFZ/MedNeXt,
+``variants.json``, ``options.json`` and ``upkern_s_k3_to_k5.json`` hold what the authors' code (MIC-DKFZ/MedNeXt,
 commit 0b78ed8) computes in float32 on a CPU, in training mode, from these weights and this input.
 """
 
@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).with_name("figures")
 
 
 def load_reference(name: str) -> dict:
-    """Return the recorded figures of one file in ``tests/data``."""
+    """Return the recorded figures of one file in ``figures/``."""
     return json.loads((DATA / f"{name}.json").read_text())
 
 

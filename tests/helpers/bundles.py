@@ -1,0 +1,74 @@
+"""Running a bundle as a user does: ``python -m monai.bundle run`` in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+__all__ = ["TINY", "BundleRunner"]
+
+TINY = [
+    "--patch_size",
+    "[32,32,32]",
+    "--network_def::base_channels",
+    "4",
+    "--num_workers",
+    "0",
+    "--seed",
+    "0",
+    "--pseudo_dice_batches",
+    "2",
+]
+SILENT = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+
+
+class BundleRunner:
+    """
+    Run a bundle on a data set with a tiny network.
+
+    Args:
+        bundle: the bundle's folder.
+        dataset: the data set's folder.
+        cwd: the working directory of the runs.
+    """
+
+    def __init__(self, bundle: Path, dataset: Path, cwd: Path) -> None:
+        self.bundle, self.dataset, self.cwd = bundle, dataset, cwd
+
+    def __call__(
+        self,
+        run_id: str,
+        *configs: str,
+        options: tuple[str, ...] = (),
+        launcher: tuple[str, ...] = (),
+        check: bool = True,
+        overlay: Path | None = None,
+        kill_when: Path | None = None,
+    ) -> subprocess.CompletedProcess | None:
+        """Run ``run_id`` of the configs; with ``kill_when`` kill the process as soon as that file is there."""
+        paths = [self.bundle / "configs" / f"{name}.json" for name in configs] + [overlay] * (overlay is not None)
+        files = "[" + ",".join(f"'{path}'" for path in paths) + "]"
+        command = [sys.executable, *(launcher or ("-m",)), "monai.bundle", "run", run_id, "--config_file", files]
+        command += ["--bundle_root", str(self.bundle), "--dataset_dir", str(self.dataset), "--out_channels", "3"]
+        command += [*TINY, *options]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        if kill_when is not None:
+            return _kill_as_soon_as(kill_when, subprocess.Popen(command, cwd=self.cwd, env=environment, **SILENT))
+        result = subprocess.run(command, cwd=self.cwd, env=environment, capture_output=True, text=True, timeout=300)
+        if check:
+            assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
+        return result
+
+
+def _kill_as_soon_as(file: Path, process: subprocess.Popen) -> None:
+    """SIGKILL the process when the file is there, which must come before its end."""
+    try:
+        while not file.is_file() and process.poll() is None:
+            time.sleep(0.005)
+        assert process.poll() is None, f"the process ended by itself, {file.name} there: {file.is_file()}"
+    finally:
+        process.kill()
+        process.wait()
