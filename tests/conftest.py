@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import nibabel
+import numpy as np
 import pytest
 from helpers.bundles import BundleRunner
-from helpers.datasets import make_boxes
+from helpers.datasets import example, make_boxes, rotated_affine
+from helpers.patches import numbered_case
 
 from mednext_monai import bundles
 
@@ -21,3 +24,31 @@ def dataset(tmp_path: Path) -> Path:
 def run_bundle(tmp_path: Path, dataset: Path) -> BundleRunner:
     """Run ``python -m monai.bundle run`` on a copy of mednext_s_k3, far from the checkout, with a tiny network."""
     return BundleRunner(bundles.copy("mednext_s_k3", tmp_path), dataset, tmp_path)
+
+
+@pytest.fixture
+def stored(tmp_path) -> dict:
+    case = numbered_case((40, 36, 30))
+    np.save(tmp_path / "image.npy", case["image"])
+    np.save(tmp_path / "label.npy", case["label"][None])
+    np.savez(tmp_path / "foreground.npz", **{str(k): v for k, v in case["foreground"].items()})
+    return {
+        "image": str(tmp_path / "image.npy"),
+        "label": tmp_path / "label.npy",
+        "foreground": tmp_path / "foreground.npz",
+    }
+
+
+@pytest.fixture
+def example_files(tmp_path: Path) -> dict[str, str]:
+    """The example as NIfTI files with a rotated affine, units and a description in the header."""
+    image, label = example()
+    paths = {}
+    for name, array in (("image", np.moveaxis(image, 0, -1)), ("label", label)):
+        file = nibabel.Nifti1Image(array, rotated_affine())
+        file.header.set_xyzt_units("mm", "sec")
+        file.header["descrip"] = b"made for a test"
+        file.set_qform(rotated_affine(), 1)
+        paths[name] = str(tmp_path / f"{name}_1.nii.gz")
+        nibabel.save(file, paths[name])
+    return paths

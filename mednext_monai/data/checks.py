@@ -1,28 +1,77 @@
-"""Checks of images and labels before the first training step, so that a broken file does not end a run at epoch 400."""
+"""Checking cases before anything is computed from them: the only place that decides whether a file can be used.
+
+Planning, training, evaluation and inference all ask :py:func:`check_case`, on what the one reader returns, so that what
+one of them accepts the others accept. A *problem* ends a run before it begins, a *warning* does not. Each is one line
+that names the file, what was found and what is allowed.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
-from monai.utils import ensure_tuple
 from tqdm import tqdm
 
-from ..preprocessing.case_store import stored_content
-from ..preprocessing.files import check_grid, is_nifti
-from .reading import read_image
+from .dataset import Dataset
+from .io import LABEL_TOLERANCE, check_grid, image_paths, read_stored, to_labels
+from .store import stored_content
 
-__all__ = ["check_cases", "check_folders"]
+__all__ = ["CaseCheck", "Expected", "Volume", "check_across_cases", "check_case", "check_cases", "check_folders"]
 
 logger = logging.getLogger(__name__)
-MAX_SHOWN = 20
+MAX_SHOWN = 20  # problems in one message
+MAX_VALUES = 8  # label values in one line
+
+
+@dataclass(frozen=True)
+class Expected:
+    """
+    What a case must hold.
+
+    Args:
+        channels: image channels.
+        classes: classes, background included; ``None`` if labels are not looked at. Defaults to ``None``.
+        channels_from: what says so, for the messages. Defaults to the option.
+        classes_from: what says so, for the messages. Defaults to the option.
+    """
+
+    channels: int
+    classes: int | None = None
+    channels_from: str = "in_channels"
+    classes_from: str = "out_channels"
+
+    @classmethod
+    def of_dataset(cls, dataset: Dataset) -> Expected:
+        """Return what ``dataset.json`` says."""
+        names = f"dataset.json: {', '.join(dataset.channel_names)}"
+        return cls(len(dataset.channel_names), len(dataset.labels), names, "dataset.json")
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A case in memory: image ``(C, X, Y, Z)`` float32, label ``(X, Y, Z)`` integers, affine ``(4, 4)`` in mm, RAS."""
+
+    image: np.ndarray
+    label: np.ndarray | None
+    affine: np.ndarray
+
+
+@dataclass
+class CaseCheck:
+    """What the check of one case found: problems and warnings, one line each."""
+
+    id: str
+    problems: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
 
 def check_cases(
@@ -30,50 +79,134 @@ def check_cases(
     in_channels: int,
     out_channels: int | None = None,
     num_workers: int = 2,
-    plan: Mapping | None = None,
+    settings: Mapping | None = None,
     cache_dir: str | None = None,
 ) -> None:
     """
-    Read every file of a list of cases once and report all problems together.
-
-    Checked are: the files exist and are whole; an image has three spatial axes, ``in_channels`` channels (a fourth
-    axis of the file), finite values and not only zeros; a label has one channel, the image's grid (shape, and corners
-    within a tenth of a voxel) and whole values from 0 to ``out_channels - 1``. A case without foreground is no error
-    but logged as a warning. Formats are those of ``reading``.
+    Check a list of cases, reading every file once, and report all problems together.
 
     Args:
         cases: dictionaries with ``id``, ``image`` (a file, or one per channel) and, for training, ``label``.
         in_channels: the channels that the network takes.
-        out_channels: the classes of the network, background included; ``None`` when there are no labels.
+        out_channels: the classes of the network, background included; ``None`` if there are no labels.
         num_workers: threads that read. Defaults to 2.
-        plan: of a store of preprocessed cases, see :py:func:`mednext_monai.preprocessing.case.check_plan`. Defaults to
-            ``None``.
+        settings: the preprocessing settings of a store, see
+            :py:func:`~mednext_monai.preprocessing.case.check_settings`. Defaults to ``None``.
         cache_dir: the store's folder. Cases that are in it and whose files have not changed since were read when they
             were preprocessed; only their channels and labels are checked, as the store has them. Defaults to ``None``:
             there is no store.
 
     Raises:
-        ValueError: when the list is empty, or naming each file with what was found in it and what is allowed.
+        ValueError: if the list is empty, or naming each file with what was found in it and what is allowed.
     """
     if not cases:
         raise ValueError("the list of cases is empty: there is nothing to train on, evaluate or segment.")
-    problems, warnings = [], []
+    expected = Expected(in_channels, out_channels)
+
+    def check(case: dict) -> CaseCheck:
+        stored = None if cache_dir is None or settings is None else stored_content(case, settings, cache_dir)
+        return check_case(case, expected)[0] if stored is None else _check_stored(case, *stored, expected)
+
     with ThreadPoolExecutor(max(1, num_workers)) as pool:
-        results = pool.map(lambda case: _check_case(case, in_channels, out_channels, plan, cache_dir), cases)
-        for errors, notes in tqdm(results, total=len(cases), desc="checking data", disable=not sys.stderr.isatty()):
-            problems += errors
-            warnings += notes
-    for note in warnings:
+        hidden = not sys.stderr.isatty()
+        checks = list(tqdm(pool.map(check, cases), total=len(cases), desc="checking data", disable=hidden))
+    for note in (note for found in checks for note in found.warnings):
         logger.warning(note)
+    problems = [problem for found in checks for problem in found.problems]
     if problems:
         shown = "\n  ".join(problems[:MAX_SHOWN])
         more = f"\n  ... and {len(problems) - MAX_SHOWN} more" if len(problems) > MAX_SHOWN else ""
         raise ValueError(f"{len(problems)} problem(s) in {len(cases)} cases:\n  {shown}{more}")
 
 
+def check_case(case: Mapping, expected: Expected) -> tuple[CaseCheck, Volume | None]:
+    """
+    Read a case and check it.
+
+    The files exist and are whole; an image has three spatial axes, the expected channels (a fourth axis of the file, or
+    one file each), finite values and not only zeros; a label has one channel and integers from 0 to the number of
+    classes; all files have one grid and an affine that can be inverted. A constant channel and a case without
+    foreground are warnings.
+
+    Args:
+        case: a dictionary with ``id``, ``image`` and, unless ``expected.classes`` is ``None``, ``label``.
+        expected: what the case must hold.
+
+    Returns:
+        what was found, and the volume, or ``None`` if there are problems.
+    """
+    check = CaseCheck(case["id"])
+    images = image_paths(case["image"])
+    paths = images + ([case["label"]] if expected.classes is not None and case.get("label") else [])
+    read = {}
+    for path in paths:
+        try:
+            read[path] = read_stored(path)
+            check.problems += _affine_problems(path, read[path][1])
+        except (ValueError, FileNotFoundError) as error:
+            check.problems.append(str(error))
+    readable = [path for path in images if path in read]
+    check.problems += _channel_problems(case["id"], images, {path: len(read[path][0]) for path in readable}, expected)
+    check.problems += _grid_problems(read)
+    for path in readable:
+        problems, warnings = _value_problems(path, read[path][0])
+        check.problems += problems
+        check.warnings += warnings
+    label = None
+    if len(paths) > len(images) and paths[-1] in read:
+        label, problems, warnings = _checked_label(paths[-1], read[paths[-1]][0], expected)
+        check.problems += problems
+        check.warnings += warnings
+    if check.problems:
+        return check, None
+    arrays = [np.ascontiguousarray(read[path][0], dtype=np.float32) for path in images]
+    image = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+    return check, Volume(image, label, read[images[0]][1])
+
+
+def check_across_cases(
+    dataset: Dataset, contents: Mapping[str, str], class_voxels: np.ndarray
+) -> tuple[list[str], list[str]]:
+    """
+    Check what only all cases together show: files or images that come twice, classes that never occur.
+
+    Args:
+        dataset: the data set.
+        contents: :py:func:`image_hash` of every readable case, by its id.
+        class_voxels: voxels of each class over all readable cases, ``(classes,)``.
+
+    Returns:
+        problems and warnings, one line each.
+    """
+    labels = Counter(case["label"] for case in dataset.cases)
+    problems = [f"{Path(path).name}: label file of {n} cases" for path, n in labels.items() if n > 1]
+    same: dict[str, list[str]] = {}
+    for case_id, content in contents.items():
+        same.setdefault(content, []).append(case_id)
+    problems += [
+        f"{', '.join(ids)}: the same image, voxel by voxel; keep one, or validation sees training data"
+        for ids in same.values()
+        if len(ids) > 1
+    ]
+    warnings = []
+    if same and not class_voxels[1:].any():
+        problems.append("no case has any foreground: there is nothing to learn")
+    elif same:
+        names = [f"{value} {dataset.labels[value]!r}" for value in np.flatnonzero(class_voxels == 0)]
+        warnings += [f"label {name} occurs in no case" for name in names]
+    return problems, warnings
+
+
+def image_hash(image: np.ndarray) -> str:
+    """Return a hash of an image's voxels, ``(C, X, Y, Z)``: not of its file, since gzip writes the time into it."""
+    digest = hashlib.blake2b(str(image.shape).encode(), digest_size=16)
+    digest.update(image)
+    return digest.hexdigest()
+
+
 def check_folders(**folders: str) -> None:
     """
-    Make folders and see that files can be written to them.
+    Create folders and check that files can be written to them.
 
     Args:
         folders: the folders, each by the name of the option that sets it.
@@ -92,85 +225,85 @@ def check_folders(**folders: str) -> None:
             raise ValueError(f"{name}: cannot write to the folder {folder}: {error.strerror or error}.") from error
 
 
-def _check_case(
-    case: dict, in_channels: int, out_channels: int | None, plan: Mapping | None, cache_dir: str | None
-) -> tuple[list[str], list[str]]:
-    """Return (problems, warnings) of one case."""
-    stored = None if cache_dir is None else stored_content(case, plan, cache_dir)
-    if stored is not None:
-        return _check_stored(case, *stored, in_channels, out_channels)
-    try:
-        paths = ensure_tuple(case["image"])  # one file, or one per channel
-        first, problems = None, []
-        if len(paths) > 1 and len(paths) != in_channels:
-            problems.append(f"{case['id']}: has {len(paths)} channel files; in_channels is {in_channels}.")
-        for path in paths:
-            values, affine = _read(path)
-            first = first or (paths[0], values.shape[:3], affine)
-            problems += _image_problems(path, values, in_channels if len(paths) == 1 else 1)
-            problems += _grid_problems(path, values, affine, first)
-        if out_channels is None or "label" not in case:
-            return problems, []
-        classes, affine = _read(case["label"])
-        problems += _grid_problems(case["label"], classes, affine, first)
-        label_problems, warnings = _label_problems(case["label"], classes, out_channels)
-        return problems + label_problems, warnings
-    except ValueError as error:
-        return [str(error)], []
+def _check_stored(case: Mapping, channels: int, labels: list[int], expected: Expected) -> CaseCheck:
+    check = CaseCheck(case["id"])
+    if channels != expected.channels:
+        check.problems.append(_wrong_channels(case["id"], channels, expected))
+    if expected.classes is not None:
+        found = np.asarray(labels)
+        problems, warnings = _class_problems(case["label"], found, np.zeros_like(found), expected)
+        check.problems += problems
+        check.warnings += warnings
+    return check
 
 
-def _check_stored(
-    case: dict, channels: int, labels: list[int], in_channels: int, out_channels: int
-) -> tuple[list[str], list[str]]:
-    problems = []
-    if channels != in_channels:
-        problems.append(f"{case['id']}: has {channels} channel(s); in_channels is {in_channels}.")
-    label_problems, warnings = _label_problems(case["label"], np.reshape(labels, (-1, 1, 1)), out_channels)
-    return problems + label_problems, warnings
-
-
-def _read(path: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return a file's values, ``(X, Y, Z)`` or with the channels last, NIfTI's in their own type, and its affine."""
-    if not Path(path).is_file():
-        raise ValueError(f"{path}: the file does not exist.")
-    try:
-        if is_nifti(path):
-            image = nib.load(path)
-            return np.asanyarray(image.dataobj), image.affine
-        values, affine = read_image(path)
-    except Exception as error:  # nibabel, gzip and zlib each have their own for a broken file
-        raise ValueError(f"{path}: cannot be read as an image: {type(error).__name__}: {error}") from error
-    return (values[0] if len(values) == 1 else np.moveaxis(values, 0, -1)), affine
-
-
-def _image_problems(path: str, values: np.ndarray, in_channels: int) -> list[str]:
-    channels = values.shape[3] if values.ndim == 4 else 1
-    if values.ndim not in (3, 4):
-        return [f"{path}: has {values.ndim} axes of shape {values.shape}; expected 3, or 4 with the channels last."]
-    if channels != in_channels:
-        return [f"{path}: has {channels} channel(s) (shape {values.shape}); in_channels is {in_channels}."]
-    if values.dtype.kind == "f" and not np.isfinite(values).all():
-        return [f"{path}: holds {int((~np.isfinite(values)).sum())} voxels that are NaN or infinite."]
-    return [] if values.any() else [f"{path}: every voxel is zero."]
-
-
-def _grid_problems(path: str, values: np.ndarray, affine: np.ndarray, first: tuple) -> list[str]:
-    """What keeps a file from lying on the grid of the case's first one, ``(path, shape, affine)``."""
-    try:
-        check_grid(path, values.shape[:3], affine, *first)
-    except ValueError as error:
-        return [str(error)]
+def _affine_problems(path: str, affine: np.ndarray) -> list[str]:
+    if affine.shape != (4, 4) or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+        return [f"{path}: its affine is not an invertible map from voxels to millimeters: {affine.tolist()}"]
     return []
 
 
-def _label_problems(path: str, values: np.ndarray, out_channels: int) -> tuple[list[str], list[str]]:
-    if values.ndim != 3 and values.shape[3:] != (1,):
-        return [f"{path}: has shape {values.shape}; a label has three axes and one value per voxel."], []
-    found = np.unique(values)
-    wrong = [value for value in found.tolist() if not (float(value).is_integer() and 0 <= value < out_channels)]
-    if wrong:
+def _channel_problems(case_id: str, images: list, found: Mapping[str, int], expected: Expected) -> list[str]:
+    """What is wrong with the number of channel files, or of the channels in one file."""
+    if len(images) == 1:
+        return [_wrong_channels(path, n, expected) for path, n in found.items() if n != expected.channels]
+    problems = [f"{path}: has {n} channels, expected one per file." for path, n in found.items() if n != 1]
+    if len(images) != expected.channels:
+        problems.append(
+            f"{case_id}: has {len(images)} channel files, expected {expected.channels} ({expected.channels_from})."
+        )
+    return problems
+
+
+def _wrong_channels(name: str, found: int, expected: Expected) -> str:
+    return f"{name}: has {found} channel(s), expected {expected.channels} ({expected.channels_from})."
+
+
+def _grid_problems(read: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> list[str]:
+    """What keeps files from lying on the grid of the case's first one."""
+    problems = []
+    first, *others = read.items() or [None]
+    for path, (array, affine) in others:
+        try:
+            check_grid(path, array.shape[1:], affine, first[0], first[1][0].shape[1:], first[1][1])
+        except ValueError as error:
+            problems.append(str(error))
+    return problems
+
+
+def _value_problems(path: str, image: np.ndarray) -> tuple[list[str], list[str]]:
+    if image.dtype.kind == "f":
+        bad = int(np.count_nonzero(~np.isfinite(image)))
+        if bad:
+            return [f"{path}: holds {bad} of {image.size} voxels that are NaN or infinite; all must be finite."], []
+    if not image.any():
+        return [f"{path}: every voxel is zero."], []
+    flat = [c for c, channel in enumerate(image) if channel.min() == channel.max()]
+    return [], [f"{path}: channel {c} has one value everywhere, {image[c].flat[0]:g}." for c in flat]
+
+
+def _checked_label(path: str, array: np.ndarray, expected: Expected) -> tuple[np.ndarray | None, list[str], list[str]]:
+    """Return the label ``(X, Y, Z)`` as signed integers, or ``None``; problems; warnings."""
+    if len(array) != 1:
+        return None, [f"{path}: has {len(array)} channels, a label must have one."], []
+    values, counts = np.unique(array, return_counts=True)
+    problems, warnings = _class_problems(path, values, counts, expected)
+    return None if problems else to_labels(array[0], path), problems, warnings
+
+
+def _class_problems(
+    path: str, values: np.ndarray, counts: np.ndarray, expected: Expected
+) -> tuple[list[str], list[str]]:
+    """Which of the label values of a file are not among the classes; ``counts`` are 0 if they are not known."""
+    values = values.astype(np.float64)
+    rounded = np.rint(values)
+    right = (np.abs(values - rounded) <= LABEL_TOLERANCE) & (rounded >= 0) & (rounded < expected.classes)  # no NaN
+    if not right.all():
+        shown = [f"{v:g}" + (f" ({n} voxels)" if n else "") for v, n in zip(values[~right], counts[~right])][
+            :MAX_VALUES
+        ]
         return [
-            f"{path}: holds the label value(s) {', '.join(f'{v:g}' for v in wrong[:8])}; "
-            f"allowed are the whole numbers 0 to {out_channels - 1} (out_channels is {out_channels})."
+            f"{path}: holds the label value(s) {', '.join(shown)}; allowed are the integers 0 to "
+            f"{expected.classes - 1} ({expected.classes} classes, {expected.classes_from})."
         ], []
-    return [], [] if found.any() else [f"{path}: has no foreground; its patches are drawn at random places."]
+    return [], [] if rounded.any() else [f"{path}: has no foreground; its patches are drawn at random places."]

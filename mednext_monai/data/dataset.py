@@ -1,20 +1,26 @@
-"""Reading a data set's layout: Medical Segmentation Decathlon, nnU-Net v1 raw and nnU-Net v2 raw.
+"""A data set's layout, and the lists of cases that training and inference take from it.
 
-Whatever the layout, a case becomes ``{"id": str, "image": [str, ...], "label": str}``: one file per channel, or one
-file with all channels (Decathlon, 4-D). Nothing is opened here but ``dataset.json``; see ``checks`` for the images.
+Layouts are Medical Segmentation Decathlon, nnU-Net v1 raw and nnU-Net v2 raw. Whatever the layout, a case becomes
+``{"id": str, "image": [str, ...], "label": str}``: one file per channel, or one file with all channels (Decathlon, 4D).
+Nothing is opened here but ``dataset.json``; see ``checks`` for the images.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["ENDINGS", "Dataset", "DatasetError", "file_ending", "modality_files", "read_dataset", "strip_ending"]
+from .folds import make_folds, read_splits, select_fold
+from .io import ENDINGS, file_ending, read_grid, strip_ending
 
-ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".gipl.gz", ".gipl")
+__all__ = ["Dataset", "DatasetError", "inference_cases", "read_dataset", "training_cases"]
+
+CHANNEL_FILE = re.compile(r"(.+)_(\d{4})")  # nnU-Net's name of a file with one channel, without its ending
 
 
 class DatasetError(ValueError):
@@ -98,13 +104,75 @@ def read_dataset(directory: str | Path) -> Dataset:
     return Dataset(directory, layout, name, channel_names, labels, sorted(cases, key=lambda case: case["id"]))
 
 
-def strip_ending(filename: str | Path, ending: str | None = None) -> str:
-    """Return a file's name without its directory and image ending, ``.nii.gz`` for example: the original's case id."""
-    name = Path(filename).name
-    for known in ENDINGS if ending is None else (ending,):
-        if name.lower().endswith(known.lower()):
-            return name[: -len(known)]
-    return name
+def training_cases(
+    dataset_dir: str, fold: int | str = 0, section: str = "training", splits: Sequence[Mapping] | None = None
+) -> list[dict]:
+    """
+    Return the cases of one side of one fold.
+
+    (MONAI's ``load_decathlon_datalist`` reads one layout of three and neither sorts nor splits.)
+
+    Args:
+        dataset_dir: a data set in Decathlon, nnU-Net v1 raw or nnU-Net v2 raw layout; see :py:func:`read_dataset`.
+        fold: a number from 0, or ``"all"`` to train and validate on every case.
+        section: ``"training"`` or ``"validation"``.
+        splits: the folds, each ``{"train": ids, "val": ids}``. Defaults to ``None``: the data set's own
+            ``splits_final.json``, or the five of nnU-Net v1.
+
+    Returns:
+        ``[{"id": name, "image": path, or one per channel, "label": path}, ...]``, sorted by name.
+
+    Raises:
+        DatasetError: a ``ValueError``, when there is no ``dataset.json``, or it lists no case, or one twice.
+        ValueError: when there is no such fold, or it names a case that is not there.
+    """
+    if section not in ("training", "validation"):
+        raise ValueError(f"section must be 'training' or 'validation', got {section!r}.")
+    cases = read_dataset(dataset_dir).cases
+    ids = [case["id"] for case in cases]
+    own = Path(dataset_dir, "splits_final.json")
+    if fold != "all" and splits is None:
+        splits = read_splits(own, ids) if own.is_file() else make_folds(ids)
+    chosen = set(select_fold(splits or [], fold, ids)["train" if section == "training" else "val"])
+    unknown = sorted(chosen - set(ids))
+    if unknown:
+        raise ValueError(f"fold {fold} names {unknown[:5]}, which {dataset_dir} does not have.")
+    return [{**case, "image": _one_or_all(case["image"])} for case in cases if case["id"] in chosen]
+
+
+def inference_cases(dataset_dir: str, input_path: str | None = None, in_channels: int = 1) -> list[dict]:
+    """
+    Return the images to segment.
+
+    A file ends in one of ``ENDINGS``. Where images have several channels, a case is one file with all of them or, as
+    in nnU-Net, one file for each, named ``case_0000.nii.gz``, ``case_0001.nii.gz``, ... Names of one channel are taken
+    for nnU-Net's when the data set is one, or all of a folder's end in ``_0000``.
+
+    Args:
+        dataset_dir: a data set with ``imagesTs``, or with a ``dataset.json`` whose ``test`` lists images.
+        input_path: an image, one of a case's channel files, or a folder of either; when given, ``dataset_dir`` is not
+            looked at.
+        in_channels: the channels that the network takes. Defaults to 1.
+
+    Returns:
+        ``[{"id": name, "image": path, or one per channel}, ...]``, sorted by name.
+
+    Raises:
+        FileNotFoundError: when the given file or folder does not exist.
+        ValueError: when there is no image, two have one name, or naming the channels that a case lacks.
+    """
+    if input_path is not None:
+        source = Path(input_path)
+        cases = _cases_of(_images_under(source, in_channels), source, in_channels)
+    else:
+        source, cases = _test_cases(Path(dataset_dir), in_channels)
+    if not cases:
+        raise ValueError(
+            f"{source} holds no image to segment: expected files ending in {', '.join(ENDINGS)} there or in the "
+            "folder imagesTs, or a 'test' list in dataset.json; --input names a file or a folder."
+        )
+    _refuse_duplicates(source, [case["id"] for case in cases])  # their predictions would overwrite each other
+    return sorted(cases, key=lambda case: case["id"])
 
 
 def _no_cases(description: dict) -> str:
@@ -114,16 +182,11 @@ def _no_cases(description: dict) -> str:
     return "no training case: 'training' in dataset.json is empty"
 
 
-def modality_files(path: Path, channels: int) -> list[str]:
+def _channel_files(path: Path, channels: int) -> list[str]:
     """Return the files that nnU-Net names ``case_0000.nii.gz``, ``case_0001.nii.gz``, ... for ``case.nii.gz``."""
     case = strip_ending(path.name)
     ending = path.name[len(case) :]
     return [os.path.abspath(path.parent / f"{case}_{channel:04d}{ending}") for channel in range(channels)]
-
-
-def file_ending(filename: str | Path) -> str:
-    """Return the image ending of a file's name, such as ``.nii.gz``; empty when it has none that is known."""
-    return Path(filename).name[len(strip_ending(filename)) :]
 
 
 def _read_json(directory: Path) -> dict:
@@ -198,7 +261,7 @@ def _listed_cases(directory: Path, description: dict, channels: int) -> tuple[st
         raise DatasetError(
             directory, [f"dataset.json: 'training' entry {e!r} must be {{'image': path, 'label': path}}" for e in wrong]
         )
-    split = {str(entry["image"]): modality_files(directory / entry["image"], channels) for entry in entries}
+    split = {str(entry["image"]): _channel_files(directory / entry["image"], channels) for entry in entries}
     # nnU-Net v1 names a file that is not there; the files beside it carry the channel's number
     v1 = any(not (directory / image).exists() and any(Path(f).exists() for f in split[image]) for image in split)
     if v1:
@@ -231,7 +294,7 @@ def _nnunet_v2_cases(directory: Path, description: dict, channels: int) -> list[
     return [
         {
             "id": case,
-            "image": modality_files(images / f"{case}{ending}", channels),
+            "image": _channel_files(images / f"{case}{ending}", channels),
             "label": str(labels / f"{case}{ending}"),
         }
         for case in sorted(ids)
@@ -240,7 +303,7 @@ def _nnunet_v2_cases(directory: Path, description: dict, channels: int) -> list[
 
 def _refuse_undeclared_channels(directory: Path, cases: list[Path], channels: int) -> None:
     """Refuse files of a channel after the last that ``dataset.json`` names: they would be left out without a word."""
-    following = [Path(modality_files(case, channels + 1)[channels]) for case in cases]
+    following = [Path(_channel_files(case, channels + 1)[channels]) for case in cases]
     named = ", ".join(f"{channel:04d}" for channel in range(channels))
     problems = [
         f"{os.path.relpath(path, directory)}: dataset.json has the channels {named} only; add it or remove its files"
@@ -249,3 +312,96 @@ def _refuse_undeclared_channels(directory: Path, cases: list[Path], channels: in
     ]
     if problems:
         raise DatasetError(directory, problems)
+
+
+def _test_cases(directory: Path, in_channels: int) -> tuple[Path, list[dict]]:
+    """Return the test cases of a data set and where they are from: the list in dataset.json or the folder imagesTs."""
+    file = directory / "dataset.json"
+    content = _read_json(directory) if file.is_file() else {}
+    version_2 = "channel_names" in content
+    listed = [] if version_2 else content.get("test") or []
+    if listed:
+        paths = [directory / (entry["image"] if isinstance(entry, Mapping) else entry) for entry in listed]
+        return file, [_listed_case(path, in_channels) for path in paths]
+    folder = directory / "imagesTs"
+    if content and not folder.is_dir():
+        return file, []
+    ending = content.get("file_ending", "") if version_2 else ""
+    files = [path for path in _images_under(folder, in_channels) if path.name.endswith(ending)]
+    return folder, _cases_of(files, folder, in_channels, per_channel=version_2)
+
+
+def _listed_case(path: Path, in_channels: int) -> dict:
+    """A case of the list in dataset.json: one file or, as nnU-Net v1 has them, those beside it with its channels."""
+    files = _channel_files(path, in_channels)
+    if not path.exists() and any(Path(file).exists() for file in files):
+        return {"id": strip_ending(path), "image": _one_or_all(files)}
+    return {"id": strip_ending(path), "image": str(path)}
+
+
+def _cases_of(files: Sequence[Path], source: Path, in_channels: int, per_channel: bool = False) -> list[dict]:
+    """Group files into cases; ``per_channel`` when it is known that each holds one channel, else by their names."""
+    numbered = [(CHANNEL_FILE.fullmatch(strip_ending(file)), file) for file in files]
+    marked = [file for match, file in numbered if match and int(match[2]) < in_channels]
+    if in_channels == 1:
+        per_channel = per_channel or len(marked) == len(files)
+    elif not per_channel:
+        per_channel = bool(marked) and not _has_channels(marked[0], in_channels)
+    if not per_channel:
+        return [{"id": strip_ending(file), "image": str(file)} for file in files]
+    groups: dict[str, dict[int, str]] = {}
+    problems = []
+    for match, file in numbered:
+        if match is None:
+            problems.append(f"{file.name}: its name does not end in the number of a channel, such as _0000")
+        elif int(match[2]) >= in_channels:
+            problems.append(f"{file.name}: is channel {int(match[2])}, counted from 0; in_channels is {in_channels}")
+        elif int(match[2]) in groups.setdefault(match[1], {}):
+            problems.append(f"{file.name}: case {match[1]} has two files of this channel")
+        else:
+            groups[match[1]][int(match[2])] = str(file)
+    for name, channels in groups.items():
+        lacking = [f"{name}_{channel:04d}" for channel in range(in_channels) if channel not in channels]
+        if lacking:
+            problems.append(f"{name}: has no file {' and no file '.join(lacking)}; in_channels is {in_channels}")
+    if problems:
+        listed = "".join(f"\n  {problem}" for problem in problems)
+        raise ValueError(f"{source}: {len(problems)} problem(s) with channel files:{listed}")
+    return [
+        {"id": name, "image": _one_or_all([channels[channel] for channel in range(in_channels)])}
+        for name, channels in groups.items()
+    ]
+
+
+def _has_channels(file: Path, in_channels: int) -> bool:
+    """Whether one file has all channels: a number at the end of its name is then that of the case."""
+    try:
+        return read_grid(file)[0][0] == in_channels
+    except (ValueError, OSError):
+        return False  # the check of the cases says more about it
+
+
+def _one_or_all(paths: Sequence[str]) -> str | list[str]:
+    return paths[0] if len(paths) == 1 else list(paths)
+
+
+def _images_under(path: Path, in_channels: int) -> list[Path]:
+    """Return the images of a folder, or the given one with the other channel files of its case."""
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist: expected an image or a folder of images.")
+    if path.is_dir():
+        return [file for file in sorted(path.iterdir()) if file_ending(file) and file.name[0] != "."]
+    match = CHANNEL_FILE.fullmatch(strip_ending(path))
+    if in_channels == 1 or not match or _has_channels(path, in_channels):
+        return [path]
+    return [
+        Path(file)
+        for file in _channel_files(path.with_name(match[1] + file_ending(path)), in_channels)
+        if Path(file).exists()
+    ]
+
+
+def _refuse_duplicates(source: Path, ids: list[str]) -> None:
+    double = sorted({name for name in ids if ids.count(name) > 1})
+    if double:
+        raise ValueError(f"{source} lists more than one image named {', '.join(double[:5])}; names must be unique.")

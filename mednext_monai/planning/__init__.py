@@ -3,9 +3,7 @@
 What lies where, each file one concept, in the order in which :py:func:`plan` goes through them (the data
 set's layout, the reading of a file and the folds are in ``mednext_monai.data``, since training needs them as well):
 
-- ``checks``: what is wrong with a case, or with all of them together.
-- ``fingerprint``: the figures of a case.
-- ``scan``: reading, checking and measuring every case once, in parallel.
+- ``fingerprint``: reading, checking and measuring every case once, in parallel.
 - ``memory``: GPU memory of the eight variants.
 - ``planner``: the decisions.
 - ``pictures``, ``report``: the plan for people.
@@ -13,9 +11,9 @@ set's layout, the reading of a file and the folds are in ``mednext_monai.data``,
 ``mednext plan DATASET_DIR --output my_task.json`` does it all.
 """
 
+from .fingerprint import scan
 from .planner import make_plan, plan
 from .report import html_report, text_report
-from .scan import scan
 
 __all__ = [
     "html_report",

@@ -1,4 +1,6 @@
-"""Measuring a data set: shapes, spacings, the nonzero crop, intensities and classes.
+"""Measuring a data set: shapes, spacings, the nonzero crop, intensities and classes, in one pass over all cases.
+
+Each case is read once, in parallel processes, checked, and measured if nothing is wrong with it.
 
 Source: the fingerprint of nnU-Net v1 as MedNeXt used it. The pool of intensities is that of the original, over all
 cases (no fold is held out): every 10th foreground voxel inside the nonzero crop, in (z, y, x) order.
@@ -6,16 +8,25 @@ cases (no fold is held out): every 10th foreground voxel inside the nonzero crop
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 
 import nibabel as nib
 import numpy as np
+from tqdm import tqdm
 
-from .checks import Volume
+from ..data.checks import CaseCheck, Expected, Volume, check_across_cases, check_case, image_hash
+from ..data.dataset import Dataset, DatasetError
+from ..preprocessing.geometry import spacing_of
+from ..preprocessing.nonzero import bounding_box, crop, nonzero_mask
 
-__all__ = ["CaseFingerprint", "intensity_statistics", "measure_case", "nonzero_box"]
+__all__ = ["CaseFingerprint", "intensity_statistics", "measure_case", "scan"]
 
+MAX_PROCESSES = 8  # each holds one case in memory
 FOREGROUND_STRIDE = 10  # the original's: every 10th foreground voxel
 PREVIEW_VOXELS = 2000  # per case and channel, for the histograms of the report
 
@@ -36,6 +47,7 @@ class CaseFingerprint:
         preview: voxels evenly spread over the nonzero crop, ``(C, m)`` float32.
         mean: of each channel over the nonzero crop.
         sd: population standard deviation of each channel over the nonzero crop.
+        content: hash of the image's voxels. Defaults to none.
     """
 
     id: str
@@ -48,6 +60,7 @@ class CaseFingerprint:
     preview: np.ndarray
     mean: np.ndarray
     sd: np.ndarray
+    content: str = ""
 
     @property
     def size_reduction(self) -> float:
@@ -55,36 +68,89 @@ class CaseFingerprint:
         return float(np.prod(self.cropped_shape) / np.prod(self.shape))
 
 
-def nonzero_box(image: np.ndarray) -> tuple[slice, ...]:
+def scan(
+    dataset: Dataset, processes: int | None = None, progress: bool = True
+) -> tuple[list[CaseFingerprint], list[str]]:
     """
-    Return the bounding box of the voxels in which any channel of ``(C, X, Y, Z)`` is not zero.
+    Check every case of a data set and measure it.
 
-    The original fills the mask's holes first; that changes the mask and never its bounding box, so it is left out here.
+    Args:
+        dataset: the data set.
+        processes: number of parallel processes; 0 works in this one. Defaults to ``None``, one per CPU that this
+            process may use, at most 8.
+        progress: whether to show a progress bar (on stderr). Defaults to ``True``.
+
+    Returns:
+        the fingerprint of every case, in the order of ``dataset.cases``, and the warnings.
 
     Raises:
-        ValueError: when the image is zero everywhere.
+        DatasetError: when anything is wrong, with all problems of all cases.
+        ValueError: when ``processes`` is negative.
+        RuntimeError: when a process was ended from outside, for want of memory for example.
     """
-    mask = (image != 0).any(0)
-    box = []
-    for axis in range(mask.ndim):
-        hit = np.flatnonzero(mask.any(tuple(other for other in range(mask.ndim) if other != axis)))
-        if not len(hit):
-            raise ValueError("the image is zero everywhere, there is no nonzero region to crop to.")
-        box.append(slice(int(hit[0]), int(hit[-1]) + 1))
-    return tuple(box)
+    if processes is not None and processes < 0:
+        raise ValueError(f"processes must be 0 or more, got {processes}.")
+    if processes is None:
+        cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        processes = min(cpus, MAX_PROCESSES)
+    processes = min(processes, len(dataset.cases))
+    bar = tqdm(total=len(dataset.cases), desc="checking", unit="case", disable=not progress)
+    results: list = [None] * len(dataset.cases)
+    with bar:
+        if processes < 2:
+            for i in range(len(dataset.cases)):
+                results[i] = _scan_case(dataset, i)
+                bar.update()
+        else:
+            _scan_parallel(dataset, processes, results, bar)
+    checks = [check for check, _ in results]
+    cases = [case for _, case in results if case is not None]
+    voxels = np.sum([case.class_voxels for case in cases], axis=0) if cases else np.zeros(len(dataset.labels), int)
+    problems, warnings = check_across_cases(dataset, {case.id: case.content for case in cases}, voxels)
+    problems = [f"{check.id}: {line}" for check in checks for line in check.problems] + problems
+    if problems:
+        raise DatasetError(dataset.directory, problems)
+    return cases, [f"{check.id}: {line}" for check in checks for line in check.warnings] + warnings
+
+
+def _scan_case(dataset: Dataset, index: int) -> tuple[CaseCheck, CaseFingerprint | None]:
+    case = dataset.cases[index]
+    check, volume = check_case(case, Expected.of_dataset(dataset))
+    return check, None if volume is None else measure_case(case["id"], volume, len(dataset.labels))
+
+
+def _scan_parallel(dataset: Dataset, processes: int, results: list, bar: tqdm) -> None:
+    # Forked where possible: no second import of torch, and no need for a __main__ guard in the caller's script. That is
+    # safe since the workers use NumPy only: torch's OpenMP threads would not survive a fork.
+    method = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
+    context = multiprocessing.get_context(method)
+    with ProcessPoolExecutor(processes, mp_context=context) as pool:
+        futures = {pool.submit(_scan_case, dataset, i): i for i in range(len(results))}
+        try:
+            for future in as_completed(futures):
+                results[futures[future]] = future.result()
+                bar.update()
+        except BrokenProcessPool as e:
+            raise RuntimeError(
+                "a process that was reading the images was ended from outside, perhaps because memory ran out; "
+                f"try fewer than {processes} processes"
+            ) from e
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def measure_case(case_id: str, volume: Volume, classes: int) -> CaseFingerprint:
     """Return the fingerprint of one case with ``classes`` classes, background included."""
-    box = nonzero_box(volume.image)
-    image, label = volume.image[(slice(None), *box)], volume.label[box]
+    start, stop = bounding_box(nonzero_mask(volume.image))
+    image, label = (crop(array, start, stop) for array in (volume.image, volume.label))
     # transposed: voxels are counted off in the original's (z, y, x) order
     foreground = np.stack([channel.T[label.T > 0][::FOREGROUND_STRIDE] for channel in image])
     flat = image.reshape(len(image), -1)
     return CaseFingerprint(
         id=case_id,
         shape=tuple(volume.label.shape),
-        spacing=tuple(float(v) for v in np.linalg.norm(volume.affine[:3, :3], axis=0)),
+        spacing=spacing_of(volume.affine),
         orientation="".join(nib.aff2axcodes(volume.affine)),
         cropped_shape=tuple(label.shape),
         class_voxels=np.bincount(volume.label.ravel(), minlength=classes),
@@ -92,6 +158,7 @@ def measure_case(case_id: str, volume: Volume, classes: int) -> CaseFingerprint:
         preview=flat[:, :: max(1, flat.shape[1] // PREVIEW_VOXELS)].copy(),
         mean=flat.mean(1, dtype=np.float64),
         sd=flat.std(1, dtype=np.float64),
+        content=image_hash(volume.image),
     )
 
 

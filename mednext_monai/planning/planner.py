@@ -16,23 +16,22 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.dataset import Dataset, file_ending, read_dataset
+from ..data.dataset import Dataset, read_dataset
 from ..data.folds import make_folds, read_groups, read_splits
+from ..data.io import file_ending
 from ..files import write_atomically
-from .fingerprint import CaseFingerprint, intensity_statistics
+from ..preprocessing.resampling import ANISOTROPY_THRESHOLD, resampled_shape, separate_axis
+from .fingerprint import CaseFingerprint, intensity_statistics, scan
 from .memory import CARDS_GIB, estimate_training_memory
-from .scan import scan
 
-__all__ = ["NORMALIZATIONS", "make_plan", "plan"]
+__all__ = ["make_plan", "plan"]
 
 TARGET_SPACING = (1.0, 1.0, 1.0)  # mm
 PATCH_SIZE = 128  # voxels per axis, as published
 FACTOR = 16  # the network's
 BATCH_SIZE = 2  # as published
-ANISOTROPY = 3  # above it: nearest neighbour along the coarse axis, and, of patches, dummy-2D augmentation
 MASK_BELOW = 3 / 4  # median size reduction below which the statistics of z-scores leave out what is outside the mask
 FIRST_STAGE_PATCHES = 4  # a low-resolution stage is planned when the median case is larger than so many patches
-NORMALIZATIONS = ("CT", "zscore", "masked_zscore", "none")
 
 
 def plan(
@@ -63,7 +62,7 @@ def plan(
         splits: the user's own folds in nnU-Net's format. Defaults to ``None``: ``splits_final.json`` in the data set's
             directory if it is there, else the original's five folds.
         gpu_memory: memory of the graphics card in GiB. Defaults to ``None``: that of the card at hand, if any.
-        processes: number of parallel processes, see :py:func:`.scan.scan`. Defaults to ``None``.
+        processes: number of parallel processes, see :py:func:`.fingerprint.scan`. Defaults to ``None``.
         report: whether to write the HTML page. Defaults to ``True``.
         progress: whether to show a progress bar. Defaults to ``True``.
 
@@ -135,11 +134,12 @@ def make_plan(
     """
     _check_patch_size(patch_size)
     _check_batch_size(batch_size)
+    shapes = np.array([resampled_shape(case.cropped_shape, case.spacing, TARGET_SPACING) for case in cases])
     extents = np.array([np.array(case.cropped_shape) * case.spacing / TARGET_SPACING for case in cases])
-    patch, why_patch = _patch_size(extents, patch_size)
+    patch, why_patch = _patch_size(shapes, patch_size)
     batch_dice, why_batch_dice = _batch_dice(extents)
     schemes, why_schemes = _normalization(dataset.channel_names, cases)
-    dummy_2d = max(patch) / min(patch) > ANISOTROPY
+    dummy_2d = max(patch) / min(patch) > ANISOTROPY_THRESHOLD
     memory = estimate_training_memory(patch, batch_size, len(dataset.labels))
     decisions = [
         {"what": "spacing", "value": "1 x 1 x 1 mm", "why": f"the published target; {_describe_spacing(cases)}"},
@@ -174,7 +174,7 @@ def make_plan(
             "warnings": _warnings(dataset, cases, patch, schemes),
             "training_memory_gib": {name: round(gib, 1) for name, gib in memory.items()},
             "gpu_memory_gib": gpu_memory,
-            "fingerprint": _summary(cases, extents),
+            "fingerprint": _summary(cases, shapes, extents),
             "cases": [_case_entry(case) for case in cases],
         },
     }
@@ -230,12 +230,12 @@ def _gpu_memory() -> float | None:
     return round(torch.cuda.get_device_properties(0).total_memory / 2**30, 1)
 
 
-def _patch_size(extents: np.ndarray, patch_size: int | Sequence[int] | None) -> tuple[list[int], str]:
-    """Return the patch and why it is so; ``extents`` are the resampled shapes of the crops, ``(cases, 3)``."""
+def _patch_size(shapes: np.ndarray, patch_size: int | Sequence[int] | None) -> tuple[list[int], str]:
+    """Return the patch and why it is so; ``shapes`` are the resampled shapes of the crops, ``(cases, 3)``."""
     if patch_size is not None:
         sizes = [patch_size] * 3 if isinstance(patch_size, int) else list(patch_size)
         return sizes, f"as asked for; published is {PATCH_SIZE} x {PATCH_SIZE} x {PATCH_SIZE}"
-    largest = np.maximum(np.round(extents).max(0).astype(int), 1)
+    largest = shapes.max(0)
     patch = [min(PATCH_SIZE, int(-(-n // FACTOR) * FACTOR)) for n in largest]
     published = f"published is {PATCH_SIZE} x {PATCH_SIZE} x {PATCH_SIZE}"
     if patch == [PATCH_SIZE] * 3:
@@ -305,10 +305,11 @@ def _describe_spacing(cases: Sequence[CaseFingerprint]) -> str:
 def _resampling(cases: Sequence[CaseFingerprint]) -> tuple[str, str]:
     """Return how the cases are resampled and the anisotropy that decides it."""
     anisotropy = [_anisotropy(case) for case in cases]
-    separate = sum(a > ANISOTROPY for a in anisotropy)
+    separate = sum(separate_axis(case.spacing, TARGET_SPACING) is not None for case in cases)
     why = (
         f"coarsest over finest spacing: median {np.median(anisotropy):.2f}, largest {max(anisotropy):.2f}; above "
-        f"{ANISOTROPY} (here {separate} of {len(cases)} cases) the coarse axis is resampled by nearest neighbour"
+        f"{ANISOTROPY_THRESHOLD} (here {separate} of {len(cases)} cases) the coarse axis is resampled by nearest "
+        "neighbor"
     )
     if not separate:
         return "cubic for images, linear for labels", why
@@ -325,10 +326,10 @@ def _why_batch_size(batch_size: int) -> str:
 
 def _why_dummy_2d(patch: Sequence[int]) -> str:
     ratio = max(patch) / min(patch)
-    than = "more" if ratio > ANISOTROPY else "not more"
+    than = "more" if ratio > ANISOTROPY_THRESHOLD else "not more"
     return (
-        f"longest over shortest edge of the patch is {ratio:.2f}, {than} than {ANISOTROPY} (the original asks this of "
-        "a patch it then discards)"
+        f"longest over shortest edge of the patch is {ratio:.2f}, {than} than {ANISOTROPY_THRESHOLD} (the original "
+        "asks this of a patch it then discards)"
     )
 
 
@@ -372,7 +373,7 @@ def _warnings(dataset: Dataset, cases: Sequence[CaseFingerprint], patch: list[in
     return warnings
 
 
-def _summary(cases: Sequence[CaseFingerprint], extents: np.ndarray) -> dict:
+def _summary(cases: Sequence[CaseFingerprint], shapes: np.ndarray, extents: np.ndarray) -> dict:
     """Return the fingerprint of the data set as a whole."""
     counts = np.array([case.class_voxels for case in cases])
     return {
@@ -380,7 +381,7 @@ def _summary(cases: Sequence[CaseFingerprint], extents: np.ndarray) -> dict:
         "median_shape": np.median([case.shape for case in cases], 0).tolist(),
         "median_spacing_mm": np.median([case.spacing for case in cases], 0).tolist(),
         "median_resampled_shape": np.round(np.median(extents, 0)).astype(int).tolist(),
-        "largest_resampled_shape": np.round(extents.max(0)).astype(int).tolist(),
+        "largest_resampled_shape": shapes.max(0).tolist(),
         "median_size_reduction": float(np.median([case.size_reduction for case in cases])),
         "orientations": dict(Counter(case.orientation for case in cases).most_common()),
         "class_voxel_share": (counts.sum(0) / counts.sum()).tolist(),

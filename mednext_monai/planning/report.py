@@ -9,7 +9,7 @@ from textwrap import fill
 import numpy as np
 
 from ..data.dataset import Dataset
-from ..data.reading import read_image
+from ..data.io import read_image
 from .fingerprint import CaseFingerprint
 from .pictures import class_color, histogram, overlay
 

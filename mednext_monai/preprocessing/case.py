@@ -1,4 +1,4 @@
-"""One case from file grid to network input, on arrays: crop, resample, normalise."""
+"""One case from file grid to network input, on arrays: crop, resample, normalize."""
 
 from __future__ import annotations
 
@@ -13,62 +13,65 @@ from .nonzero import bounding_box, crop, fill_holes, mark_outside, nonzero_mask
 from .normalization import INTENSITY_KEYS, SCHEMES, by_channel, normalize_channels
 from .resampling import resample_image, resample_labels
 
-__all__ = ["PreprocessedCase", "check_plan", "preprocess_case"]
+__all__ = ["PreprocessedCase", "check_settings", "preprocess_case"]
 
 
 class PreprocessedCase(NamedTuple):
-    """A case as the network sees it, and how it came from its file (reoriented, if the plan says so)."""
+    """A case as the network sees it, and how it came from its file (reoriented, if the settings say so)."""
 
     image: np.ndarray  # float32 (C, X, Y, Z)
     label: np.ndarray  # int8 or int16 (X, Y, Z); -1: background outside the nonzero region
     geometry: Geometry
 
 
-def preprocess_case(image: np.ndarray, label: np.ndarray | None, affine: np.ndarray, plan: Mapping) -> PreprocessedCase:
+def preprocess_case(
+    image: np.ndarray, label: np.ndarray | None, affine: np.ndarray, settings: Mapping
+) -> PreprocessedCase:
     """
-    Crop to the nonzero region, resample to the plan's spacing, normalise: in this order, as published.
+    Crop to the nonzero region, resample to the target spacing, normalize: in this order, as published.
 
-    A plan with an ``orientation`` reorders and flips the axes first, so that its grid takes the place of the file's.
+    With an ``orientation`` in the settings the axes are reordered and flipped first, and the resulting grid takes the
+    place of the file's.
 
     Args:
         image: ``(C, X, Y, Z)``.
         label: signed integers ``(X, Y, Z)``, or ``None``: then the label returned is 0 inside the nonzero region and
             -1 outside.
         affine: 4×4, voxel index to mm.
-        plan: see ``check_plan``.
+        settings: see :py:func:`check_settings`.
 
     Raises:
-        ValueError: when the image is 0 everywhere or infinite somewhere, the label's shape is not the image's, or the
-            plan is incomplete.
+        ValueError: if the image is 0 everywhere or infinite somewhere, the label's shape is not the image's, or the
+            settings are incomplete.
     """
-    plan = check_plan(plan, channels=len(image))
+    settings = check_settings(settings, channels=len(image))
     if label is None:
         label = np.zeros(image.shape[1:], dtype=np.int8)
     elif label.shape != image.shape[1:]:
         raise ValueError(f"image and label must have one shape, got {image.shape[1:]} and {label.shape}.")
-    if plan["orientation"] is not None:
-        label = reorient(label[None], affine, plan["orientation"])[0][0]
-        image, affine = reorient(image, affine, plan["orientation"])
+    if settings["orientation"] is not None:
+        label = reorient(label[None], affine, settings["orientation"])[0][0]
+        image, affine = reorient(image, affine, settings["orientation"])
     mask = nonzero_mask(image)
     start, stop = bounding_box(mask)
-    geometry = plan_geometry(image.shape[1:], affine, start, stop, plan["spacing"])
+    geometry = plan_geometry(image.shape[1:], affine, start, stop, settings["spacing"])
     label = mark_outside(crop(label, start, stop), fill_holes(crop(mask, start, stop)))
     label = resample_labels(label, geometry.resampled_shape, geometry.axis)
     image = resample_image(crop(image, start, stop), geometry.resampled_shape, geometry.axis)
-    image = normalize_channels(image, plan["normalization"], plan["intensity"], inside=label >= 0)
+    image = normalize_channels(image, settings["normalization"], settings["intensity"], inside=label >= 0)
     return PreprocessedCase(image, label, geometry)
 
 
-def check_plan(plan: Mapping, channels: int | None = None) -> dict:
+def check_settings(settings: Mapping, channels: int | None = None) -> dict:
     """
-    The part of a plan that preprocessing depends on, in one form.
+    Check the preprocessing settings, all that preprocessing depends on, and return them in one form.
 
     Args:
-        plan: with ``spacing`` (mm per axis, in the axis order of the files, or of the orientation), ``normalization``
-            (one of ``SCHEMES`` per channel), for ``"CT"`` channels ``intensity``, one entry per channel or by channel
-            index (a number, or its text as JSON has it): the data set's ``mean``, ``sd``, ``p005`` and ``p995``; and
-            optionally ``orientation``: axis codes such as ``"RAS"``, where ``None`` keeps the file's axes, as
-            published. Other keys are ignored.
+        settings: with ``spacing`` (mm per axis, in the axis order of the files, or of the orientation),
+            ``normalization`` (one of ``SCHEMES`` per channel), for ``"CT"`` channels ``intensity``, one entry per
+            channel or by channel index (a number, or its text as JSON has it): the data set's ``mean``, ``sd``,
+            ``p005`` and ``p995``; and optionally ``orientation``: axis codes such as ``"RAS"``, where ``None`` keeps
+            the file's axes, as published. Other keys are ignored.
         channels: the number of image channels, when known.
 
     Returns:
@@ -77,18 +80,24 @@ def check_plan(plan: Mapping, channels: int | None = None) -> dict:
     Raises:
         ValueError: naming what is missing or wrong.
     """
-    spacing = plan.get("spacing")
+    spacing = settings.get("spacing")
     if not isinstance(spacing, Sequence) or len(spacing) != 3 or not all(_is_positive(value) for value in spacing):
-        raise ValueError(f"the plan's spacing must be three positive numbers (mm), got {spacing!r}.")
-    schemes = plan.get("normalization")
+        raise ValueError(f"preprocessing settings: spacing must be three positive numbers (mm), got {spacing!r}.")
+    schemes = settings.get("normalization")
     if not isinstance(schemes, Sequence) or not schemes or not all(scheme in SCHEMES for scheme in schemes):
-        raise ValueError(f"the plan's normalization must list one of {list(SCHEMES)} per channel, got {schemes!r}.")
+        raise ValueError(
+            f"preprocessing settings: normalization must list one of {list(SCHEMES)} per channel, got {schemes!r}."
+        )
     if channels is not None and len(schemes) != channels:
-        raise ValueError(f"the plan has {len(schemes)} channels, {list(schemes)}, but the image has {channels}.")
-    orientation = plan.get("orientation")
+        raise ValueError(
+            f"preprocessing settings: normalization lists {len(schemes)} channels, {list(schemes)}, but the image has {channels}."
+        )
+    orientation = settings.get("orientation")
     if orientation is not None and not _is_orientation(orientation):
-        raise ValueError(f"the plan's orientation must be axis codes such as 'RAS', or None, got {orientation!r}.")
-    given = by_channel(plan.get("intensity"))
+        raise ValueError(
+            f"preprocessing settings: orientation must be axis codes such as 'RAS', or None, got {orientation!r}."
+        )
+    given = by_channel(settings.get("intensity"))
     intensity = {}
     for channel, scheme in enumerate(schemes):
         if scheme != "CT":
@@ -96,9 +105,11 @@ def check_plan(plan: Mapping, channels: int | None = None) -> dict:
         values = given.get(channel, {})
         missing = [key for key in INTENSITY_KEYS if not isinstance(values.get(key), (int, float))]
         if missing:
-            raise ValueError(f"the plan's intensity of channel {channel} (CT) lacks {missing}.")
+            raise ValueError(f"preprocessing settings: intensity of channel {channel} (CT) lacks {missing}.")
         if not _is_positive(values["sd"]):
-            raise ValueError(f"the plan's intensity of channel {channel} has sd {values['sd']}, it must be positive.")
+            raise ValueError(
+                f"preprocessing settings: intensity of channel {channel} has sd {values['sd']}, it must be positive."
+            )
         intensity[channel] = {key: float(values[key]) for key in INTENSITY_KEYS}
     return {
         "spacing": [float(value) for value in spacing],

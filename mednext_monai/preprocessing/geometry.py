@@ -13,14 +13,14 @@ import numpy as np
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 
 from .nonzero import OUTSIDE, crop
-from .resampling import resample_labels, resample_to_labels, resampled_shape, separate_axis
+from .resampling import resample_image, resample_labels, resample_to_labels, resampled_shape, separate_axis
 
 __all__ = [
     "Geometry",
-    "cropping_matrix",
     "plan_geometry",
     "reorient",
-    "resampling_matrix",
+    "restore_axes",
+    "restore_image",
     "restore_labels",
     "restore_probabilities",
     "spacing_of",
@@ -56,8 +56,8 @@ class Geometry:
     @property
     def resampled_affine(self) -> np.ndarray:
         """4×4 float64: voxel index to mm after crop and resampling."""
-        cropped = np.asarray(self.affine) @ cropping_matrix(self.start)
-        return cropped @ resampling_matrix(self.cropped_shape, self.resampled_shape)
+        cropped = np.asarray(self.affine) @ _cropping_matrix(self.start)
+        return cropped @ _resampling_matrix(self.cropped_shape, self.resampled_shape)
 
     def to_dict(self) -> dict:
         """The attributes as a dictionary of plain numbers."""
@@ -118,19 +118,53 @@ def reorient(array: np.ndarray, affine: np.ndarray, axcodes: str) -> tuple[np.nd
     return np.ascontiguousarray(moved), affine @ inv_ornt_aff(change, array.shape[1:])
 
 
-def cropping_matrix(start: Sequence[int]) -> np.ndarray:
+def restore_axes(array: np.ndarray, affine: np.ndarray, axcodes: str) -> np.ndarray:
+    """
+    Undo :py:func:`reorient`.
+
+    Args:
+        array: ``(C, X, Y, Z)``, reoriented to ``axcodes``.
+        affine: 4×4, voxel index to mm, of the array before it was reoriented.
+        axcodes: what it was reoriented to.
+
+    Returns:
+        the array with its first axis order and directions, contiguous.
+    """
+    change = ornt_transform(axcodes2ornt(axcodes), io_orientation(affine))
+    return np.ascontiguousarray(np.moveaxis(apply_orientation(np.moveaxis(array, 0, -1), change), -1, 0))
+
+
+def _cropping_matrix(start: Sequence[int]) -> np.ndarray:
     """4×4: index in a crop that begins at voxel ``start`` to index in the whole array."""
     matrix = np.eye(len(start) + 1)
     matrix[:-1, -1] = start
     return matrix
 
 
-def resampling_matrix(old_shape: Sequence[int], new_shape: Sequence[int]) -> np.ndarray:
+def _resampling_matrix(old_shape: Sequence[int], new_shape: Sequence[int]) -> np.ndarray:
     """4×4: index after resampling over the same extent to index before, ``(i + 1/2) old/new - 1/2`` per axis."""
     factor = np.asarray(old_shape, dtype=np.float64) / np.asarray(new_shape)
     matrix = np.diag([*factor, 1.0])
     matrix[:-1, -1] = factor / 2 - 0.5
     return matrix
+
+
+def restore_image(image: np.ndarray, geometry: Geometry) -> np.ndarray:
+    """
+    Bring an image or probabilities of the preprocessed grid back to the file's grid, linearly; 0 outside the crop.
+
+    Args:
+        image: ``(C, *geometry.resampled_shape)``.
+        geometry: of the case.
+
+    Returns:
+        float32 ``(C, *geometry.shape)``.
+
+    Raises:
+        ValueError: if the shape is not that of the preprocessed case.
+    """
+    _check_shape(image.shape[1:], geometry)
+    return _into_volume(resample_image(image, geometry.cropped_shape, geometry.axis, order=1), geometry)
 
 
 def restore_labels(labels: np.ndarray, geometry: Geometry) -> np.ndarray:
@@ -145,7 +179,7 @@ def restore_labels(labels: np.ndarray, geometry: Geometry) -> np.ndarray:
         an array ``geometry.shape`` of the type of ``labels``.
 
     Raises:
-        ValueError: when the shape is not that of the preprocessed case.
+        ValueError: if the shape is not that of the preprocessed case.
     """
     _check_shape(labels.shape, geometry)
     labels = resample_labels(labels, geometry.cropped_shape, geometry.axis)
@@ -157,7 +191,8 @@ def restore_probabilities(probabilities: np.ndarray, geometry: Geometry) -> np.n
     Bring class probabilities back to the file's grid and take the most probable class; 0 outside the crop.
 
     Probabilities are interpolated linearly, by the same rule for a separate axis, and the class is chosen on the
-    file's grid, as in the original.
+    file's grid, as in the original. The classes are those of :py:func:`restore_image`'s largest channel, but only one
+    class at a time is held on the file's grid, and only for a slab.
 
     Args:
         probabilities: ``(K, *geometry.resampled_shape)``, class 0 is the background.
@@ -167,7 +202,7 @@ def restore_probabilities(probabilities: np.ndarray, geometry: Geometry) -> np.n
         class indices ``geometry.shape``: uint8, or int16 above 256 classes.
 
     Raises:
-        ValueError: when the shape is not that of the preprocessed case, or there are fewer than two classes.
+        ValueError: if the shape is not that of the preprocessed case, or there are fewer than two classes.
     """
     _check_shape(probabilities.shape[1:], geometry)
     return _into_volume(resample_to_labels(probabilities, geometry.cropped_shape, geometry.axis), geometry)
@@ -179,6 +214,6 @@ def _check_shape(shape: Sequence[int], geometry: Geometry) -> None:
 
 
 def _into_volume(labels: np.ndarray, geometry: Geometry) -> np.ndarray:
-    volume = np.zeros(geometry.shape, dtype=labels.dtype)
+    volume = np.zeros((*labels.shape[:-3], *geometry.shape), dtype=labels.dtype)
     crop(volume, geometry.start, geometry.stop)[...] = labels
     return volume

@@ -49,7 +49,7 @@ def resampled_shape(
         target_spacing: mm per voxel and axis wanted. Defaults to 1 mm, as published.
 
     Raises:
-        ValueError: when a spacing is not a positive number or the lengths differ.
+        ValueError: if a spacing is not a positive number or the lengths differ.
     """
     for name, values in (("spacing", spacing), ("target_spacing", target_spacing)):
         if len(values) != len(shape) or not all(math.isfinite(value) and value > 0 for value in values):
@@ -90,7 +90,7 @@ def resample_image(image: np.ndarray, shape: Sequence[int], axis: int | None = N
         float32 ``(C, *shape)``; the image itself (as float32, NaN replaced) when the shape is unchanged.
 
     Raises:
-        ValueError: when the image holds infinite values or the shape does not fit.
+        ValueError: if the image holds infinite values or the shape does not fit.
     """
     shape = _checked_shape(image.shape[1:], shape)
     image = np.asarray(image, dtype=np.float32)
@@ -122,7 +122,7 @@ def resample_labels(labels: np.ndarray, shape: Sequence[int], axis: int | None =
         an array ``shape`` of the type of ``labels``; ``labels`` itself when the shape is unchanged.
 
     Raises:
-        ValueError: when the labels are no integers or the shape does not fit.
+        ValueError: if the labels are no integers or the shape does not fit.
     """
     if not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(f"labels must be integers, got {labels.dtype}.")
@@ -142,6 +142,8 @@ def resample_to_labels(probabilities: np.ndarray, shape: Sequence[int], axis: in
     """
     Resample class probabilities linearly and take the class with the largest, without storing them all resampled.
 
+    The values compared are those of :py:func:`resample_image` with ``order=1``, in float32.
+
     Args:
         probabilities: ``(K, X, Y, Z)``, class 0 is the background; any numbers that grow with the probability.
         shape: voxels per spatial axis wanted.
@@ -151,19 +153,20 @@ def resample_to_labels(probabilities: np.ndarray, shape: Sequence[int], axis: in
         class indices ``shape``: uint8, or int16 above 256 classes. Ties go to the lower class.
 
     Raises:
-        ValueError: when there are fewer than two classes or the shape does not fit.
+        ValueError: if there are fewer than two classes or the shape does not fit.
     """
     if len(probabilities) < 2:
         raise ValueError(f"probabilities must have at least 2 classes as their first axis, got {len(probabilities)}.")
     shape = _checked_shape(probabilities.shape[1:], shape)
     probabilities, plane_shape, picks = _split_axis(probabilities, shape, axis)
     result = np.empty(plane_shape, dtype=np.uint8 if len(probabilities) <= 256 else np.int16)
+    order = _axis_order(probabilities.shape[1:], plane_shape)
     for rows, columns, weights in _slabs(probabilities.shape[1:], plane_shape):
         out = result[rows]
         out[...] = 0
-        largest = _apply(probabilities[0, columns].astype(np.float64), weights)
+        largest = _apply(probabilities[0, columns].astype(np.float32), weights, order)
         for index in range(1, len(probabilities)):
-            values = _apply(probabilities[index, columns].astype(np.float64), weights)
+            values = _apply(probabilities[index, columns].astype(np.float32), weights, order)
             out[values > largest] = index
             np.maximum(largest, values, out=largest)
     return result if picks is None else result.take(picks, axis=axis)
@@ -225,11 +228,17 @@ def _support(weights: np.ndarray, axis: int) -> slice:
     return slice(int(indices[0]), int(indices[-1]) + 1)
 
 
-def _apply(array: np.ndarray, weights: Sequence[np.ndarray | None]) -> np.ndarray:
-    """Apply one matrix (or ``None``) per axis, those that shrink the array most first; keeps the array's type."""
-    axes = [axis for axis, matrix in enumerate(weights) if matrix is not None]
-    for axis in sorted(axes, key=lambda axis: weights[axis].shape[0] / weights[axis].shape[1]):
-        array = _apply_along(array, weights[axis], axis)
+def _axis_order(old: Sequence[int], new: Sequence[int]) -> list[int]:
+    """The axes in the order in which they are resampled: those that shrink the array most first."""
+    return sorted(range(len(old)), key=lambda axis: new[axis] / old[axis])
+
+
+def _apply(array: np.ndarray, weights: Sequence[np.ndarray | None], order: Sequence[int]) -> np.ndarray:
+    """Apply one matrix (or ``None``) per axis, in this order of the axes; keeps the array's type."""
+    for axis in order:
+        matrix = weights[axis]
+        if matrix is not None:
+            array = _apply_along(array, matrix, axis)
     return array
 
 
@@ -252,7 +261,8 @@ def _apply_along(array: np.ndarray, weights: np.ndarray, axis: int) -> np.ndarra
 def _resample_channel(channel: np.ndarray, shape: tuple[int, ...], axis: int | None, order: int) -> np.ndarray:
     """One channel ``(X, Y, Z)`` in float32, clipped to its range, or to that of each slice across a separate axis."""
     channel, plane_shape, picks = _split_axis(channel, shape, axis)
-    values = _apply(channel, [_weights(old, new, order) for old, new in zip(channel.shape, plane_shape)])
+    weights = [_weights(old, new, order) for old, new in zip(channel.shape, plane_shape)]
+    values = _apply(channel, weights, _axis_order(channel.shape, plane_shape))
     others = tuple(other for other in range(channel.ndim) if other != axis)
     low, high = (reduce(axis=others, keepdims=True) for reduce in (channel.min, channel.max))
     values = np.clip(values, low, high)
@@ -300,7 +310,8 @@ def _largest_label(
         columns = [None if matrix is None else matrix[:, part] for matrix, part in zip(weights, box)]
         reach = tuple(part if matrix is None else _support(matrix, axis=0) for matrix, part in zip(columns, box))
         block = [None if matrix is None else matrix[part] for matrix, part in zip(columns, reach)]
-        values = _apply((labels[box] == label).astype(np.float64), block).astype(np.float32)
+        order = _axis_order(*zip(*((1, 1) if matrix is None else matrix.shape[::-1] for matrix in block)))
+        values = _apply((labels[box] == label).astype(np.float64), block, order).astype(np.float32)
         out[reach][values > largest[reach]] = label
         np.maximum(largest[reach], values, out=largest[reach])
         is_nearest = nearest[reach] == label

@@ -1,30 +1,30 @@
-"""MONAI transforms for training patches: which patch is drawn, and how it is augmented, as the paper's code does it.
+"""MONAI transforms: preprocessing and its way back, and the sampling and augmentation of training patches.
 
-The bundles train with these.
-
-- ``sampling``: cases, batch slots, foreground, overhang; patches read from memory-mapped cases.
+- ``preprocess``: ``Preprocessd``, its inverse that ends in classes, and saving them; for inference and evaluation.
+- ``patch``: drawing a patch of a stored case.
 - ``spatial``: rotation and scaling in one interpolation.
 - ``intensity``: smoothing, lower resolution and gamma per channel.
-- ``augmentation``: everything in the original's order.
+- ``augmentation``: everything that a training patch goes through, in the original's order.
 - ``splines``: the interpolation itself.
 """
 
 from .augmentation import CleanOutsided, patch_transforms, training_augmentation
 from .intensity import RandChannelGammad, RandChannelLowResolutiond, RandChannelSmoothd
-from .sampling import BATCHES_PER_EPOCH, EpochSampler, PatchDataset, RandPatchd, is_forced_slot
+from .patch import RandPatchd
+from .preprocess import LoadLabeld, Preprocessd, RestoreClassesd, SaveImageOnSourceGridd
 from .spatial import RandRotateScaled
 
 __all__ = [
-    "BATCHES_PER_EPOCH",
     "CleanOutsided",
-    "EpochSampler",
-    "PatchDataset",
+    "LoadLabeld",
+    "Preprocessd",
     "RandChannelGammad",
     "RandChannelLowResolutiond",
     "RandChannelSmoothd",
     "RandPatchd",
     "RandRotateScaled",
-    "is_forced_slot",
+    "RestoreClassesd",
+    "SaveImageOnSourceGridd",
     "patch_transforms",
     "training_augmentation",
 ]

@@ -23,7 +23,7 @@ from monai.transforms import (
 from monai.utils import convert_to_tensor
 
 from .intensity import RandChannelGammad, RandChannelLowResolutiond, RandChannelSmoothd
-from .sampling import RandPatchd
+from .patch import RandPatchd
 from .spatial import RandRotateScaled
 
 __all__ = ["CleanOutsided", "patch_transforms", "training_augmentation"]

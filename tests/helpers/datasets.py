@@ -7,6 +7,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from scipy import ndimage
 
 AFFINE = np.array([[1.0, 0, 0, -20], [0, 1, 0, 30], [0, 0, 2, 7], [0, 0, 0, 1]])  # 1 x 1 x 2 mm, non-zero origin
 SHAPE = (20, 18, 12)
@@ -103,3 +104,29 @@ def make_boxes(directory: Path) -> Path:
         test=["./imagesTs/box_9.nii.gz"],
     )
     return directory
+
+
+def rotated_affine(spacing=(2.0, 0.7, 1.2), origin=(-90.5, 33.0, 210.25)) -> np.ndarray:
+    """Rotated by 0.4 rad about x and 0.3 rad about z, one axis flipped, and far from the origin."""
+    c, s = np.cos(0.4), np.sin(0.4)
+    about_x = np.array([[1, 0, 0], [0, c, -s], [0, s, c]])
+    c, s = np.cos(0.3), np.sin(0.3)
+    about_z = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
+    affine = np.eye(4)
+    affine[:3, :3] = about_x @ about_z @ np.diag([-1, 1, 1]) @ np.diag(spacing)
+    affine[:3, 3] = origin
+    return affine
+
+
+def example(shape=(14, 22, 17)) -> tuple[np.ndarray, np.ndarray]:
+    """Two channels, zero at the borders and in a hole; two nested classes and a labelled voxel outside the region."""
+    random = np.random.RandomState(0)
+    image = (ndimage.gaussian_filter(random.randn(2, *shape), (0, 1, 1, 1)) * 200 + 60).astype(np.float32)
+    image[:, :2] = image[:, -3:] = image[:, :, :4] = image[..., -1:] = 0
+    image[:, 5:8, 8:12, 6:9] = 0
+    image[:, 2:5, 4:8, 0:4] = 0  # a corner of the box that is outside
+    label = np.zeros(shape, dtype=np.int8)
+    label[4:10, 7:17, 5:12] = 1
+    label[6:9, 9:13, 7:10] = 2
+    label[0, 0, 0] = label[3, 5, 1] = 1
+    return image, label

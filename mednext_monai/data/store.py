@@ -2,18 +2,18 @@
 
 Layout below the cache directory::
 
-    v1-<hash of the plan>/       one folder per preprocessing plan; variants, kernels and folds share it
-        plan.json                what was hashed
+    v1-<hash>/                   one folder per preprocessing settings; variants, kernels and folds share it
+        plan.json                the preprocessing settings, which were hashed
         <case id>/
-            image.npy            float32 (C, X, Y, Z), normalised
-            label.npy            int8 or int16 (1, X, Y, Z); -1: background outside the nonzero region; if labelled
-            foreground.npz       voxel coordinates (n, 3) per class, key = class; if labelled
+            image.npy            float32 (C, X, Y, Z), normalized
+            label.npy            int8 or int16 (1, X, Y, Z); -1: background outside the nonzero region; if labeled
+            foreground.npz       voxel coordinates (n, 3) per class, key = class; if labeled
             case.json            the marker: written last; geometry, voxels per class, what the files contained
 
 A case is written into a temporary folder and renamed when its marker is in it, so a folder with a case's name is
 complete, whenever the process was killed. A stored case is valid as long as its source files have the recorded content
-(size and times are compared first; the content is hashed when these differ) and belongs to one plan and one version of
-this format by its folder. Two runs on one cache directory wait for each other.
+(size and times are compared first; the content is hashed when these differ) and belongs to one set of preprocessing
+settings and one version of this format by its folder. Two runs on one cache directory wait for each other.
 """
 
 from __future__ import annotations
@@ -27,22 +27,24 @@ import multiprocessing
 import os
 import shutil
 import threading
+import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from datetime import timedelta
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
-from .case import check_plan, preprocess_case
-from .files import check_grid, read_grid, read_image, read_label
-from .foreground import foreground_locations
-from .geometry import Geometry, reorient, spacing_of
-from .resampling import resampled_shape
+from ..files import write_atomically
+from ..preprocessing.case import check_settings, preprocess_case
+from ..preprocessing.foreground import foreground_locations
+from ..preprocessing.geometry import reorient, spacing_of
+from ..preprocessing.resampling import resampled_shape
+from .io import check_grid, image_paths, read_grid, read_image, read_label
 
 try:
     import fcntl
@@ -51,11 +53,9 @@ except ImportError:  # Windows: no locking, do not start two runs on one cache d
 
 __all__ = [
     "FORMAT_VERSION",
-    "StoredCase",
-    "open_case",
-    "plan_folder",
     "preprocess_dataset",
-    "required_bytes",
+    "preprocessed_cases",
+    "settings_folder",
     "stored_content",
 ]
 
@@ -69,26 +69,15 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"
 logger = logging.getLogger(__name__)
 
 
-class StoredCase(NamedTuple):
-    """A stored case opened for reading; the arrays are memory-mapped, so that a patch reads only its own pages."""
-
-    id: str
-    image: np.ndarray  # float32 (C, X, Y, Z)
-    label: np.ndarray | None  # int8 or int16 (1, X, Y, Z)
-    foreground: dict[int, np.ndarray]  # class -> voxel coordinates (n, 3)
-    geometry: Geometry
-
-
 def preprocess_dataset(
     cases: Sequence[Mapping],
-    plan: Mapping,
+    settings: Mapping,
     cache_dir: str | Path,
     num_workers: int | None = None,
     progress: bool = True,
-    crop_fraction: float = 1.0,
 ) -> list[dict]:
     """
-    Preprocess every case that is not stored yet, in parallel processes, and say where all of them lie.
+    Preprocess every case that is not stored yet, in parallel processes, and return their paths.
 
     Worker processes are started afresh (``spawn``): a script that calls this at its top level needs the usual
     ``if __name__ == "__main__":``. Each needs memory for a few copies of its case.
@@ -96,77 +85,95 @@ def preprocess_dataset(
     Args:
         cases: dictionaries with ``id`` (text that can name a folder), ``image`` (a file, or a list with one file per
             channel) and ``label`` (a file, or ``None``).
-        plan: see :py:func:`~mednext_monai.preprocessing.case.check_plan`.
-        cache_dir: folder for the stored cases; made if needed.
+        settings: see :py:func:`~mednext_monai.preprocessing.case.check_settings`.
+        cache_dir: folder for the stored cases; created if needed.
         num_workers: processes; 0 works in this one. Defaults to ``None``: one per CPU core, at most 8.
         progress: whether to show a bar and the disk space needed. Defaults to ``True``.
-        crop_fraction: part of a volume left after the nonzero crop, as the fingerprint knows it, for the estimate of
-            disk space. Defaults to 1: no crop.
 
     Returns:
         for every case, in the order given, a dictionary of plain text: ``id``; ``image``, ``label``, ``foreground``
-        and ``info`` (the files of the layout; ``label`` and ``foreground`` are ``None`` for an unlabelled case);
-        ``image_file`` (the case's first image, whose header a prediction takes over).
+        and ``info`` (the files of the layout; ``label`` and ``foreground`` are ``None`` for an unlabeled case).
 
     Raises:
         ValueError: listing every case that is wrong, with its file; the other cases are stored all the same.
-        OSError: when the disk lacks the space.
+        OSError: if the disk lacks the space.
     """
     _check_cases(cases)
-    plan = check_plan(plan)
-    folder = Path(cache_dir) / plan_folder(plan)
+    settings = check_settings(settings)
+    folder = Path(cache_dir) / settings_folder(settings)
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder, progress):
-        _write_json(folder / "plan.json", {"format_version": FORMAT_VERSION, **plan})
+        _write_json(folder / "plan.json", {"format_version": FORMAT_VERSION, **settings})
         for leftover in folder.glob(f"{TEMPORARY}*"):  # of runs that were killed; the lock says nobody uses them
             shutil.rmtree(leftover, ignore_errors=True)
         pending = [case for case in cases if not _is_current(case, folder, _signatures(case), TIMES)]
-        _announce_space(pending, plan, folder, crop_fraction, progress)
+        _announce_space(pending, settings, folder, progress)
         workers = min(os.cpu_count() or 1, 8) if num_workers is None else num_workers
-        failures = _run(pending, plan, folder, min(workers, len(pending)), progress)
+        failures = _run(pending, settings, folder, min(workers, len(pending)), progress)
     if failures:
         listed = "\n".join(f"  {case_id}: {message}" for case_id, message in sorted(failures.items()))
         raise ValueError(f"{len(failures)} of {len(cases)} cases cannot be preprocessed:\n{listed}")
     return [_stored(case, folder) for case in cases]
 
 
-def open_case(stored: Mapping | str | Path) -> StoredCase:
+def preprocessed_cases(
+    training: Sequence[Mapping],
+    validation: Sequence[Mapping],
+    settings: Mapping,
+    cache_dir: str,
+    num_workers: int = 0,
+    progress: bool = False,
+    is_main_process: bool = True,
+) -> dict[str, list[dict]]:
     """
-    Open a stored case without loading it.
+    Preprocess the cases of both sides of a fold that are not stored yet, and return the paths of all.
+
+    In a distributed run the main process does the work and the others wait for it, however long it takes; call it in
+    all of them.
 
     Args:
-        stored: what ``preprocess_dataset`` returned for the case, or its folder.
+        training: cases as :py:func:`~mednext_monai.data.training_cases` returns them.
+        validation: the same; a case may be on both sides.
+        settings: see :py:func:`~mednext_monai.preprocessing.case.check_settings`.
+        cache_dir: folder for the stored cases; created if needed.
+        num_workers: processes; 0 works in this one. Defaults to 0.
+        progress: whether to show a bar. Defaults to ``False``.
+        is_main_process: whether this process does the work. Defaults to ``True``.
+
+    Returns:
+        ``{"training": [...], "validation": [...]}``, each case as :py:func:`preprocess_dataset` returns it.
 
     Raises:
-        ValueError: when the folder holds no complete case.
+        ValueError: listing every case that is wrong, or naming what is wrong in the settings.
+        OSError: if the disk lacks the space.
     """
-    folder = Path(stored["info"]).parent if isinstance(stored, Mapping) else Path(stored)
-    marker = _read_marker(folder)
-    if marker is None:
-        raise ValueError(f"{folder}: holds no complete preprocessed case.")
-    label, foreground = None, {}
-    if marker["labelled"]:
-        label = np.load(folder / "label.npy", mmap_mode="r")
-        with np.load(folder / "foreground.npz") as file:
-            foreground = {int(key): file[key] for key in file.files}
-    image = np.load(folder / "image.npy", mmap_mode="r")
-    return StoredCase(marker["id"], image, label, foreground, Geometry.from_dict(marker["geometry"]))
+    cases = list({case["id"]: case for case in (*training, *validation)}.values())
+    if not is_main_process:
+        _wait_for_all()
+    started = time.monotonic()
+    stored = {case["id"]: case for case in preprocess_dataset(cases, settings, cache_dir, num_workers, progress)}
+    if is_main_process:
+        seconds = time.monotonic() - started
+        logger.info(f"{len(cases)} cases are preprocessed in {cache_dir}/{settings_folder(settings)} ({seconds:.1f} s)")
+        _wait_for_all()
+    sides = {"training": training, "validation": validation}
+    return {side: [stored[case["id"]] for case in members] for side, members in sides.items()}
 
 
-def stored_content(case: Mapping, plan: Mapping, cache_dir: str | Path) -> tuple[int, list[int]] | None:
+def stored_content(case: Mapping, settings: Mapping, cache_dir: str | Path) -> tuple[int, list[int]] | None:
     """
     Look up what a stored case holds, without reading it.
 
     Args:
         case: as for ``preprocess_dataset``.
-        plan: see :py:func:`~mednext_monai.preprocessing.case.check_plan`.
+        settings: see :py:func:`~mednext_monai.preprocessing.case.check_settings`.
         cache_dir: the folder given to ``preprocess_dataset``.
 
     Returns:
-        the number of channels and the label values, background 0 included; or ``None`` when the case is not stored, or
+        the number of channels and the label values, background 0 included; or ``None`` if the case is not stored, or
         its source files have another size or time than they had then.
     """
-    folder = Path(cache_dir) / plan_folder(plan)
+    folder = Path(cache_dir) / settings_folder(settings)
     try:
         if not _is_current(case, folder, _signatures(case), TIMES):
             return None
@@ -177,31 +184,20 @@ def stored_content(case: Mapping, plan: Mapping, cache_dir: str | Path) -> tuple
     return channels, sorted(labels | {0})
 
 
-def plan_folder(plan: Mapping) -> str:
-    """Name of the folder for a plan: the version of the format and a hash of what preprocessing depends on."""
-    text = json.dumps(check_plan(plan), sort_keys=True)
+def settings_folder(settings: Mapping) -> str:
+    """Return the name of the folder for these settings: the version of the format and a hash of the settings."""
+    text = json.dumps(check_settings(settings), sort_keys=True)
     return f"v{FORMAT_VERSION}-{hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}"
 
 
-def required_bytes(cases: Sequence[Mapping], plan: Mapping, crop_fraction: float = 1.0) -> int:
-    """
-    Disk space in bytes that the stored arrays of these cases take, from the headers of their images.
-
-    Args:
-        cases: as for ``preprocess_dataset``.
-        plan: see :py:func:`~mednext_monai.preprocessing.case.check_plan`.
-        crop_fraction: part of a volume left after the nonzero crop. Defaults to 1, the upper bound.
-    """
-    total = 0.0
-    for case in cases:
-        (channels, *shape), affine = read_grid(case["image"])
-        plan = check_plan(plan)
-        if plan["orientation"] is not None:
-            probe, affine = reorient(np.broadcast_to(np.int8(0), (1, *shape)), affine, plan["orientation"])
-            shape = probe.shape[1:]
-        voxels = math.prod(resampled_shape(shape, spacing_of(affine), plan["spacing"]))
-        total += crop_fraction * voxels * (4 * channels + (case.get("label") is not None))
-    return math.ceil(total)
+def _required_bytes(case: Mapping, settings: Mapping) -> int:
+    """Return the bytes that a case's arrays take at most, if nothing is cropped, from the header of its image."""
+    (channels, *shape), affine = read_grid(case["image"])
+    if settings["orientation"] is not None:
+        probe, affine = reorient(np.broadcast_to(np.int8(0), (1, *shape)), affine, settings["orientation"])
+        shape = probe.shape[1:]
+    voxels = math.prod(resampled_shape(shape, spacing_of(affine), settings["spacing"]))
+    return voxels * (4 * channels + (case.get("label") is not None))
 
 
 def _check_cases(cases: Sequence[Mapping]) -> None:
@@ -220,14 +216,9 @@ def _check_cases(cases: Sequence[Mapping]) -> None:
         raise ValueError("the list of cases is wrong:\n" + "\n".join(f"  {problem}" for problem in problems))
 
 
-def _images(case: Mapping) -> list[str | Path]:
-    image = case.get("image") or []
-    return [image] if isinstance(image, (str, Path)) else list(image)
-
-
 def _sources(case: Mapping) -> list[str | Path]:
     """The files of a case: images in order, then the label if there is one."""
-    return _images(case) + ([case["label"]] if case.get("label") else [])
+    return image_paths(case.get("image")) + ([case["label"]] if case.get("label") else [])
 
 
 @contextlib.contextmanager
@@ -243,17 +234,15 @@ def _locked(folder: Path, progress: bool) -> Iterator[None]:
         yield
 
 
-def _announce_space(
-    pending: Sequence[Mapping], plan: Mapping, folder: Path, crop_fraction: float, progress: bool
-) -> None:
+def _announce_space(pending: Sequence[Mapping], settings: Mapping, folder: Path, progress: bool) -> None:
     """Say how much disk the cases that have no folder yet will take; the others are replaced one by one."""
     if not pending:
         return
     new = 0
     for case in pending:
         if not (folder / case["id"]).exists():
-            with contextlib.suppress(ValueError):  # an unreadable file is reported with all others
-                new += required_bytes([case], plan, crop_fraction)
+            with contextlib.suppress(ValueError, OSError):  # an unreadable file is reported with all others
+                new += _required_bytes(case, settings)
     free = shutil.disk_usage(folder).free
     message = f"{len(pending)} cases to preprocess into {folder}: up to about {_size(new)} of {_size(free)} free."
     if new > free:
@@ -271,13 +260,13 @@ def _say(message: str, progress: bool) -> None:
         tqdm.write(message)
 
 
-def _run(pending: Sequence[Mapping], plan: Mapping, folder: Path, workers: int, progress: bool) -> dict[str, str]:
+def _run(pending: Sequence[Mapping], settings: Mapping, folder: Path, workers: int, progress: bool) -> dict[str, str]:
     """Prepare the cases; returns a message for each that failed."""
     failures = {}
     with tqdm(total=len(pending), desc="preprocess", unit="case", disable=not (progress and pending)) as bar:
         if workers <= 1:
             for case in pending:
-                message = _prepare(case, plan, folder)
+                message = _prepare(case, settings, folder)
                 if message:
                     failures[case["id"]] = message
                 bar.update()
@@ -288,7 +277,7 @@ def _run(pending: Sequence[Mapping], plan: Mapping, folder: Path, workers: int, 
                 workers, mp_context=multiprocessing.get_context("spawn"), initializer=_end_with_parent
             ) as pool,
         ):
-            futures = {pool.submit(_prepare, dict(case), plan, folder): case["id"] for case in pending}
+            futures = {pool.submit(_prepare, dict(case), settings, folder): case["id"] for case in pending}
             try:
                 for future in as_completed(futures):
                     message = future.result()
@@ -332,29 +321,29 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _prepare(case: Mapping, plan: Mapping, folder: Path) -> str | None:
+def _prepare(case: Mapping, settings: Mapping, folder: Path) -> str | None:
     """Preprocess and store one case unless the stored one has the same content; returns what went wrong, if so."""
     try:
         sources = _signatures(case, use_hash=True)  # before reading the files: a change meanwhile shows next time
         if _is_current(case, folder, sources, CONTENT):
             _write_json(folder / case["id"] / MARKER, {**_read_marker(folder / case["id"]), "sources": sources})
         else:
-            _store(case, plan, folder, sources)
+            _store(case, settings, folder, sources)
     except (ValueError, OSError, MemoryError) as error:
         return str(error) or type(error).__name__
     return None
 
 
-def _store(case: Mapping, plan: Mapping, folder: Path, sources: Sequence[Mapping]) -> None:
+def _store(case: Mapping, settings: Mapping, folder: Path, sources: Sequence[Mapping]) -> None:
     image, affine = read_image(case["image"])
     label = None
     if case.get("label"):
         label, label_affine = read_label(case["label"])
-        check_grid(case["label"], label.shape, label_affine, _images(case)[0], image.shape[1:], affine)
+        check_grid(case["label"], label.shape, label_affine, image_paths(case.get("image"))[0], image.shape[1:], affine)
     try:
-        result = preprocess_case(image, label, affine, plan)
+        result = preprocess_case(image, label, affine, settings)
     except ValueError as error:
-        raise ValueError(f"{_images(case)[0]}: {error}") from error
+        raise ValueError(f"{image_paths(case.get('image'))[0]}: {error}") from error
     del image
     temporary = folder / f"{TEMPORARY}{uuid.uuid4().hex}"
     temporary.mkdir()
@@ -432,11 +421,7 @@ def _read_marker(place: Path) -> dict | None:
 
 
 def _write_json(path: Path, content: Mapping) -> None:
-    """Written aside and renamed, so that a reader finds the old or the new content."""
-    temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")
-    temporary.write_text(json.dumps(content, indent=1))
-    _flush(temporary)
-    os.replace(temporary, path)
+    write_atomically(path, json.dumps(content, indent=1).encode())
 
 
 def _flush(path: Path) -> None:
@@ -446,12 +431,24 @@ def _flush(path: Path) -> None:
 
 
 def _stored(case: Mapping, folder: Path) -> dict:
-    place, labelled = folder / case["id"], bool(case.get("label"))
+    place, labeled = folder / case["id"], bool(case.get("label"))
     return {
         "id": case["id"],
         "image": str(place / "image.npy"),
-        "label": str(place / "label.npy") if labelled else None,
-        "foreground": str(place / "foreground.npz") if labelled else None,
+        "label": str(place / "label.npy") if labeled else None,
+        "foreground": str(place / "foreground.npz") if labeled else None,
         "info": str(place / MARKER),
-        "image_file": str(_images(case)[0]),
     }
+
+
+def _wait_for_all() -> None:
+    """
+    Wait until every process of a distributed run has come here; a single process goes on at once.
+
+    Unlike ``torch.distributed.barrier`` it does not give up after the process group's timeout, some minutes, which the
+    main process's work on a large data set exceeds.
+    """
+    import torch.distributed as dist  # slow to import, and needed by no worker process
+
+    if dist.is_initialized():
+        dist.barrier(dist.new_group(backend="gloo", timeout=timedelta(days=30)))

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy import ndimage
+from helpers.datasets import make_decathlon
 
-from mednext_monai.planning.checks import Volume
-from mednext_monai.planning.fingerprint import intensity_statistics, measure_case, nonzero_box
+from mednext_monai.data import read_dataset
+from mednext_monai.data.checks import Volume
+from mednext_monai.planning import scan
+from mednext_monai.planning.fingerprint import intensity_statistics, measure_case
 
 OBLIQUE = np.eye(4)
+
+
 OBLIQUE[:3, :3] = np.array([[0, -0.8, 0.6], [1, 0, 0], [0, 0.6, 0.8]]) @ np.diag([0.5, 0.7, 3])
 
 
@@ -21,20 +25,6 @@ def make_volume(seed: int) -> Volume:
     image[:, 5:7, 5:7, 4:5] = 0  # a hole
     label = generator.integers(0, 3, (16, 14, 12)).astype(np.int16)
     return Volume(image, label, OBLIQUE)
-
-
-def test_the_crop_is_the_union_of_the_channels_and_filling_holes_does_not_change_it():
-    for seed in range(20):
-        image = np.random.default_rng(seed).normal(size=(2, 9, 8, 7)) * (
-            np.random.default_rng(seed + 99).uniform(size=(2, 9, 8, 7)) < 0.01 * (1 + seed)
-        )
-        if not image.any():
-            continue
-        filled = ndimage.binary_fill_holes((image != 0).any(0))
-        assert nonzero_box(image) == ndimage.find_objects(filled.astype(int))[0]
-    assert nonzero_box(make_volume(0).image) == (slice(2, 13), slice(3, 12), slice(1, 9))
-    with pytest.raises(ValueError, match="zero everywhere"):
-        nonzero_box(np.zeros((1, 3, 3, 3)))
 
 
 def test_the_figures_of_a_case():
@@ -80,3 +70,13 @@ def test_no_foreground_inside_the_crop_is_an_error():
     volume = make_volume(0)
     with pytest.raises(ValueError, match="no case has any foreground inside"):
         intensity_statistics([measure_case("a", Volume(volume.image, volume.label * 0, OBLIQUE), 3)])
+
+
+def test_a_sound_data_set_has_no_problems_and_processes_do_not_matter(tmp_path):
+    dataset = read_dataset(make_decathlon(tmp_path))
+    cases, warnings = scan(dataset, processes=0, progress=False)
+    assert warnings == [] and [case.id for case in cases] == [case["id"] for case in dataset.cases]
+    parallel, _ = scan(dataset, processes=2, progress=False)
+    for one, other in zip(cases, parallel):
+        for name, value in vars(one).items():
+            np.testing.assert_array_equal(value, getattr(other, name))

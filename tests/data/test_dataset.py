@@ -1,32 +1,120 @@
-"""Folds, data lists, stored cases, seeds, waiting for each other, and the writing of predictions."""
+"""The three layouts give the same cases; what is not supported says so."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
-import time
-from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-import torch.distributed as dist
-from helpers.datasets import describe, make_nnunet, save
-from monai.data import MetaTensor
-from monai.transforms import LoadImaged, SaveImage
+from helpers.datasets import describe, make_case, make_decathlon, make_nnunet, save
 from monai.utils import ensure_tuple
 
 from mednext_monai.data import (
-    AtomicNibabelWriter,
-    NameByCased,
     check_cases,
     inference_cases,
-    preprocessed_cases,
     training_cases,
 )
-from mednext_monai.utils import set_seed, wait_for_all
+from mednext_monai.data.dataset import DatasetError, read_dataset
+
+
+def names(paths: list[str]) -> list[str]:
+    return [path.rsplit("/", 1)[1] for path in paths]
+
+
+def test_decathlon_has_one_file_with_all_channels(tmp_path):
+    dataset = read_dataset(make_decathlon(tmp_path / "Task", cases=3, channels=("T1", "T2")))
+    assert (dataset.layout, dataset.name) == ("decathlon", "Synthetic")
+    assert dataset.channel_names == ["T1", "T2"]
+    assert dataset.labels == ["background", "one", "two"]
+    assert [case["id"] for case in dataset.cases] == ["case_00", "case_01", "case_02"]
+    assert names(dataset.cases[1]["image"]) == ["case_01.nii.gz"]
+    assert dataset.cases[1]["label"] == str(tmp_path / "Task" / "labelsTr" / "case_01.nii.gz")
+
+
+@pytest.mark.parametrize("version, ending", [(1, ".nii.gz"), (1, ".nii"), (2, ".nii.gz"), (2, ".nii")])
+def test_nnunet_has_one_file_per_channel(tmp_path, version, ending):
+    dataset = read_dataset(make_nnunet(tmp_path, version, cases=3, ending=ending))
+    assert dataset.layout == f"nnunet_v{version}"
+    assert dataset.channel_names == ["T1", "T2"]
+    assert dataset.labels == ["background", "one", "two"]
+    assert [case["id"] for case in dataset.cases] == ["case_00", "case_01", "case_02"]
+    assert names(dataset.cases[2]["image"]) == [f"case_02_0000{ending}", f"case_02_0001{ending}"]
+    assert names([dataset.cases[2]["label"]]) == [f"case_02{ending}"]
+
+
+def test_nnunet_v2_lists_a_case_of_which_files_are_missing(tmp_path):
+    make_nnunet(tmp_path, 2, cases=3)
+    (tmp_path / "imagesTr/case_01_0000.nii.gz").unlink()
+    (tmp_path / "labelsTr/case_02.nii.gz").unlink()
+    (tmp_path / "imagesTr/._case_02_0000.nii.gz").write_bytes(b"of macOS")
+    assert [case["id"] for case in read_dataset(tmp_path).cases] == ["case_00", "case_01", "case_02"]
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"labels": {"background": 0, "whole": [1, 2], "core": 2}}, r"region-based labels are not supported.*whole"),
+        ({"labels": {"background": 0, "one": 1, "ignore": 2}}, "'ignore' of nnU-Net v2 is not supported"),
+        ({"labels": {"background": 0, "one": 1, "two": 4}}, "numbered without gaps"),
+        ({"labels": {"background": 0}}, "at least one class"),
+        ({"labels": {"background": 0, "one": "first"}}, "no integer value"),
+        ({"channel_names": {"1": "T1"}}, "numbered from 0"),
+        ({"file_ending": "nii"}, "'file_ending' must be like"),
+    ],
+)
+def test_what_is_not_supported_is_named(tmp_path, changes, message):
+    make_nnunet(tmp_path, 2, cases=1)
+    describe(tmp_path, **changes)
+    with pytest.raises(DatasetError, match=message):
+        read_dataset(tmp_path)
+
+
+def test_an_unusable_description_is_named(tmp_path):
+    with pytest.raises(DatasetError, match="no such directory"):
+        read_dataset(tmp_path / "nothing")
+    with pytest.raises(DatasetError, match="no dataset.json"):
+        read_dataset(tmp_path)
+    (tmp_path / "dataset.json").write_text("{")
+    with pytest.raises(DatasetError, match="not valid JSON"):
+        read_dataset(tmp_path)
+    (tmp_path / "dataset.json").write_text('{"name": "x"}')
+    with pytest.raises(DatasetError, match="either 'modality'.*or 'channel_names'"):
+        read_dataset(tmp_path)
+
+
+def test_an_empty_list_and_an_id_twice_are_named(tmp_path):
+    make_decathlon(tmp_path, cases=2)
+    entry = {"image": "imagesTr/case_00.nii.gz", "label": "labelsTr/case_00.nii.gz"}
+    describe(tmp_path, training=[entry, entry])
+    with pytest.raises(DatasetError, match="case_00: this case id comes 2 times"):
+        read_dataset(tmp_path)
+    describe(tmp_path, training=[])
+    with pytest.raises(DatasetError, match="no training case"):
+        read_dataset(tmp_path)
+    describe(tmp_path, training=["imagesTr/case_00.nii.gz"])
+    with pytest.raises(DatasetError, match="must be {'image': path, 'label': path}"):
+        read_dataset(tmp_path)
+
+
+def test_a_file_ending_that_no_file_has_is_named(tmp_path):
+    make_nnunet(tmp_path, 2, cases=2)
+    describe(tmp_path, file_ending=".nii")
+    with pytest.raises(DatasetError, match="imagesTr/ has no file like case_0000.nii, with the file_ending"):
+        read_dataset(tmp_path)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_files_of_a_channel_that_is_not_declared_are_named(tmp_path, version):
+    make_nnunet(tmp_path, version, cases=2)
+    save(tmp_path / "imagesTr/case_01_0002.nii.gz", make_case(1)[0][..., 0])
+    with pytest.raises(DatasetError) as error:
+        read_dataset(tmp_path)
+    image = f"imagesTr{os.sep}case_01_0002.nii.gz"
+    assert error.value.problems == [
+        f"{image}: dataset.json has the channels 0000, 0001 only; add it or remove its files"
+    ]
 
 
 def test_training_and_validation_share_no_case_and_lose_none(dataset):
@@ -62,7 +150,7 @@ def test_one_file_per_channel_is_checked_and_listed(dataset):
     cases = training_cases(dataset, "all")
     assert [len(case["image"]) for case in cases] == [2] * 6
     check_cases(cases, 2, 3)
-    with pytest.raises(ValueError, match="box_0: has 2 channel files; in_channels is 1"):
+    with pytest.raises(ValueError, match=r"box_0: has 2 channel files, expected 1 \(in_channels\)"):
         check_cases(cases, 1, 3)
 
 
@@ -72,18 +160,6 @@ def test_images_to_segment_come_from_the_list_a_folder_or_a_file(dataset):
     assert [case["id"] for case in inference_cases("nowhere", dataset / "imagesTr" / "box_1.nii.gz")] == ["box_1"]
     (dataset / "dataset.json").unlink()
     assert [case["id"] for case in inference_cases(dataset)] == ["box_9"]
-
-
-def test_a_case_on_both_sides_of_a_fold_is_preprocessed_once(dataset, tmp_path):
-    cases = training_cases(dataset, "all")[:2]
-    plan = {"spacing": [2, 2, 2], "normalization": ["zscore"]}
-    sides = preprocessed_cases(cases, cases[:1], plan, str(tmp_path / "cache"))
-    assert [[case["id"] for case in sides[side]] for side in ("training", "validation")] == [
-        ["box_0", "box_1"],
-        ["box_0"],
-    ]
-    assert sides["validation"][0] == sides["training"][0]
-    assert all(os.path.isfile(sides["training"][1][key]) for key in ("image", "label", "foreground"))
 
 
 @pytest.fixture
@@ -160,7 +236,7 @@ def test_the_test_images_of_an_nnunet_data_set_are_grouped(tmp_path, version):
         with pytest.raises(ValueError, match="case_01: has no file case_01_0001"):
             inference_cases(tmp_path, in_channels=2)
     else:
-        with pytest.raises(ValueError, match="case_01_0001.nii.gz: the file does not exist"):
+        with pytest.raises(ValueError, match="case_01_0001.nii.gz: no such file"):
             check_cases(inference_cases(tmp_path, in_channels=2), 2)
 
 
@@ -173,94 +249,47 @@ def test_one_channel_of_an_nnunet_data_set_is_checked_as_well(tmp_path):
         inference_cases(tmp_path)
 
 
-def test_nrrd_and_mha_are_listed_checked_and_loaded_like_nifti(images, dataset):
-    itk = pytest.importorskip("itk")
-    folder = images("a_0000.nii.gz", "a_0001.nii.gz")
-    nifti = inference_cases("nowhere", folder, 2)[0]
-    load = LoadImaged("image", ensure_channel_first=True, image_only=True)
-    expected = load(nifti)["image"]
-    for ending in (".mha", ".nrrd"):
-        other = folder.parent / ending[1:]
-        other.mkdir()
-        for file in nifti["image"]:
-            itk.imwrite(itk.imread(file), str(other / Path(file).name.replace(".nii.gz", ending)))
-        cases = inference_cases("nowhere", other, 2)
-        check_cases(cases, 2)
-        image = load(cases[0])["image"]
-        assert image.shape == (2, 4, 5, 6)
-        torch.testing.assert_close(image.as_tensor(), expected.as_tensor())
-        torch.testing.assert_close(image.affine, expected.affine, atol=1e-5, rtol=0)
-        with pytest.raises(ValueError, match="has 2 channel files; in_channels is 3"):
-            check_cases(cases, 3)
+@pytest.mark.parametrize("fold", [5, -1, "every", True, 1.0])
+def test_fold_that_does_not_exist(dataset, fold):
+    with pytest.raises(ValueError, match=r"fold must be one of \[0, 1, 2, 3, 4\] or 'all'"):
+        training_cases(dataset, fold)
 
 
-def test_a_format_whose_package_is_missing_says_which(tmp_path):
-    if importlib.util.find_spec("itk"):
-        pytest.skip("the package is installed")
-    (tmp_path / "a.mha").write_bytes(b"x")
-    with pytest.raises(ValueError, match="a.mha: cannot be read as an image: .*pip install itk"):
-        check_cases(inference_cases("nowhere", tmp_path), 1)
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "dataset.json"),
+        ("[]", "dataset.json"),
+        ("{}", "needs 'labels' and either 'modality'"),
+        ('{"modality": {"0": "CT"}, "labels": {"0": "b", "1": "a"}, "training": []}', "no training case"),
+        (
+            '{"modality": {"0": "CT"}, "labels": {"0": "b", "1": "a"}, "training": [{"image": "a.nii"}]}',
+            "must be {'image': path, 'label': path}",
+        ),
+    ],
+)
+def test_broken_dataset_json(dataset, content, message):
+    (dataset / "dataset.json").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        training_cases(dataset, 0)
 
 
-def test_a_prediction_is_named_after_its_case(tmp_path):
-    pred = MetaTensor(torch.ones(1, 4, 5, 6), affine=torch.eye(4) * 2, meta={"filename_or_obj": "in/a.b_0000.mha"})
-    named = NameByCased("pred")({"id": "a.b", "pred": pred})["pred"]
-    assert pred.meta["filename_or_obj"] == "in/a.b_0000.mha" and torch.equal(named.affine, pred.affine)
-    SaveImage(
-        tmp_path, "", ".nii.gz", resample=False, separate_folder=False, print_log=False, writer=AtomicNibabelWriter
-    )(named)
-    assert [file.name for file in tmp_path.iterdir()] == ["a.b.nii.gz"]
+def test_case_listed_twice(dataset):
+    content = json.loads((dataset / "dataset.json").read_text())
+    content["training"].append(content["training"][0])
+    (dataset / "dataset.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="box_0: this case id comes 2 times"):
+        training_cases(dataset, 0)
 
 
-def test_a_seed_repeats_and_none_draws_a_fresh_one(caplog):
-    caplog.set_level("INFO")
-    draws = []
-    for seed in (5, 5, None, None):
-        draws.append((set_seed(seed), torch.rand(1).item(), np.random.rand()))
-    assert draws[0] == draws[1] and draws[0][0] == 5
-    assert len(set(draws[1:])) == 3
-    assert f"seed {draws[3][0]}, drawn for this run" in caplog.text
-    set_seed(draws[3][0])  # the seed that was logged gives the same numbers
-    assert torch.rand(1).item() == draws[3][1]
-    for wrong in (-1, 0.5, True, "7"):
-        with pytest.raises(ValueError, match="seed must be a whole number"):
-            set_seed(wrong)
-    torch.backends.cudnn.benchmark = False
+def test_folder_without_data_set(tmp_path):
+    with pytest.raises(ValueError, match="dataset.json"):
+        training_cases(tmp_path, 0)
 
 
-def _waiting_process(rank: int, folder: str) -> None:
-    Path(folder, f"ready_{rank}").touch()
-    while len(list(Path(folder).glob("ready_*"))) < 2:  # the timeout is for both to have started
-        time.sleep(0.01)
-    timeout = timedelta(seconds=4)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2, timeout=timeout)
-    if rank == 0:
-        time.sleep(6)
-        Path(folder, "done").touch()
-    wait_for_all()
-    assert Path(folder, "done").exists()
-    dist.destroy_process_group()
-
-
-def test_processes_wait_for_each_other_beyond_the_groups_timeout(tmp_path):
-    wait_for_all()  # alone
-    torch.multiprocessing.spawn(_waiting_process, (str(tmp_path),), nprocs=2)
-
-
-def test_a_prediction_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
-    image = MetaTensor(torch.ones(1, 4, 5, 6), affine=torch.eye(4), meta={"filename_or_obj": "case.nii.gz"})
-    save = SaveImage(
-        tmp_path, "", ".nii.gz", resample=False, separate_folder=False, print_log=False, writer=AtomicNibabelWriter
-    )
-    save(image)
-    assert [file.name for file in tmp_path.iterdir()] == ["case.nii.gz"]
-    before = (tmp_path / "case.nii.gz").read_bytes()
-
-    def fail(*args):
-        raise OSError("disk full")
-
-    monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(Exception, match="disk full"):
-        save(MetaTensor(image * np.float32(2), meta=image.meta))
-    assert [file.name for file in tmp_path.iterdir()] == ["case.nii.gz"]
-    assert (tmp_path / "case.nii.gz").read_bytes() == before
+def test_nothing_to_segment(tmp_path, dataset):
+    with pytest.raises(FileNotFoundError, match="no_such"):
+        inference_cases(dataset, tmp_path / "no_such")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="no image to segment"):
+        inference_cases(dataset, tmp_path / "empty")

@@ -1,4 +1,4 @@
-"""The promises: a case is prepared once, anew when data or plan change, never half, and read without being loaded."""
+"""A case is prepared once, anew when data or settings change, never half, and read without being loaded."""
 
 from __future__ import annotations
 
@@ -10,17 +10,28 @@ import subprocess
 import sys
 import time
 from collections import namedtuple
+from datetime import timedelta
+from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
+import torch
+import torch.distributed as dist
 
-from mednext_monai.preprocessing import case_store
+from mednext_monai.data import (
+    preprocessed_cases,
+    store,
+    training_cases,
+)
+from mednext_monai.data.store import _wait_for_all, preprocess_dataset, settings_folder
 from mednext_monai.preprocessing.case import preprocess_case
-from mednext_monai.preprocessing.case_store import open_case, plan_folder, preprocess_dataset, required_bytes
 from mednext_monai.preprocessing.foreground import foreground_locations
+from mednext_monai.preprocessing.geometry import Geometry
 
 PLAN = {"spacing": [1, 1, 1], "normalization": ["masked_zscore"]}
+
+
 AFFINE = np.diag([1.5, 1, 2, 1.0])
 
 
@@ -48,8 +59,8 @@ def cases(tmp_path):
 def prepared(monkeypatch):
     """Collects the ids of the cases that are really computed (in this process: num_workers=0)."""
     ids = []
-    store = case_store._store
-    monkeypatch.setattr(case_store, "_store", lambda case, *args: (ids.append(case["id"]), store(case, *args))[1])
+    plain = store._store
+    monkeypatch.setattr(store, "_store", lambda case, *args: (ids.append(case["id"]), plain(case, *args))[1])
     return ids
 
 
@@ -61,24 +72,26 @@ def test_stored_case_equals_the_computation(cases, tmp_path):
     stored = run(cases, tmp_path / "cache")
     assert [case["id"] for case in stored] == ["case_0", "case_1", "case_2"]
     json.dumps(stored)  # plain text, as a data list must be
-    case = open_case(stored[1])
+    image, label = (np.load(stored[1][key], mmap_mode="r") for key in ("image", "label"))
+    found = {"image": image, "label": label}
     image = nibabel.load(cases[1]["image"]).get_fdata(dtype=np.float32)
     label = np.asanyarray(nibabel.load(cases[1]["label"]).dataobj).astype(np.int8)
     expected = preprocess_case(image[None], label, AFFINE, PLAN)
-    for array, truth in ((case.image, expected.image), (case.label, expected.label[None])):
-        assert isinstance(array, np.memmap) and array.dtype == truth.dtype and array.flags.c_contiguous
+    for array, truth in ((found["image"], expected.image), (found["label"], expected.label[None])):
+        assert array.dtype == truth.dtype and array.flags.c_contiguous
         np.testing.assert_array_equal(array, truth)
-    assert case.image.dtype == np.float32 and case.label.dtype == np.int8
-    assert case.geometry == expected.geometry
-    locations = foreground_locations(expected.label)
-    assert case.foreground.keys() == locations.keys() == {1}
-    np.testing.assert_array_equal(case.foreground[1], locations[1])
+    assert found["image"].dtype == np.float32 and found["label"].dtype == np.int8
     info = json.loads(open(stored[1]["info"]).read())
+    assert Geometry.from_dict(info["geometry"]) == expected.geometry
+    locations = foreground_locations(expected.label)
+    with np.load(stored[1]["foreground"]) as file:
+        assert file.files == ["1"] and locations.keys() == {1}
+        np.testing.assert_array_equal(file["1"], locations[1])
     assert info["voxels_per_label"]["1"] == (expected.label == 1).sum()
 
 
 def test_parallel_processes_store_the_same(cases, tmp_path, capfd, caplog):
-    caplog.set_level("WARNING", "mednext_monai.preprocessing.case_store")  # a log that is shown says it instead
+    caplog.set_level("WARNING", "mednext_monai.data.store")  # a log that is shown says it instead
     here, there = run(cases, tmp_path / "a"), run(cases, tmp_path / "b", num_workers=2, progress=True)
     for one, other in zip(here, there):
         for key in ("image", "label", "foreground"):
@@ -90,8 +103,8 @@ def test_parallel_processes_store_the_same(cases, tmp_path, capfd, caplog):
 def test_unlabelled_case(tmp_path):
     stored = run([write_case(tmp_path, "test_1", 0, labelled=False)], tmp_path / "cache")[0]
     assert stored["label"] is None and stored["foreground"] is None
-    case = open_case(stored["info"].rsplit("/", 1)[0])
-    assert case.label is None and case.foreground == {} and case.image.shape == (1, 12, 12, 18)
+    assert np.load(stored["image"]).shape == (1, 12, 12, 18)
+    assert sorted(os.listdir(os.path.dirname(stored["info"]))) == ["case.json", "image.npy"]
 
 
 def test_nothing_is_done_twice(cases, tmp_path, prepared):
@@ -101,8 +114,8 @@ def test_nothing_is_done_twice(cases, tmp_path, prepared):
 
 
 def test_changed_content_is_prepared_anew(cases, tmp_path, prepared):
-    old = open_case(run(cases, tmp_path / "cache")[1])
-    before = old.image.copy()
+    old = np.load(run(cases, tmp_path / "cache")[1]["image"], mmap_mode="r")
+    before = old.copy()
     os.utime(cases[0]["image"])  # touched, same content
     write_case(tmp_path, "case_1", seed=11)
     label = np.asanyarray(nibabel.load(cases[2]["label"]).dataobj).copy()
@@ -111,8 +124,8 @@ def test_changed_content_is_prepared_anew(cases, tmp_path, prepared):
     prepared.clear()
     stored = run(cases, tmp_path / "cache")
     assert prepared == ["case_1", "case_2"]
-    assert not np.array_equal(open_case(stored[1]).image, before)
-    np.testing.assert_array_equal(old.image, before)  # a reader keeps what it had opened
+    assert not np.array_equal(np.load(stored[1]["image"]), before)
+    np.testing.assert_array_equal(old, before)  # a reader keeps what it had opened
     prepared.clear()
     run(cases, tmp_path / "cache")
     assert prepared == []
@@ -140,17 +153,17 @@ def test_moved_data_is_recognised(cases, tmp_path, prepared):
         for case in cases
     ]
     prepared.clear()
-    stored = run(moved, tmp_path / "cache")
-    assert prepared == [] and stored[0]["image_file"].startswith(str(tmp_path / "moved"))
+    run(moved, tmp_path / "cache")
+    assert prepared == []
 
 
-def test_plans_lie_side_by_side(cases, tmp_path, prepared):
+def test_settings_lie_side_by_side(cases, tmp_path, prepared):
     run(cases[:1], tmp_path / "cache")
     other = {**PLAN, "spacing": [2, 2, 2]}
-    assert open_case(run(cases[:1], tmp_path / "cache", other)[0]).image.shape == (1, 6, 6, 9)
+    assert np.load(run(cases[:1], tmp_path / "cache", other)[0]["image"]).shape == (1, 6, 6, 9)
     run(cases[:1], tmp_path / "cache", {**PLAN, "batch_size": 9})  # does not concern preprocessing
     assert prepared == ["case_0", "case_0"]
-    assert plan_folder(PLAN) != plan_folder(other)
+    assert settings_folder(PLAN) != settings_folder(other)
 
 
 def test_missing_or_damaged_files_are_made_again(cases, tmp_path, prepared):
@@ -162,7 +175,7 @@ def test_missing_or_damaged_files_are_made_again(cases, tmp_path, prepared):
     prepared.clear()
     stored = run(cases, tmp_path / "cache")
     assert prepared == ["case_0", "case_1", "case_2"]
-    assert all(open_case(case).image.shape == (1, 12, 12, 18) for case in stored)
+    assert all(np.load(case["image"]).shape == (1, 12, 12, 18) for case in stored)
 
 
 def test_all_problems_are_listed_and_the_rest_is_stored(cases, tmp_path):
@@ -175,7 +188,7 @@ def test_all_problems_are_listed_and_the_rest_is_stored(cases, tmp_path):
     message = str(error.value)
     assert "2 of 3 cases cannot be preprocessed" in message
     assert "shorter.nii.gz: has (10, 12, 8) voxels" in message and "case_2_0000.nii.gz: cannot be read" in message
-    folder = tmp_path / "cache" / plan_folder(PLAN)
+    folder = tmp_path / "cache" / settings_folder(PLAN)
     assert sorted(path.name for path in folder.glob("case_*")) == ["case_1"]
     assert not list(folder.glob(".tmp-*"))
 
@@ -190,31 +203,32 @@ def test_wrong_lists_are_refused_before_anything_is_written(cases, tmp_path):
 
 
 def test_disk_space_is_checked_beforehand(cases, tmp_path, monkeypatch, prepared):
-    assert required_bytes(cases, PLAN) == 3 * (15 * 12 * 18) * 5
-    assert required_bytes(cases, PLAN, crop_fraction=0.5) == 3 * (15 * 12 * 18) * 5 / 2
-    usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(100, 0, 1000))
+    usage, needed = namedtuple("usage", "total used free"), 3 * (15 * 12 * 18) * 5  # float32 image, int8 label
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 0, needed - 1))
     with pytest.raises(OSError, match="3 cases to preprocess .* Free some space"):
         run(cases, tmp_path / "cache")
     assert prepared == []
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 0, needed))
+    run(cases, tmp_path / "cache")
+    assert len(prepared) == 3
 
 
 KILLED = """
 import sys
-from mednext_monai.preprocessing import case_store
+from mednext_monai.data import store
 
 if __name__ == "__main__":
     import json, time
     cases, cache, workers = json.loads(sys.argv[1])
     if workers == 0:  # hold the second case half-way, its arrays written, its marker not
-        write, flush = case_store._write_json, case_store._flush
+        write = store._write_json
         def hold(path, content):
-            if path.name == case_store.MARKER and content["id"] == "case_1":
+            if path.name == store.MARKER and content["id"] == "case_1":
                 print("half-way", flush=True)
                 time.sleep(60)
             write(path, content)
-        case_store._write_json = hold
-    case_store.preprocess_dataset(cases, {"spacing": [1, 1, 1], "normalization": ["masked_zscore"]}, cache, workers)
+        store._write_json = hold
+    store.preprocess_dataset(cases, {"spacing": [1, 1, 1], "normalization": ["masked_zscore"]}, cache, workers)
 """
 
 
@@ -228,13 +242,13 @@ def test_killed_half_way(cases, tmp_path, prepared):
     assert process.stdout.readline() == "half-way\n" or "half-way\n" in process.stdout.readline()
     process.send_signal(signal.SIGKILL)
     process.wait()
-    folder = cache / plan_folder(PLAN)
+    folder = cache / settings_folder(PLAN)
     assert sorted(path.name for path in folder.glob("case_*")) == ["case_0"]
     assert len(list(folder.glob(".tmp-*"))) == 1
     stored = run(cases, cache)
     assert prepared == ["case_1", "case_2"]
     assert not list(folder.glob(".tmp-*"))
-    assert all(open_case(case).label is not None for case in stored)
+    assert all(os.path.isfile(case["label"]) for case in stored)
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc"), reason="looks for child processes in /proc")
@@ -276,3 +290,34 @@ def is_running(pid: int) -> bool:
         return open(f"/proc/{pid}/stat").read().rsplit(")", 1)[1].split()[0] != "Z"
     except OSError:
         return False
+
+
+def test_a_case_on_both_sides_of_a_fold_is_preprocessed_once(dataset, tmp_path):
+    cases = training_cases(dataset, "all")[:2]
+    plan = {"spacing": [2, 2, 2], "normalization": ["zscore"]}
+    sides = preprocessed_cases(cases, cases[:1], plan, str(tmp_path / "cache"))
+    assert [[case["id"] for case in sides[side]] for side in ("training", "validation")] == [
+        ["box_0", "box_1"],
+        ["box_0"],
+    ]
+    assert sides["validation"][0] == sides["training"][0]
+    assert all(os.path.isfile(sides["training"][1][key]) for key in ("image", "label", "foreground"))
+
+
+def _waiting_process(rank: int, folder: str) -> None:
+    Path(folder, f"ready_{rank}").touch()
+    while len(list(Path(folder).glob("ready_*"))) < 2:  # the timeout is for both to have started
+        time.sleep(0.01)
+    timeout = timedelta(seconds=4)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2, timeout=timeout)
+    if rank == 0:
+        time.sleep(6)
+        Path(folder, "done").touch()
+    _wait_for_all()
+    assert Path(folder, "done").exists()
+    dist.destroy_process_group()
+
+
+def test_processes_wait_for_each_other_beyond_the_groups_timeout(tmp_path):
+    _wait_for_all()  # alone
+    torch.multiprocessing.spawn(_waiting_process, (str(tmp_path),), nprocs=2)

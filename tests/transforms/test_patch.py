@@ -1,4 +1,4 @@
-"""Which patch is drawn: slots, classes, voxels, borders; and that a seed gives the same patches in any process."""
+"""Which patch of a case is drawn: classes, voxels, borders, and what of a stored case is read for it."""
 
 from __future__ import annotations
 
@@ -7,63 +7,23 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from monai.data import DataLoader, MetaTensor, set_track_meta
+from helpers.patches import binomial_band, numbered_case
+from monai.data import MetaTensor, set_track_meta
 from monai.transforms import Compose, RandGaussianNoised
 
 from mednext_monai.transforms import (
-    EpochSampler,
-    PatchDataset,
     RandPatchd,
     RandRotateScaled,
-    is_forced_slot,
     patch_transforms,
     training_augmentation,
 )
-from mednext_monai.transforms.sampling import read_box
+from mednext_monai.transforms.patch import read_box
 
 KEYS = ("image", "label")
 
 
-def binomial_band(n: int, p: float) -> tuple[float, float]:
-    """Counts that a fair draw leaves about once in 15000."""
-    return n * p - 4 * (n * p * (1 - p)) ** 0.5, n * p + 4 * (n * p * (1 - p)) ** 0.5
-
-
-def numbered_case(shape=(20, 18, 16)) -> dict:
-    """A case whose first channel numbers its voxels from 1, so that a patch says where it came from."""
-    index = np.arange(1, np.prod(shape) + 1, dtype=np.float32).reshape(shape)
-    label = np.zeros(shape, dtype=np.int8)
-    label[2:8, 2:8, 2:8] = 1
-    label[tuple(n // 2 for n in shape)] = 2
-    return {
-        "image": np.stack([index, -index]),
-        "label": label,
-        "foreground": {1: np.argwhere(label == 1), 2: np.argwhere(label == 2)},
-    }
-
-
 def start_of(patch: torch.Tensor) -> tuple[int, ...]:
     return tuple(int(v) for v in patch.affine[:3, 3])
-
-
-@pytest.fixture
-def stored(tmp_path) -> dict:
-    case = numbered_case((40, 36, 30))
-    np.save(tmp_path / "image.npy", case["image"])
-    np.save(tmp_path / "label.npy", case["label"][None])
-    np.savez(tmp_path / "foreground.npz", **{str(k): v for k, v in case["foreground"].items()})
-    return {
-        "image": str(tmp_path / "image.npy"),
-        "label": tmp_path / "label.npy",
-        "foreground": tmp_path / "foreground.npz",
-    }
-
-
-@pytest.mark.parametrize(
-    "batch_size, forced", [(1, [False]), (2, [False, True]), (3, [False] * 2 + [True]), (9, [False] * 6 + [True] * 3)]
-)
-def test_slot_rule_is_the_original_s(batch_size, forced):
-    assert [is_forced_slot(slot, batch_size) for slot in range(batch_size)] == forced
 
 
 def test_box_is_the_original_s_205_voxels_for_a_patch_of_128():
@@ -194,7 +154,7 @@ def test_only_the_patch_is_read_when_no_spatial_augmentation_fires(stored, monke
         sizes.append(tuple(size))
         return read_box(array, start, size, *rest, **options)
 
-    monkeypatch.setattr("mednext_monai.transforms.sampling.read_box", spy)
+    monkeypatch.setattr("mednext_monai.transforms.patch.read_box", spy)
     RandPatchd(KEYS, 16, augmentation=RandRotateScaled(KEYS, rotate_prob=0, scale_prob=0))(stored)
     assert sizes == [(16, 16, 16)] * 2
 
@@ -245,56 +205,6 @@ def test_volumes_of_different_sizes_are_refused():
     case = {"image": np.zeros((1, 8, 8, 8), np.float32), "label": np.zeros((8, 8, 9), np.int8)}
     with pytest.raises(ValueError, match="one size"):
         RandPatchd(KEYS, 4)(case)
-
-
-def test_cases_are_drawn_uniformly_with_replacement_and_slots_alternate():
-    dataset = PatchDataset([{"n": i} for i in range(5)], transform=lambda d: d, batch_size=2)
-    assert len(dataset) == 500
-    drawn = [dataset[i] for i in range(2000)]
-    low, high = binomial_band(2000, 0.2)
-    counts = Counter(d["n"] for d in drawn)
-    assert len(counts) == 5 and all(low < count < high for count in counts.values())
-    assert [d["force_foreground"] for d in drawn[:6]] == [False, True] * 3
-    # with replacement: neighbouring draws repeat as often as chance has it
-    low, high = binomial_band(1999, 0.2)
-    assert low < sum(a["n"] == b["n"] for a, b in zip(drawn, drawn[1:])) < high
-
-
-def test_epoch_length_does_not_depend_on_the_number_of_cases():
-    for cases in (1, 7):
-        assert len(PatchDataset([{}] * cases, lambda d: d, batch_size=2)) == 500
-        assert len(EpochSampler(PatchDataset([{}] * cases, lambda d: d, batch_size=9))) == 2250
-
-
-def test_epochs_continue_and_resume():
-    dataset = PatchDataset([{}], lambda d: d, batch_size=2, batches_per_epoch=3)
-    sampler = EpochSampler(dataset)
-    assert list(sampler) == [0, 1, 2, 3, 4, 5]
-    state = sampler.state_dict()
-    second = list(sampler)
-    assert second == [6, 7, 8, 9, 10, 11]
-    resumed = EpochSampler(dataset)
-    resumed.load_state_dict(state)
-    assert list(resumed) == second
-
-
-def test_processes_share_the_slots_of_a_batch():
-    dataset = PatchDataset([{}], lambda d: d, batch_size=2, batches_per_epoch=4)
-    parts = [list(EpochSampler(dataset, rank, 2)) for rank in range(2)]
-    assert parts == [[0, 2, 4, 6], [1, 3, 5, 7]]
-    with pytest.raises(ValueError, match="multiple of world_size 3"):
-        EpochSampler(dataset, 0, 3)
-
-
-def test_same_seed_same_patches_with_any_number_of_workers(stored):
-    """Random transforms of MONAI in the pipeline included."""
-    runs = []
-    for workers, seed in ((0, 1), (2, 1), (0, 2)):
-        dataset = PatchDataset([stored], training_augmentation(16), batch_size=2, batches_per_epoch=4, seed=seed)
-        loader = DataLoader(dataset, batch_size=2, sampler=EpochSampler(dataset), num_workers=workers)
-        runs.append([batch["image"].as_tensor().clone() for batch in loader])
-    assert all(torch.equal(a, b) for a, b in zip(runs[0], runs[1]))
-    assert not any(torch.equal(a, b) for a, b in zip(runs[0], runs[2]))
 
 
 def test_set_random_state_reproduces_a_pipeline_of_ours_and_monai_s(stored):

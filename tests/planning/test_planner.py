@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -202,3 +204,34 @@ def test_the_memory_estimate_is_near_what_users_report():
     result = make_plan(make_dataset(), make_cases((200, 200, 200)), gpu_memory=16)
     fits = next(d["value"] for d in result["_plan_"]["decisions"] if d["what"] == "memory")
     assert fits == "M_k3, M_k5, L_k3, L_k5"
+
+
+LABEL = make_case(0)[1]
+
+
+def test_the_command_prints_the_list_fails_and_writes_nothing(tmp_path):
+    make_decathlon(tmp_path / "data", cases=3)
+    save(tmp_path / "data/labelsTr/case_02.nii.gz", LABEL + 3)
+    (tmp_path / "data/imagesTr/case_01.nii.gz").unlink()
+    (tmp_path / "out").mkdir()
+    command = [sys.executable, "-m", "mednext_monai", "plan", str(tmp_path / "data")]
+    done = subprocess.run([*command, "--output", str(tmp_path / "out/my.json")], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "2 problems found" in done.stderr and "Traceback" not in done.stderr
+    assert f"case_01: {tmp_path}/data/imagesTr/case_01.nii.gz: no such file" in done.stderr
+    assert f"case_02: {tmp_path}/data/labelsTr/case_02.nii.gz: holds the label value(s)" in done.stderr
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_an_output_that_cannot_be_written_is_found_before_the_work(tmp_path):
+    make_decathlon(tmp_path / "data", cases=1)
+    with pytest.raises(ValueError, match="no directory .*nowhere"):
+        plan(tmp_path / "data", tmp_path / "nowhere" / "my.json")
+    with pytest.raises(ValueError, match="must be a .json file, got"):
+        plan(tmp_path / "data", tmp_path / "my.yaml")
+    with pytest.raises(ValueError, match="batch_size must be a positive whole number, got 0"):
+        plan(tmp_path / "data", tmp_path / "my.json", batch_size=0)
+    with pytest.raises(ValueError, match="gpu_memory must be a positive number of GiB, got -1"):
+        plan(tmp_path / "data", tmp_path / "my.json", gpu_memory=-1)
+    with pytest.raises(ValueError, match="processes must be 0 or more, got -1"):
+        plan(tmp_path / "data", tmp_path / "my.json", processes=-1)

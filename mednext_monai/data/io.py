@@ -1,0 +1,316 @@
+"""Reading and writing images: the only place in the package that opens or writes one.
+
+NIfTI goes through nibabel; NRRD, MHA and GIPL through MONAI's readers, where ``pynrrd`` or ``itk`` is installed. Arrays
+keep the axis order of the file and get a leading channel axis, ``(C, X, Y, Z)``. Importing this module imports neither
+torch nor MONAI, so that worker processes start quickly.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+
+import nibabel
+import numpy as np
+
+from ..files import atomic_path
+
+__all__ = [
+    "ENDINGS",
+    "LABEL_TOLERANCE",
+    "check_grid",
+    "file_ending",
+    "image_paths",
+    "is_nifti",
+    "read_grid",
+    "read_image",
+    "read_label",
+    "read_stored",
+    "strip_ending",
+    "to_labels",
+    "write_segmentation",
+]
+
+ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".gipl.gz", ".gipl")
+AFFINE_TOLERANCE = 0.1  # voxels by which corners of two files of one case may lie apart
+LABEL_TOLERANCE = 1e-3  # labels stored as floating point or with a scale factor come back not quite whole
+
+Paths = str | PathLike | Sequence[str | PathLike]
+
+
+def strip_ending(filename: str | PathLike, ending: str | None = None) -> str:
+    """Return a file's name without its directory and image ending, ``.nii.gz`` for example: the original's case id."""
+    name = Path(filename).name
+    for known in ENDINGS if ending is None else (ending,):
+        if name.lower().endswith(known.lower()):
+            return name[: -len(known)]
+    return name
+
+
+def file_ending(filename: str | PathLike) -> str:
+    """Return the image ending of a file's name, such as ``.nii.gz``; empty if it has none of ``ENDINGS``."""
+    return Path(filename).name[len(strip_ending(filename)) :]
+
+
+def is_nifti(path: str | PathLike) -> bool:
+    """Return whether the file's name says NIfTI."""
+    return str(path).lower().endswith((".nii", ".nii.gz"))
+
+
+def image_paths(image: Paths | None) -> list[str | PathLike]:
+    """Return the files of an image, which is given as one file or as a list with one file per channel."""
+    if image is None:
+        return []
+    return [image] if isinstance(image, (str, PathLike)) else list(image)
+
+
+def read_image(paths: Paths) -> tuple[np.ndarray, np.ndarray]:
+    """
+    Read the image of a case.
+
+    Args:
+        paths: one file, 3D or 4D with the channels last, or one 3D file per channel, in order.
+
+    Returns:
+        the image, float32 ``(C, X, Y, Z)``, and its affine ``(4, 4)`` from voxel index to mm in RAS space.
+
+    Raises:
+        ValueError: naming the file, if it cannot be read, has other dimensions, holds infinite values, or lies on
+            another grid than the first file of the case.
+    """
+    files = image_paths(paths)
+    if not files:
+        raise ValueError("the case names no image file.")
+    channels: list[np.ndarray] = []
+    first_affine = np.eye(4)
+    for path in files:
+        stored, affine = read_stored(path)
+        array = np.ascontiguousarray(stored, dtype=np.float32)
+        if len(files) > 1 and len(array) > 1:
+            raise ValueError(f"{path}: one of {len(files)} files of a case must have one channel, got {len(array)}.")
+        if np.isinf(array).any():
+            raise ValueError(f"{path}: holds infinite values.")
+        if channels:
+            check_grid(path, array.shape[1:], affine, files[0], channels[0].shape[1:], first_affine)
+        else:
+            first_affine = affine
+        channels.append(array)
+    return channels[0] if len(channels) == 1 else np.concatenate(channels), first_affine
+
+
+def read_label(path: str | PathLike) -> tuple[np.ndarray, np.ndarray]:
+    """
+    Read a label map, whatever number type the file stores it in.
+
+    Returns:
+        the labels, int8 if they fit, else int16, ``(X, Y, Z)``, and the affine ``(4, 4)`` from voxel index to mm.
+
+    Raises:
+        ValueError: naming the file, if it cannot be read, has several channels, or holds values that are not integers
+            (to ``LABEL_TOLERANCE``) or do not fit int16.
+    """
+    array, affine = read_stored(path)
+    if len(array) != 1:
+        raise ValueError(f"{path}: a label must have one channel, got {len(array)}.")
+    return to_labels(array[0], path), affine
+
+
+def to_labels(values: np.ndarray, path: str | PathLike) -> np.ndarray:
+    """
+    Return label values as signed integers: int8 if they fit, else int16.
+
+    Args:
+        values: numbers of any type, ``(X, Y, Z)``.
+        path: their file, for the message.
+
+    Raises:
+        ValueError: naming the file, if a value is not an integer (to ``LABEL_TOLERANCE``) or does not fit int16.
+    """
+    if values.dtype.kind == "f":
+        rounded = np.rint(values)
+        wrong = ~(np.abs(values - rounded) <= LABEL_TOLERANCE)  # true for NaN
+        if wrong.any():
+            raise ValueError(f"{path}: {wrong.sum()} label values are not integers, the first is {values[wrong][0]:g}.")
+        values = rounded
+    low, high = float(values.min()), float(values.max())
+    if low < np.iinfo(np.int16).min or high > np.iinfo(np.int16).max:
+        raise ValueError(f"{path}: label values must fit int16, got {low:g} to {high:g}.")
+    return np.ascontiguousarray(values, dtype=np.int8 if low >= -128 and high <= 127 else np.int16)
+
+
+def check_grid(
+    path: str | PathLike,
+    shape: Sequence[int],
+    affine: np.ndarray,
+    first_path: str | PathLike,
+    first_shape: Sequence[int],
+    first_affine: np.ndarray,
+) -> None:
+    """
+    Check that two files of a case lie on one grid.
+
+    Args:
+        path: the file.
+        shape: its voxels per axis, ``(X, Y, Z)``.
+        affine: its affine ``(4, 4)``, voxel index to mm.
+        first_path: the file that it is compared with.
+        first_shape: voxels per axis of that file.
+        first_affine: affine of that file.
+
+    Raises:
+        ValueError: naming both files, if their shapes differ or a corner lies more than a tenth of a voxel elsewhere.
+    """
+    if tuple(shape) != tuple(first_shape):
+        raise ValueError(f"{path}: has {tuple(shape)} voxels, but {first_path} has {tuple(first_shape)}.")
+    corners = np.stack(np.meshgrid(*([0, count - 1] for count in shape), [1], indexing="ij"), axis=-1).reshape(-1, 4)
+    apart = np.linalg.norm((corners @ (np.asarray(affine) - np.asarray(first_affine)).T)[:, :3], axis=1).max()
+    allowed = AFFINE_TOLERANCE * np.linalg.norm(np.asarray(first_affine)[:3, :3], axis=0).min()
+    if not apart <= allowed:
+        raise ValueError(
+            f"{path}: lies {apart:.3g} mm away from {first_path} at a corner; their affines must agree to "
+            f"{allowed:.3g} mm, {AFFINE_TOLERANCE} voxels."
+        )
+
+
+def read_grid(paths: Paths) -> tuple[tuple[int, ...], np.ndarray]:
+    """
+    Return the shape ``(C, X, Y, Z)`` and the affine of the image of a case, of NIfTI from the header alone.
+
+    Raises:
+        ValueError: naming the file, if it cannot be read or has other dimensions.
+    """
+    files = image_paths(paths)
+    if not is_nifti(files[0]):
+        image, affine = read_image(files)
+        return image.shape, affine
+    file = _open_nifti(files[0])
+    shape = _spatial_and_channels(file.shape, files[0])
+    return (len(files) if len(files) > 1 else shape[3], *shape[:3]), file.affine
+
+
+def read_stored(path: str | PathLike) -> tuple[np.ndarray, np.ndarray]:
+    """
+    Read one file with its values in the type in which it stores or scales them.
+
+    Returns:
+        the values ``(C, X, Y, Z)``, axes in the file's order, and the affine ``(4, 4)``, float64, from voxel index to
+        mm in RAS space.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: naming the file, if it cannot be read, has other dimensions, or its values are not real numbers, or
+            if a package to read it is missing.
+    """
+    if is_nifti(path):
+        file = _open_nifti(path)
+        _spatial_and_channels(file.shape, path)  # before the voxels are read
+        _refuse_other_numbers(file.get_data_dtype(), path)
+        try:
+            array, affine = np.asanyarray(file.dataobj), np.asarray(file.affine, dtype=np.float64)
+        except Exception as error:  # truncated or damaged: gzip, zlib, OS and value errors
+            raise ValueError(_unreadable(path, error)) from error
+    else:
+        array, affine = _read_other(path)
+    array = array.reshape(_spatial_and_channels(array.shape, path))
+    _refuse_other_numbers(array.dtype, path)
+    return np.moveaxis(array, -1, 0), affine
+
+
+def write_segmentation(
+    labels: np.ndarray,
+    path: str | PathLike,
+    like: str | PathLike | None = None,
+    affine: np.ndarray | None = None,
+) -> None:
+    """
+    Write class indices as NIfTI on the grid of the image that they belong to; the file appears whole or not at all.
+
+    Args:
+        labels: non-negative integers ``(X, Y, Z)``; stored as uint8 if they fit, else int16.
+        path: the file to write, ``.nii`` or ``.nii.gz``.
+        like: the image; if it is a NIfTI file, its header is taken over (affines with their codes, units, ...).
+            Defaults to ``None``.
+        affine: ``(4, 4)``, voxel index to mm, needed if ``like`` is not NIfTI. Defaults to ``None``.
+
+    Raises:
+        ValueError: if the labels' shape is not that of ``like``, there are negative labels, or no affine is known.
+    """
+    if labels.ndim != 3 or labels.min() < 0:
+        raise ValueError(f"{path}: a segmentation must be 3D without negative labels, got shape {labels.shape}.")
+    dtype = np.uint8 if labels.max() <= 255 else np.int16
+    if like is not None and is_nifti(like) and Path(like).is_file():
+        original = _open_nifti(like)
+        if original.shape[:3] != labels.shape:
+            raise ValueError(f"{path}: labels have {labels.shape} voxels, but {like} has {original.shape[:3]}.")
+        header = original.header.copy()
+        header.set_data_shape(labels.shape)
+        header.set_slope_inter(1, 0)
+        header["cal_min"] = header["cal_max"] = 0  # a display window for intensities
+        image = type(original)(labels.astype(dtype), None, header)
+    elif affine is not None:
+        image = nibabel.Nifti1Image(labels.astype(dtype), np.asarray(affine, dtype=np.float64))
+        image.header.set_xyzt_units("mm")
+    else:
+        raise ValueError(f"{path}: an affine is needed, since the image {like} is not NIfTI.")
+    image.set_data_dtype(dtype)
+    with atomic_path(path) as temporary:
+        nibabel.save(image, temporary)
+
+
+def _open_nifti(path: str | PathLike) -> nibabel.Nifti1Image:
+    _check_exists(path)
+    try:
+        return nibabel.load(path)
+    except Exception as error:  # nibabel, gzip and zlib each have their own for a broken file
+        raise ValueError(_unreadable(path, error)) from error
+
+
+def _check_exists(path: str | PathLike) -> None:
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such file.")
+
+
+def _unreadable(path: str | PathLike, error: Exception) -> str:
+    return f"{path}: cannot be read as an image: {type(error).__name__}: {error}"
+
+
+def _read_other(path: str | PathLike) -> tuple[np.ndarray, np.ndarray]:
+    """Array in the file's axis order, channels last, and affine, of a format that MONAI's readers know."""
+    _check_exists(path)
+    from monai.data import ITKReader, NrrdReader  # slow to import, and needed for these formats only
+
+    is_nrrd = str(path).lower().endswith(".nrrd")
+    if is_nrrd and importlib.util.find_spec("nrrd"):
+        reader = NrrdReader()
+    elif importlib.util.find_spec("itk"):
+        reader = ITKReader()
+    else:
+        needed = "pip install pynrrd (or itk)" if is_nrrd else "pip install itk"
+        raise ValueError(f"{path}: reading {file_ending(path) or Path(path).suffix} files needs a package: {needed}")
+    try:
+        array, meta = reader.get_data(reader.read(str(path)))
+    except Exception as error:  # readers raise whatever their libraries do
+        raise ValueError(_unreadable(path, error)) from error
+    channel = meta.get("original_channel_dim", "no_channel")
+    if not isinstance(channel, str) and not np.isnan(channel):
+        array = np.moveaxis(array, int(channel), -1)
+    return array, np.asarray(meta["affine"], dtype=np.float64)
+
+
+def _spatial_and_channels(shape: Sequence[int], path: str | PathLike) -> tuple[int, int, int, int]:
+    """Shape as X, Y, Z, C."""
+    shape = tuple(int(count) for count in shape)
+    if len(shape) == 5 and shape[3] == 1:  # NIfTI vector images leave the time axis at 1
+        shape = (*shape[:3], shape[4])
+    if len(shape) not in (3, 4) or min(shape) < 1:
+        raise ValueError(f"{path}: must be a 3D volume, or 4D with the channels last, got shape {shape}.")
+    return (*shape[:3], shape[3] if len(shape) == 4 else 1)
+
+
+def _refuse_other_numbers(dtype: np.dtype, path: str | PathLike) -> None:
+    if dtype.names is not None:
+        raise ValueError(f"{path}: holds colors ({', '.join(dtype.names)}); give each channel a volume of its own.")
+    if dtype.kind not in "biuf":
+        raise ValueError(f"{path}: holds values of type {dtype}; expected real numbers.")

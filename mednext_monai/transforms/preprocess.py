@@ -1,0 +1,313 @@
+"""Preprocessing and its way back as MONAI transforms, for inference and evaluation; training reads the store instead.
+
+A chain that does to a file what the original does, and its way back::
+
+    Preprocessd("image", spacing, normalization), the network, RestoreClassesd("pred"),
+    SaveImageOnSourceGridd("pred", output_dir)
+
+``preprocess_case`` does the work, for a single volume as for a data set that is prepared for training. MONAI's
+``Invertd`` undoes ``Preprocessd`` as well, and keeps probabilities of all classes on the file's grid;
+``RestoreClassesd`` ends in the class map with one class at a time.
+
+There is no ``Orientationd`` in the chain: the original keeps the axes of the file, and one forward pass of a network is
+not equivariant to flips, so a network must see the orientations that it was trained on. Files of mixed orientation are
+what the argument ``orientation`` is for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import InvertibleTransform, MapTransform, SaveImaged
+from monai.utils import ImageMetaKey, MetaKeys, PostFix, TraceKeys
+
+from ..data.io import image_paths, read_image, read_label, strip_ending, to_labels, write_segmentation
+from ..preprocessing.case import check_settings, preprocess_case
+from ..preprocessing.geometry import Geometry, restore_axes, restore_image, restore_labels, restore_probabilities
+
+__all__ = ["CASE_ID", "NONZERO", "LoadLabeld", "Preprocessd", "RestoreClassesd", "SaveImageOnSourceGridd"]
+
+CASE_ID = "case_id"  # in the image's metadata: the name of the case, which its segmentation gets
+NONZERO = "nonzero"  # in the image's metadata: the region in which the image is not zero, holes filled, (X, Y, Z)
+
+
+class Preprocessd(MapTransform, InvertibleTransform):
+    """
+    Crop an image to its nonzero region, resample it over the same extent and normalize it, as published.
+
+    :py:func:`~mednext_monai.preprocessing.case.preprocess_case` does the work. MONAI has no transform that resamples by
+    the original's rules or normalizes inside a region with holes filled.
+
+    An image is one of
+
+    - the path of a file, or a list with one path per channel, read by :py:func:`mednext_monai.data.io.read_image`;
+    - a ``MetaTensor`` in memory, whose affine gives its grid: ``(C, X, Y, Z)``, or ``(X, Y, Z)`` for one channel;
+    - a NumPy array of these shapes whose affine, ``(4, 4)`` from voxel index to mm, is under ``<key>_meta_dict``, as
+      ``{"affine": ...}``.
+
+    It becomes a ``MetaTensor`` ``(C, X', Y', Z')``, float32, with the affine of the new grid. Its metadata hold the
+    file's ``filename_or_obj``, ``original_affine`` and ``spatial_shape``; the case's ``id``, if the data has one, under
+    ``case_id``; and the nonzero region on the new grid, boolean, under ``nonzero``.
+
+    A label (a path, tensor or array like the image, integers, one channel) becomes a ``MetaTensor`` ``(1, X', Y',
+    Z')``, int8 or int16, in which background outside the nonzero region is -1. Without a label none is made.
+
+    The inverse, for ``Invertd(..., nearest_interp=False)``, interpolates linearly, as the original does with
+    probabilities, and puts the crop into a volume of zeros with the axes of the file; a label is brought back as
+    classes.
+
+    Args:
+        keys: key of the image.
+        spacing: target spacing in mm, per axis. Defaults to 1 mm, as published.
+        normalization: ``"CT"``, ``"zscore"``, ``"masked_zscore"`` or ``"none"`` per channel. Defaults to
+            ``("zscore",)``.
+        intensity: statistics of CT channels, see :py:func:`~mednext_monai.preprocessing.case.check_settings`. Defaults
+            to ``None``.
+        orientation: axis codes such as ``"RAS"`` to reorient the image first. Defaults to ``None``, the file's axes.
+        label_key: key of the label; it may be missing. Defaults to ``"label"``; ``None`` leaves labels alone.
+        allow_missing_keys: whether the image may be missing. Defaults to ``False``.
+
+    Raises:
+        ValueError: if the settings are incomplete, ``keys`` names several images, or, naming the image, if it cannot be
+            read, has no affine, is 0 everywhere, has other channels than the settings, or another shape than the label.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection = "image",
+        spacing: Sequence[float] = (1.0, 1.0, 1.0),
+        normalization: Sequence[str] = ("zscore",),
+        intensity: Mapping | Sequence | None = None,
+        orientation: str | None = None,
+        label_key: str | None = "label",
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        if len(self.keys) != 1:
+            raise ValueError(f"keys must name one image, got {self.keys}.")
+        self.image_key = self.keys[0]
+        self.label_key = label_key
+        self.settings = check_settings(
+            {
+                "spacing": list(spacing),
+                "normalization": list(normalization),
+                "intensity": intensity,
+                "orientation": orientation,
+            }
+        )
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            image, affine, meta = _volume(d, key)
+            name = meta.get(ImageMetaKey.FILENAME_OR_OBJ, key)
+            label = None
+            if self.label_key is not None and self.label_key in d:
+                label = _label(d, self.label_key)
+            try:
+                case = preprocess_case(image, label, affine, self.settings)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from error
+            record = {
+                "geometry": case.geometry.to_dict(),
+                "affine": affine.tolist(),
+                "orientation": self.settings["orientation"] or "",
+            }
+            meta = {
+                **meta,
+                MetaKeys.ORIGINAL_AFFINE: affine,
+                MetaKeys.SPATIAL_SHAPE: np.asarray(image.shape[1:]),
+                MetaKeys.ORIGINAL_CHANNEL_DIM: 0,
+            }
+            if "id" in d:
+                meta[CASE_ID] = str(d["id"])
+            nonzero = torch.from_numpy(case.label >= 0)
+            d[key] = self._tracked(case.image, case.geometry, {**meta, NONZERO: nonzero}, record)
+            if label is not None:
+                d[self.label_key] = self._tracked(case.label[None], case.geometry, meta, record)
+        return d
+
+    def _tracked(self, array: np.ndarray, geometry: Geometry, meta: Mapping, record: Mapping) -> MetaTensor:
+        affine = torch.from_numpy(geometry.resampled_affine)
+        tensor = MetaTensor(torch.from_numpy(array), affine=affine, meta=dict(meta))
+        size = tuple(meta[MetaKeys.SPATIAL_SHAPE].tolist())
+        return self.push_transform(tensor, orig_size=size, extra_info=dict(record))
+
+    def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in (self.image_key, self.label_key):
+            if key not in d:
+                continue
+            record = self.pop_transform(d[key])[TraceKeys.EXTRA_INFO]
+            geometry = Geometry.from_dict(record["geometry"])
+            array = d[key].numpy(force=True)
+            if key == self.label_key:
+                restored = restore_labels(array[0], geometry)[None]
+            else:
+                restored = restore_image(array, geometry)
+            d[key] = _on_file_grid(restored, d[key], record)
+        return d
+
+
+class RestoreClassesd(MapTransform):
+    """
+    Bring class probabilities from the preprocessed grid to the grid of the file and take the most probable class.
+
+    The classes are those of ``Invertd`` followed by the largest channel, without holding all classes on the file's
+    grid: one class at a time is interpolated, slab by slab, so that memory beyond the probabilities and the class map
+    does not grow with the number of classes or voxels.
+
+    The result is a ``MetaTensor`` ``(1, X, Y, Z)`` of class indices, uint8 (int16 for more than 256 classes), with the
+    affine and the metadata of the image's file, 0 outside the nonzero crop.
+
+    Args:
+        keys: probabilities ``(K, X', Y', Z')``, without batch dimension; any numbers that grow with the probability.
+        source_key: the image that went through :py:class:`Preprocessd`. Defaults to ``"image"``.
+        allow_missing_keys: whether keys may be missing. Defaults to ``False``.
+
+    Raises:
+        ValueError: if the image went through other invertible transforms (use ``Invertd`` then), there are fewer than
+            two classes, or the probabilities are not on the image's grid.
+    """
+
+    def __init__(
+        self, keys: KeysCollection = "pred", source_key: str = "image", allow_missing_keys: bool = False
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.source_key = source_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        source = d[self.source_key]
+        record = _record(source)
+        geometry = Geometry.from_dict(record["geometry"])
+        for key in self.key_iterator(d):
+            classes = restore_probabilities(d[key].numpy(force=True), geometry)
+            d[key] = _on_file_grid(classes[None], source, record)
+        return d
+
+
+class LoadLabeld(MapTransform):
+    """
+    Read label maps on their own grid, as ``MetaTensor`` ``(1, X, Y, Z)``, int8 or int16.
+
+    :py:func:`mednext_monai.data.io.read_label` does the work: MONAI's ``LoadImaged`` would accept several channels and
+    values that are not integers.
+
+    Args:
+        keys: paths of label files.
+        allow_missing_keys: whether keys may be missing. Defaults to ``False``.
+    """
+
+    def __init__(self, keys: KeysCollection = "label", allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            label, affine = read_label(d[key])
+            meta = {ImageMetaKey.FILENAME_OR_OBJ: str(d[key])}
+            d[key] = MetaTensor(torch.from_numpy(label[None]), affine=torch.from_numpy(affine), meta=meta)
+        return d
+
+
+class SaveImageOnSourceGridd(SaveImaged):
+    """
+    Write segmentations as ``<case>.nii.gz`` with the header of the image that they belong to.
+
+    The header is the image's if that is a NIfTI file (affines and their codes, units, ...), else made from the affine.
+    MONAI's ``SaveImaged`` makes a header anew, drops axes of one voxel, and fails on segmentations of images with
+    several channels in two thirds of the axis orders. This class is one of it by type, so that tools that take a
+    bundle's ``SaveImaged`` out of the chain (MONAI Label) do so.
+
+    The name is the case's ``id``, or that of the image file without its ending. The path is put into the metadata under
+    ``saved_to``.
+
+    Args:
+        keys: class indices ``(1, X, Y, Z)`` on the image's grid, with its metadata, as from
+            :py:class:`RestoreClassesd`.
+        output_dir: folder to write to; created if needed.
+        allow_missing_keys: whether keys may be missing. Defaults to ``False``.
+    """
+
+    def __init__(
+        self, keys: KeysCollection = "pred", output_dir: str | PathLike = ".", allow_missing_keys: bool = False
+    ) -> None:
+        super().__init__(keys, output_dir=output_dir, allow_missing_keys=allow_missing_keys)
+        self.output_dir = Path(output_dir)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        for key in self.key_iterator(d):
+            meta = d[key].meta
+            source = meta.get(ImageMetaKey.FILENAME_OR_OBJ)
+            name = meta.get(CASE_ID) or strip_ending(source or key)
+            target = self.output_dir / f"{name}.nii.gz"
+            write_segmentation(d[key].numpy(force=True)[0], target, like=source, affine=d[key].affine.numpy())
+            meta[MetaKeys.SAVED_TO] = str(target)
+        return d
+
+
+def _volume(data: Mapping[Hashable, Any], key: Hashable) -> tuple[np.ndarray, np.ndarray, dict]:
+    """Return a volume ``(C, X, Y, Z)`` that is given as path, tensor or array, its affine ``(4, 4)`` and metadata."""
+    value = data[key]
+    if isinstance(value, (str, PathLike)) or (
+        isinstance(value, Sequence) and all(isinstance(item, (str, PathLike)) for item in value)
+    ):
+        array, affine = read_image(value)
+        return array, affine, {ImageMetaKey.FILENAME_OR_OBJ: str(image_paths(value)[0])}
+    given = data.get(PostFix.meta(str(key)), {})
+    meta = dict(value.meta) if isinstance(value, MetaTensor) else dict(given)
+    affine = meta.pop(MetaKeys.AFFINE, None)
+    if affine is None or not isinstance(value, (np.ndarray, torch.Tensor)):
+        raise ValueError(
+            f"{key} must be a path, a MetaTensor, or an array with {{'affine': ...}} under {PostFix.meta(str(key))!r}; "
+            f"got {type(value).__name__}{'' if affine is not None else ' without an affine'}."
+        )
+    array = value.numpy(force=True) if isinstance(value, torch.Tensor) else value
+    if array.ndim == 3:
+        array = array[None]
+    if array.ndim != 4:
+        raise ValueError(f"{key} must have the shape (C, X, Y, Z) or (X, Y, Z), got {tuple(array.shape)}.")
+    return array.astype(np.float32, copy=False), np.asarray(affine, dtype=np.float64), meta
+
+
+def _label(data: Mapping[Hashable, Any], key: Hashable) -> np.ndarray:
+    """Return a label ``(X, Y, Z)``, int8 or int16, that is given as path, tensor or array."""
+    value = data[key]
+    if isinstance(value, (str, PathLike)):
+        return read_label(value)[0]
+    array = value.numpy(force=True) if isinstance(value, torch.Tensor) else np.asarray(value)
+    if array.ndim == 4 and len(array) == 1:
+        array = array[0]
+    if array.ndim != 3:
+        raise ValueError(f"{key} must have the shape (1, X, Y, Z) or (X, Y, Z), got {tuple(array.shape)}.")
+    return to_labels(array, str(key))
+
+
+def _record(source: Any) -> dict:
+    """Return what :py:class:`Preprocessd` recorded in the image, which must be its only invertible transform."""
+    operations = source.applied_operations if isinstance(source, MetaTensor) else []
+    names = [operation.get(TraceKeys.CLASS_NAME) for operation in operations]
+    if names != [Preprocessd.__name__]:
+        raise ValueError(
+            "the image must have gone through Preprocessd and no other invertible transform, got "
+            f"{names}; undo these with monai.transforms.Invertd instead."
+        )
+    return operations[0][TraceKeys.EXTRA_INFO]
+
+
+def _on_file_grid(array: np.ndarray, source: MetaTensor, record: Mapping) -> MetaTensor:
+    """Return an array on the grid that was cropped as ``MetaTensor`` with the axes, affine and metadata of the file."""
+    affine = np.asarray(record["affine"])
+    if record["orientation"]:
+        array = restore_axes(array, affine, record["orientation"])
+    meta = {key: value for key, value in source.meta.items() if key not in (NONZERO, MetaKeys.AFFINE)}
+    return MetaTensor(torch.from_numpy(np.ascontiguousarray(array)), affine=torch.from_numpy(affine), meta=meta)

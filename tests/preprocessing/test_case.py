@@ -1,0 +1,87 @@
+"""Crop, resampling and normalization of a case as published, on arrays."""
+
+from __future__ import annotations
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from helpers.datasets import example, rotated_affine
+from monai.data import MetaTensor
+from monai.transforms import Orientation
+from scipy import ndimage
+
+from mednext_monai.preprocessing.case import check_settings, preprocess_case
+
+CT = {"mean": 50.0, "sd": 20.0, "p005": -30.0, "p995": 160.0}
+
+
+SETTINGS = {"spacing": [1, 1, 1], "normalization": ["CT", "masked_zscore"], "intensity": {"0": CT}}
+
+
+def test_settings_are_checked():
+    assert check_settings({**SETTINGS, "patch_size": 128})["intensity"] == {0: CT}
+    for change, message in (
+        ({"spacing": [1, 1]}, "spacing"),
+        ({"normalization": ["ct", "zscore"]}, "normalization"),
+        ({"intensity": {"0": {"mean": 1}}}, r"lacks \['sd', 'p005', 'p995'\]"),
+        ({"intensity": {"0": {**CT, "sd": 0}}}, "must be positive"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            check_settings({**SETTINGS, **change})
+    with pytest.raises(ValueError, match="image has 3"):
+        check_settings(SETTINGS, channels=3)
+
+
+def test_case_against_a_direct_computation():
+    image, label = example()
+    result = preprocess_case(image, label, rotated_affine(), SETTINGS)
+    start, stop = (2, 4, 0), (11, 22, 16)
+    assert (result.geometry.start, result.geometry.stop) == (start, stop)
+    assert result.geometry.resampled_shape == (18, 13, 19)  # 9 × 2 mm, 18 × 0.7 mm = 12.6, 16 × 1.2 mm = 19.2
+    box = tuple(slice(low, high) for low, high in zip(start, stop))
+    inside = ndimage.binary_fill_holes((image != 0).any(axis=0))[box]
+    assert not inside.all() and inside[4, 5, 7]  # the corner is outside, the hole is inside
+    with_outside = np.where(inside | (label[box] > 0), label[box], -1)
+    factors = np.divide((18, 13, 19), inside.shape)
+    weights = [
+        ndimage.zoom((with_outside == value) * 1.0, factors, order=1, mode="nearest", grid_mode=True)
+        for value in (-1, 0, 1, 2)
+    ]
+    unique = np.sort(weights, axis=0)[-1] - np.sort(weights, axis=0)[-2] > 1e-9
+    np.testing.assert_array_equal(result.label[unique], np.argmax(weights, axis=0)[unique] - 1)
+    cubic = [
+        np.clip(
+            ndimage.zoom(channel[box].astype(float), factors, order=3, mode="nearest", grid_mode=True),
+            channel[box].min(),
+            channel[box].max(),
+        )
+        for channel in image
+    ]
+    np.testing.assert_allclose(result.image[0], (np.clip(cubic[0], -30, 160) - 50) / 20, atol=1e-4)
+    mask = result.label >= 0
+    masked = (cubic[1] - cubic[1][mask].mean()) / cubic[1][mask].std()
+    np.testing.assert_allclose(result.image[1], np.where(mask, masked, 0), atol=1e-4)
+
+
+def test_orientation_in_the_settings_equals_monais_orientation():
+    """Axes reordered and flipped before all else, with a spacing that differs by axis."""
+    settings = {**SETTINGS, "orientation": "SPL", "spacing": [1.0, 1.5, 0.8]}
+    image, label = example()
+    case = preprocess_case(image, label, rotated_affine(), settings)
+    turn = Orientation(axcodes="SPL", labels=None)
+    turned, turned_label = (
+        turn(MetaTensor(torch.from_numpy(array), affine=torch.from_numpy(rotated_affine())))
+        for array in (image, label[None])
+    )
+    expected = preprocess_case(
+        turned.numpy(), turned_label.numpy()[0], turned.affine.numpy(), {**settings, "orientation": None}
+    )
+    np.testing.assert_array_equal(case.image, expected.image)
+    np.testing.assert_array_equal(case.label, expected.label)
+    np.testing.assert_allclose(case.geometry.resampled_affine, expected.geometry.resampled_affine, atol=1e-4)
+    assert nibabel.aff2axcodes(case.geometry.affine) == ("S", "P", "L") != nibabel.aff2axcodes(rotated_affine())
+    assert case.geometry.shape == (17, 22, 14)
+    for wrong in ("RAA", "RA", "XYZ", 3):
+        with pytest.raises(ValueError, match="orientation must be axis codes"):
+            check_settings({**SETTINGS, "orientation": wrong})

@@ -1,0 +1,32 @@
+"""The promises: crop, resampling and normalisation as published, on arrays and as MONAI transforms, and the exact way
+back to the grid, affine and header of the file."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mednext_monai.preprocessing.normalization import normalize_channels
+
+CT = {"mean": 50.0, "sd": 20.0, "p005": -30.0, "p995": 160.0}
+
+
+def test_normalization():
+    image = np.random.RandomState(0).rand(4, 5, 6, 7).astype(np.float32) * 300 - 100
+    inside = np.random.RandomState(1).rand(5, 6, 7) < 0.5
+    result = normalize_channels(image, ["CT", "zscore", "masked_zscore", "none"], {0: CT}, inside)
+    exact = image.astype(np.float64)
+    np.testing.assert_allclose(result[0], (np.clip(exact[0], -30, 160) - 50) / 20, atol=1e-5)
+    np.testing.assert_allclose(result[1], (exact[1] - exact[1].mean()) / exact[1].std(), atol=1e-5)
+    masked = (exact[2] - exact[2][inside].mean()) / exact[2][inside].std()
+    np.testing.assert_allclose(result[2], np.where(inside, masked, 0), atol=1e-5)
+    np.testing.assert_array_equal(result[3], image[3])
+    np.testing.assert_array_equal(normalize_channels(np.full((1, 2, 2, 2), 7), ["zscore"]), 0)
+    for schemes, message in (
+        (["zscore"] * 3, "one scheme per channel"),
+        (["z"] * 4, "must be one of"),
+        (["CT"] * 4, "needs the intensity"),
+        (["masked_zscore"] * 4, "needs the mask"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            normalize_channels(image, schemes)

@@ -1,0 +1,183 @@
+"""Augmentation: how often, in what range, and the same numbers as a float64 computation for fixed draws."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+from monai.losses import DeepSupervisionLoss, DiceCELoss
+from monai.transforms import Compose, RandFlipd
+from scipy import ndimage
+
+from mednext_monai.transforms import (
+    CleanOutsided,
+    RandChannelGammad,
+    RandChannelLowResolutiond,
+    RandChannelSmoothd,
+    RandPatchd,
+    RandRotateScaled,
+    training_augmentation,
+)
+
+
+def within(count: int, n: int, p: float) -> bool:
+    """Whether a fair draw would give this count, all but once in 15000."""
+    return abs(count - n * p) < 4 * (n * p * (1 - p)) ** 0.5
+
+
+def volume(shape, channels=2, seed=0) -> np.ndarray:
+    return np.random.RandomState(seed).standard_normal((channels, *shape))
+
+
+def label_map(shape, seed=0) -> np.ndarray:
+    smooth_noise = ndimage.gaussian_filter(volume(shape, 1, seed)[0], 2)
+    label = np.digitize(smooth_noise, np.quantile(smooth_noise, [0.4, 0.6, 0.8])).astype(np.int16)
+    label[: shape[0] // 5] = -1
+    return label
+
+
+ALONE = {
+    "spatial": RandRotateScaled("image", rotate_prob=1, scale_prob=1),
+    "smooth": RandChannelSmoothd("image", prob=1, channel_prob=1),
+    "low resolution": RandChannelLowResolutiond("image", prob=1, channel_prob=1),
+    "gamma": RandChannelGammad("image", prob=1),
+    "inverted gamma": RandChannelGammad("image", prob=1, invert=True),
+}
+
+
+@pytest.mark.parametrize("name", ALONE)
+@pytest.mark.parametrize("kind", ["array", "tensor", "meta"])
+def test_each_works_alone_reproducibly_and_leaves_its_input(name, kind):
+    values = volume((12, 14, 16)).astype(np.float32)
+    image = {"array": np.array, "tensor": torch.tensor, "meta": lambda v: MetaTensor(torch.tensor(v))}[kind](values)
+    if kind == "meta":
+        image.meta["filename_or_obj"] = "a.nii.gz"
+    outs = []
+    for _ in range(2):
+        ALONE[name].set_random_state(7)
+        outs.append(ALONE[name]({"image": image, "other": 1}))
+    np.testing.assert_array_equal(np.asarray(image), values)
+    assert torch.equal(outs[0]["image"], outs[1]["image"]) and outs[0]["other"] == 1
+    assert outs[0]["image"].dtype == torch.float32 and outs[0]["image"].shape == values.shape
+    assert not np.allclose(outs[0]["image"], values)
+    if kind == "meta":
+        assert outs[0]["image"].meta["filename_or_obj"] == "a.nii.gz"
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_each_works_in_a_lazy_pipeline(name):
+    """Pending operations of MONAI's lazy transforms are carried out first: the result is that of the eager pipeline."""
+    image = volume((12, 14, 16)).astype(np.float32)
+    outs = []
+    for lazy in (False, True):
+        pipeline = Compose([RandFlipd("image", prob=1, spatial_axis=0), ALONE[name]], lazy=lazy)
+        pipeline.set_random_state(3)
+        outs.append(pipeline({"image": image})["image"])
+    torch.testing.assert_close(outs[0].as_tensor(), outs[1].as_tensor(), atol=1e-4, rtol=0)
+
+
+def test_cleaning_zeroes_masked_channels_outside_and_makes_outside_background():
+    image = np.ones((3, 4, 4, 4), np.float32)
+    label = np.zeros((1, 4, 4, 4), np.int16)
+    label[0, 0], label[0, 3] = -1, 2
+    out = CleanOutsided(mask_channels=(0, 2))({"image": image, "label": label})
+    assert (out["image"][[0, 2], 0] == 0).all() and (out["image"][1] == 1).all() and (out["image"][:, 1:] == 1).all()
+    assert out["label"].dtype == torch.uint8 and sorted(out["label"].unique().tolist()) == [0, 2]
+    assert (out["label"][0, 0] == 0).all()
+    assert (image == 1).all() and label.min() == -1
+    with pytest.raises(ValueError, match="mask_channels"):
+        CleanOutsided(mask_channels=(3,))({"image": image, "label": label})
+
+
+def test_labels_above_255_need_another_type():
+    data = {"image": np.ones((1, 2, 2, 2), np.float32), "label": np.full((1, 2, 2, 2), 300, np.int16)}
+    with pytest.raises(ValueError, match="300"):
+        CleanOutsided()(data)
+    assert (CleanOutsided(label_dtype=torch.float32)(data)["label"] == 300).all()
+
+
+def test_cleaned_label_goes_through_the_deep_supervision_loss():
+    label = torch.from_numpy(label_map((16, 16, 16)).clip(0)).view(1, 1, 16, 16, 16)
+    outputs = [torch.from_numpy(volume((n, n, n), 4)).float()[None] for n in (16, 8, 4)]
+    loss = DeepSupervisionLoss(DiceCELoss(include_background=False, to_onehot_y=True, softmax=True))
+    torch.testing.assert_close(loss(outputs, label.to(torch.uint8)), loss(outputs, label.float()))
+
+
+def test_pipeline_has_the_published_order_and_probabilities():
+    transforms = training_augmentation(16, mask_channels=(0,)).transforms
+    assert [type(t).__name__ for t in transforms] == [
+        "RandPatchd",
+        "RandGaussianNoised",
+        "RandChannelSmoothd",
+        "RandScaleIntensityd",
+        "RandScaleIntensityFixedMeand",
+        "RandChannelLowResolutiond",
+        "RandChannelGammad",
+        "RandChannelGammad",
+        "RandFlipd",
+        "RandFlipd",
+        "RandFlipd",
+        "CleanOutsided",
+    ]
+    assert [t.prob for t in transforms[1:8]] == [0.1, 0.2, 0.15, 0.15, 0.25, 0.1, 0.3]
+    assert [t.invert for t in transforms[6:8]] == [True, False]
+    assert isinstance(transforms[0], RandPatchd)
+
+
+def changed_share(transform, n=500, channels=1, shape=(4, 4, 4)):
+    """How many of n samples MONAI's transform changes, and the ratio of their deviations from the mean, per channel."""
+    image = volume(shape, channels).astype(np.float32) + 3
+    transform.set_random_state(0)
+    outs = [transform({"image": image})["image"].numpy() for _ in range(n)]
+    return image, [out for out in outs if not np.array_equal(out, image)]
+
+
+def test_monai_s_brightness_is_a_factor_per_channel():
+    transform = training_augmentation(16).transforms[3]
+    image, outs = changed_share(transform, channels=2)
+    assert within(len(outs), 500, 0.15)
+    factors = np.array([(out / image).reshape(2, -1) for out in outs])
+    np.testing.assert_allclose(factors, factors[..., :1].repeat(64, -1), rtol=1e-5)
+    assert 0.75 <= factors.min() < 0.77 and 1.23 < factors.max() <= 1.25
+    assert (np.abs(factors[:, 0, 0] - factors[:, 1, 0]) > 1e-4).mean() > 0.95
+
+
+def test_monai_s_contrast_keeps_mean_and_range_per_channel():
+    transform = training_augmentation(16).transforms[4]
+    image, outs = changed_share(transform, channels=2)
+    assert within(len(outs), 500, 0.15)
+    low, high, mean = (f(image, axis=(1, 2, 3), keepdims=True) for f in (np.min, np.max, np.mean))
+    for out in outs:
+        middle = np.abs(image - mean) == np.abs(image - mean).min(axis=(1, 2, 3), keepdims=True)
+        factor = ((out - mean) / (image - mean))[~middle & (out > low) & (out < high)]
+        assert 0.74 < factor.min() and factor.max() < 1.26
+        assert (out >= low - 1e-6).all() and (out <= high + 1e-6).all()
+    factor = np.median([(o - mean)[0] / (image - mean)[0] for o in outs], axis=(1, 2, 3))
+    assert factor.min() < 0.8 and factor.max() > 1.2
+
+
+def test_monai_s_noise_has_a_drawn_standard_deviation_up_to_a_tenth():
+    transform = training_augmentation(16).transforms[1]
+    image, outs = changed_share(transform, channels=2, shape=(8, 8, 8))
+    assert within(len(outs), 500, 0.1)
+    spreads = np.array([(out - image).std() for out in outs])
+    assert spreads.max() < 0.11 and spreads.min() < 0.02 and 0.03 < spreads.mean() < 0.07
+    one = [(out - image).reshape(2, -1).std(1) for out in outs]
+    assert max(abs(a / b - 1) for a, b in one) < 0.25  # one standard deviation for all channels
+
+
+def test_whole_pipeline_keeps_image_and_label_together():
+    """An image that is its label: after everything spatial and mirroring it still is, voxel by voxel."""
+    label = label_map((48, 40, 44)).clip(0)
+    image = (label == 3).astype(np.float32)[None]
+    case = {"image": image, "label": label[None].astype(np.int8), "foreground": {3: np.argwhere(label == 3)}}
+    transform = training_augmentation(24, mask_channels=())
+    for seed in range(12):
+        transform.set_random_state(seed)
+        out = transform({**case, "force_foreground": True})
+        inside, value = out["label"] == 3, out["image"]
+        assert out["image"].shape == out["label"].shape == (1, 24, 24, 24)
+        assert value[inside].mean() > value[~inside].mean() + 0.3
+    with pytest.raises(ValueError, match="mode"):
+        RandPatchd(("image", "label"), 8, mode="nearest")

@@ -1,0 +1,151 @@
+"""Augmentation: how often, in what range, and the same numbers as a float64 computation for fixed draws."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+from scipy import ndimage
+
+from mednext_monai.transforms import (
+    RandRotateScaled,
+)
+from mednext_monai.transforms.spatial import SpatialDraw, draw_about_one, interpolate_box, rotation_matrix
+
+
+def within(count: int, n: int, p: float) -> bool:
+    """Whether a fair draw would give this count, all but once in 15000."""
+    return abs(count - n * p) < 4 * (n * p * (1 - p)) ** 0.5
+
+
+def volume(shape, channels=2, seed=0) -> np.ndarray:
+    return np.random.RandomState(seed).standard_normal((channels, *shape))
+
+
+def label_map(shape, seed=0) -> np.ndarray:
+    smooth_noise = ndimage.gaussian_filter(volume(shape, 1, seed)[0], 2)
+    label = np.digitize(smooth_noise, np.quantile(smooth_noise, [0.4, 0.6, 0.8])).astype(np.int16)
+    label[: shape[0] // 5] = -1
+    return label
+
+
+MAPS = {  # angles in radians, factor
+    "rotation": ((0.4, -0.3, 0.2), 1.0),
+    "rotation and zoom out": ((0.1, 0.5, -0.2), 1.37),
+    "rotation and zoom in": ((-0.5, 0.3, 0.4), 0.71),
+    "zoom out": ((0, 0, 0), 1.31),
+    "zoom in": ((0, 0, 0), 0.77),
+}
+
+
+def affine(name, shape, size):
+    angles, factor = MAPS[name]
+    matrix = rotation_matrix(angles) * factor
+    return matrix, (np.array(shape) - 1) / 2 - matrix @ ((np.array(size) - 1) / 2)
+
+
+def test_part_of_the_box_gives_the_same_as_the_box():
+    for name in MAPS:
+        shape, size = (90, 85, 80), (20, 20, 20)
+        image = torch.from_numpy(volume(shape)).float()
+        matrix, offset = affine(name, shape, size)
+        draw = SpatialDraw(matrix, offset, shape)
+        start, extent = draw.needed(size, "image")
+        assert np.prod(extent) < 0.5 * np.prod(shape)
+        part = image[(slice(None), *(slice(b, b + e) for b, e in zip(start, extent)))].contiguous()
+        out = interpolate_box(part, draw, start, size, "image")
+        torch.testing.assert_close(out, interpolate_box(image, draw, np.zeros(3), size, "image"), atol=1e-5, rtol=0)
+
+
+def test_rotation_turns_the_last_axis_first_as_the_original_s_reversed_axes_do():
+    a, b, c = 0.3, -0.2, 0.5
+
+    def turn(angle, i, j):
+        m = np.eye(3)
+        m[i, i] = m[j, j] = np.cos(angle)
+        m[i, j], m[j, i] = -np.sin(angle), np.sin(angle)
+        return m
+
+    # the original, axes (z, y, x): coordinates (row vectors) times R_first R_second R_third
+    original = (turn(c, 1, 2) @ turn(b, 2, 0) @ turn(a, 0, 1)).T
+    np.testing.assert_allclose(rotation_matrix((a, b, c)), original[::-1, ::-1], atol=1e-12)
+
+
+def test_rotation_and_scaling_fire_independently_as_often_as_published():
+    transform = RandRotateScaled("image").set_random_state(0)
+    n, angles, scales, both = 6000, [], [], 0
+    for _ in range(n):
+        transform.randomize()
+        if transform.angles is not None:
+            angles.append(np.degrees(transform.angles))
+        if transform.scale is not None:
+            scales.append(transform.scale)
+        both += transform.angles is not None and transform.scale is not None
+    assert within(len(angles), n, 0.2) and within(len(scales), n, 0.2) and within(both, n, 0.04)
+    angles = np.array(angles)
+    assert np.abs(angles).max() <= 30 and (np.abs(angles).max(0) > 29).all()
+    assert (angles != 0).all()  # always all three
+    assert abs(angles.mean()) < 4 * 30 / 3**0.5 / angles.size**0.5
+    assert_half_below_one(np.array(scales), 0.7, 1.4)
+
+
+def assert_half_below_one(factors: np.ndarray, low: float, high: float) -> None:
+    """Uniform in (low, 1) half of the time and in (1, high) otherwise."""
+    below, above = factors[factors < 1], factors[factors >= 1]
+    assert within(len(below), len(factors), 0.5)
+    for part, a, b in ((below, low, 1), (above, 1, high)):
+        assert a <= part.min() < a + 0.02 * (b - a) and b - 0.02 * (b - a) < part.max() <= b
+        assert abs(part.mean() - (a + b) / 2) < 4 * (b - a) / 12**0.5 / len(part) ** 0.5
+
+
+def test_factors_lie_on_both_sides_of_one():
+    random = np.random.RandomState(0)
+    assert_half_below_one(np.array([draw_about_one(random, 0.75, 1.25) for _ in range(4000)]), 0.75, 1.25)
+    assert all(1.1 <= draw_about_one(random, 1.1, 1.3) <= 1.3 for _ in range(50))
+
+
+def test_without_a_hit_the_centre_is_cut_out_unchanged():
+    image = volume((25, 24, 23)).astype(np.float32)
+    out = RandRotateScaled("image", 16, rotate_prob=0, scale_prob=0)({"image": image})["image"]
+    np.testing.assert_array_equal(out, image[:, 4:20, 4:20, 3:19])
+    with pytest.raises(ValueError, match="larger than the volume"):
+        RandRotateScaled("image", 32, rotate_prob=0, scale_prob=0)({"image": image})
+
+
+def test_image_and_label_turn_together():
+    label = label_map((40, 40, 40))
+    label[label < 0] = 0
+    image = ndimage.gaussian_filter((label == 2).astype(np.float32), 0.5)[None]
+    transform = RandRotateScaled(("image", "label"), 24, mode=("image", "label"), rotate_prob=1, scale_prob=1)
+    transform.set_random_state(2)
+    out = transform({"image": image, "label": label[None]})
+    inside = out["label"] >= 0
+    agree = ((out["image"] > 0.5) == (out["label"] == 2))[inside]
+    assert agree.float().mean() > 0.97
+    assert out["label"].dtype == torch.int16
+
+
+def test_dummy_2d_turns_and_scales_in_the_plane_only():
+    image = np.broadcast_to(np.arange(8.0, dtype=np.float32), (1, 20, 20, 8)).copy()
+    transform = RandRotateScaled("image", (8, 8, 8), rotate_prob=1, scale_prob=1, dummy_2d=True, thin_axis=2)
+    transform.set_random_state(0)
+    largest = 0.0
+    for _ in range(30):
+        out = transform({"image": image})["image"]
+        np.testing.assert_allclose(out[0, 3, 3], np.arange(8), atol=1e-5)
+        assert transform.angles[0] == transform.angles[1] == 0
+        largest = max(largest, abs(transform.angles[2]))
+    assert np.pi / 2 < largest <= np.pi
+
+
+def test_meta_tensor_says_where_the_turned_grid_lies():
+    image = MetaTensor(
+        torch.from_numpy(volume((30, 30, 30), 1)).float(), affine=torch.diag(torch.tensor([2.0, 2, 2, 1]))
+    )
+    transform = RandRotateScaled("image", 12, rotate_prob=1, scale_prob=1).set_random_state(1)
+    out = transform({"image": image})["image"]
+    index = np.array([3, 7, 5, 1])
+    position = (out.affine.numpy() @ index)[:3] / 2  # mm to voxels of the input
+    value = ndimage.map_coordinates(image[0].numpy().astype(float), position[:, None], order=3)
+    np.testing.assert_allclose(out[0, 3, 7, 5], value[0], atol=1e-4)
