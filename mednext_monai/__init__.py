@@ -11,7 +11,7 @@ What lies where:
 - ``preprocessing``: crop, resampling, normalisation, the way back to the file's grid, and the store of prepared cases.
 - ``transforms``: the original's patch sampling and nine augmentations as MONAI transforms.
 - ``bundles``: finding, copying, building and zipping the eight bundles.
-- ``overlay``: a picture of a scan with its segmentation, to look at results of any kind.
+- ``pictures``: slices of a volume with its segmentation, as PNG or arrays.
 - ``demo``: the synthetic data set and the run behind ``mednext demo``.
 - ``benchmark``: time, memory and exactness against the other implementations, ``python -m mednext_monai.benchmark``.
 

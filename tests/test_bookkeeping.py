@@ -14,7 +14,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mednext_monai import bundles
-from mednext_monai.overlay import COLOURS
+from mednext_monai.pictures import COLORS
 
 SHORT = ("--epochs", "2", "--iterations_per_epoch", "2", "--val_interval", "1")
 
@@ -50,10 +50,10 @@ def test_tensorboard_has_the_curves_and_pictures_of_every_epoch_and_the_best_wei
     assert set(pictures) == {"validation/box_3", "validation/box_5"}  # fold 0 of six cases
     for (step, pixels), *more in pictures.values():
         assert step == 2 and not more
-        # image, label, prediction side by side, in the label's column both classes in their colours
+        # image, label, prediction side by side, in the label's column both classes in their colors
         column = pixels[:, pixels.shape[1] // 3 : 2 * pixels.shape[1] // 3]
-        assert all((column == color).all(-1).any() for color in COLOURS[:2])
-        assert not any((pixels[:-60, : pixels.shape[1] // 3] == color).all(-1).any() for color in COLOURS)
+        assert all((column == color).all(-1).any() for color in COLORS[:2])
+        assert not any((pixels[:-60, : pixels.shape[1] // 3] == color).all(-1).any() for color in COLORS)
 
 
 def test_mlflow_tracks_a_training_with_monais_own_settings(run_bundle, monkeypatch):

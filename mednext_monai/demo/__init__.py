@@ -1,5 +1,6 @@
-"""What ``mednext demo`` is made of; nothing here is needed to train on real data.
+"""The parts of ``mednext demo``; nothing here is needed to train on real data.
 
-- ``synthetic``: a small 3D data set in Decathlon layout, drawn from a seed.
-- ``run``: the run itself, which starts the same ``python -m monai.bundle`` commands that a user would type.
+- ``synthetic``: a small synthetic 3D data set in Decathlon layout.
+- ``run``: the run, which starts the same ``python -m monai.bundle`` commands that a user would type.
+- ``curves``: reading the curves of a training run.
 """

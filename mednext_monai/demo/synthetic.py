@@ -1,13 +1,13 @@
 """A small synthetic data set in Decathlon layout, for a first run and for tests; no real anatomy.
 
-Each scan shows a body with three structures that brightness alone does not tell apart:
+Each scan shows a body with three structures that cannot be distinguished by intensity alone:
 
-1. *organ*: a grainy ellipsoid, brighter than the body;
-2. *core*: an ellipsoid within the organ, as dark as the body around the organ;
-3. *vessel*: a bent tube, as bright as a few balls strewn about, which are background.
+1. *organ*: a textured ellipsoid, brighter than the body;
+2. *core*: an ellipsoid inside the organ, as dark as the body;
+3. *vessel*: a bent tube, as bright as a few balls that are background.
 
-As in real scans, voxels are anisotropic and differ from case to case, the axes are oblique to the scanner's and may
-run either way, and a smooth bias field and noise lie over the image. Outside the body it is zero.
+As in real scans, the spacing is anisotropic and differs between cases, axes are oblique to the scanner's and may be
+flipped, and the image has a smooth bias field and noise. Outside the body it is zero.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ __all__ = ["LABELS", "make_case", "write_dataset"]
 LABELS = {0: "background", 1: "organ", 2: "core", 3: "vessel"}
 BRIGHTNESS = {"body": 300.0, "organ": 600.0, "core": 300.0, "vessel": 900.0}  # arbitrary units, as in MR
 NOISE = 30.0  # standard deviation, in the same units
-BIAS = 0.15  # standard deviation of the bias field, a factor
+BIAS = 0.15  # standard deviation of the bias field, relative
 IN_PLANE = (0.9, 1.2)  # mm, spacing of the first two axes
 BETWEEN_SLICES = (1.5, 2.5)  # mm, spacing of the third
-MAX_TILT = 20.0  # degrees between the image's axes and the scanner's
-MAX_OFFSET = 120.0  # mm between the origins
+MAX_TILT = 20.0  # degrees, between the image's axes and the scanner's
+MAX_OFFSET = 120.0  # mm, of the volume's center from the scanner's origin
 
 
 def write_dataset(
@@ -42,22 +42,22 @@ def write_dataset(
     extent: tuple[float, float] = (56.0, 70.0),
 ) -> Path:
     """
-    Write ``dataset.json``, ``imagesTr``, ``labelsTr``, ``imagesTs`` and, so that results can be judged, ``labelsTs``.
+    Write ``dataset.json``, ``imagesTr``, ``labelsTr``, ``imagesTs`` and the test cases' reference, ``labelsTs``.
 
-    The same arguments give the same bytes. A case depends on the seed and its own number, not on how many there are.
+    The same arguments give the same bytes. A case depends on the seed and its index, not on the number of cases.
 
     Args:
-        output_dir: the folder to write to; files of the same names are replaced.
-        num_training: cases with labels for training and validation. Defaults to 10.
-        num_test: cases to segment. Defaults to 2.
-        seed: a whole number, not negative. Defaults to 0.
-        extent: smallest and largest length of a volume's edge in mm. Defaults to (56, 70): about 64 voxels of 1 mm.
+        output_dir: output folder; existing files are overwritten.
+        num_training: number of cases with labels, for training and validation. Defaults to 10.
+        num_test: number of cases to segment. Defaults to 2.
+        seed: random seed, a non-negative integer. Defaults to 0.
+        extent: smallest and largest edge length of a volume in mm. Defaults to (56, 70): about 64 voxels of 1 mm.
 
     Returns:
-        The folder.
+        The output folder.
 
     Raises:
-        ValueError: when there would be no training case, or a number is negative or an extent too small.
+        ValueError: if ``num_training`` is less than 1, ``num_test`` or ``seed`` negative or ``extent`` too small.
     """
     if num_training < 1 or num_test < 0 or seed < 0:
         raise ValueError(
@@ -90,89 +90,90 @@ def make_case(
     Draw one case.
 
     Args:
-        rng: the source of everything random.
-        extent: smallest and largest length of the volume's edge in mm.
+        rng: random number generator.
+        extent: smallest and largest edge length of the volume in mm. Defaults to (56, 70).
 
     Returns:
-        The image ``(X, Y, Z)``, int16; the label, uint8, values those of ``LABELS``; the affine, voxels to mm (RAS).
+        The image ``(X, Y, Z)``, int16; the label of the same shape, uint8, with the values of ``LABELS``; the affine
+        ``(4, 4)``, voxel indices to mm in RAS space.
     """
     spacing = np.array([*rng.uniform(*IN_PLANE, size=2), rng.uniform(*BETWEEN_SLICES)])
     shape = np.maximum(8, np.rint(rng.uniform(*extent, size=3) / spacing)).astype(int)
-    # Positions in units of half the volume's smallest edge, the volume's centre at 0.
+    # Positions relative to the volume's center, in units of half its smallest edge.
     scale = (shape * spacing).min() / 2
     axes = [(np.arange(n) - (n - 1) / 2) * step / scale for n, step in zip(shape, spacing)]
     grid = np.stack(np.meshgrid(*axes, indexing="ij"))
 
     body = _ellipsoid(grid, np.zeros(3), (shape * spacing) / 2 / scale * rng.uniform(0.93, 0.98, size=3))
-    label, centre = _draw_label(rng, grid, body)
+    label, center = _draw_label(rng, grid, body)
     image = np.full(shape, BRIGHTNESS["body"])
     for value in (1, 2, 3):
         image[label == value] = BRIGHTNESS[LABELS[value]]
-    image[_distractors(rng, grid, centre) & body & (label == 0)] = BRIGHTNESS["vessel"]
+    image[_distractors(rng, grid, center) & body & (label == 0)] = BRIGHTNESS["vessel"]
 
     grain = _smooth_noise(rng, 1.5 / spacing, shape)  # grains of 1.5 mm
     image += np.where(label == 1, 120.0, 25.0) * grain
-    image = gaussian_filter(image, 0.4 / spacing)  # partial volumes at the edges
+    image = gaussian_filter(image, 0.4 / spacing)  # partial volume at the edges
     image *= 1 + BIAS * _smooth_noise(rng, 25.0 / spacing, shape)
     image = (image + rng.normal(0, NOISE, shape)) * rng.uniform(0.8, 1.25)
     image = np.where(body, np.clip(np.rint(image), 1, 32767), 0).astype(np.int16)
-    directions = rng.choice([-1, 1], size=3)  # an axis may be stored from right to left; the body is the same
+    directions = rng.choice([-1, 1], size=3)  # flips the axes in the file, not the body
     stored = tuple(slice(None, None, direction) for direction in directions)
     return image[stored], label[stored], _affine(rng, spacing * directions, shape)
 
 
 def _draw_label(rng: np.random.Generator, grid: np.ndarray, body: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the label and the centre of the organ."""
+    """Return the label and the center of the organ."""
     label = np.zeros(body.shape, np.uint8)
-    centre = rng.uniform([-0.35, -0.2, -0.15], [-0.15, 0.2, 0.15])
+    center = rng.uniform([-0.35, -0.2, -0.15], [-0.15, 0.2, 0.15])
     bent = grid + 0.06 * np.sin(3 * grid[[1, 2, 0]] + rng.uniform(0, 2 * np.pi, size=3)[:, None, None, None])
     radii = rng.uniform([0.36, 0.42, 0.42], [0.46, 0.54, 0.54])
-    organ = _ellipsoid(bent, centre, radii, _rotation(rng, 30))
-    core = _ellipsoid(bent, centre + rng.uniform(-0.08, 0.08, size=3), radii * rng.uniform(0.5, 0.62))
+    organ = _ellipsoid(bent, center, radii, _rotation(rng, 30))
+    core = _ellipsoid(bent, center + rng.uniform(-0.08, 0.08, size=3), radii * rng.uniform(0.5, 0.62))
     label[organ] = 1
     label[organ & core] = 2
-    label[_tube(rng, grid, centre[0] + radii.max())] = 3
+    label[_tube(rng, grid, center[0] + radii.max())] = 3
     label[~body] = 0
-    return label, centre
+    return label, center
 
 
 def _tube(rng: np.random.Generator, grid: np.ndarray, start: float) -> np.ndarray:
-    """A tube along the third axis, beside the organ."""
+    """Return a tube along the third axis, beside the organ."""
     x, y, z = grid
     phase, along = rng.uniform(0, 2 * np.pi, size=2)
     radius = rng.uniform(0.13, 0.17)
-    centre_x = min(start + radius + 0.1, 0.6) + 0.08 * np.sin(2.5 * z + phase)
-    centre_y = rng.uniform(-0.25, 0.25) + 0.15 * np.sin(2 * z + along)
-    return ((x - centre_x) ** 2 + (y - centre_y) ** 2 < radius**2) & (np.abs(z) < 0.8)
+    center_x = min(start + radius + 0.1, 0.6) + 0.08 * np.sin(2.5 * z + phase)
+    center_y = rng.uniform(-0.25, 0.25) + 0.15 * np.sin(2 * z + along)
+    return ((x - center_x) ** 2 + (y - center_y) ** 2 < radius**2) & (np.abs(z) < 0.8)
 
 
-def _distractors(rng: np.random.Generator, grid: np.ndarray, centre: np.ndarray) -> np.ndarray:
-    """Three balls on the side of the body where the organ is."""
+def _distractors(rng: np.random.Generator, grid: np.ndarray, center: np.ndarray) -> np.ndarray:
+    """Return three balls on the organ's side of the body."""
     balls = np.zeros(grid.shape[1:], bool)
     for angle in rng.uniform(0, 2 * np.pi / 3) + np.arange(3) * 2 * np.pi / 3:
-        place = np.array([centre[0] - 0.1, 0.72 * np.cos(angle), 0.72 * np.sin(angle)])
+        place = np.array([center[0] - 0.1, 0.72 * np.cos(angle), 0.72 * np.sin(angle)])
         balls |= _ellipsoid(grid, place, np.full(3, rng.uniform(0.11, 0.14)))
     return balls
 
 
 def _ellipsoid(
-    grid: np.ndarray, centre: np.ndarray, radii: np.ndarray, rotation: np.ndarray | None = None
+    grid: np.ndarray, center: np.ndarray, radii: np.ndarray, rotation: np.ndarray | None = None
 ) -> np.ndarray:
-    """Return which positions of the grid ``(3, X, Y, Z)`` lie within an ellipsoid."""
-    offset = grid - centre[:, None, None, None]
+    """Return the mask of an ellipsoid on the grid of positions ``(3, X, Y, Z)``."""
+    offset = grid - center[:, None, None, None]
     if rotation is not None:
         offset = np.einsum("ij,jxyz->ixyz", rotation, offset)
     return ((offset / radii[:, None, None, None]) ** 2).sum(0) < 1
 
 
 def _smooth_noise(rng: np.random.Generator, sigma: np.ndarray, shape: np.ndarray) -> np.ndarray:
-    """Noise with the given smoothness in voxels, of mean 0 and standard deviation 1."""
+    """Return noise with mean 0, standard deviation 1 and the given smoothness in voxels."""
     noise = gaussian_filter(rng.normal(size=shape), sigma, mode="wrap")
     return (noise - noise.mean()) / noise.std()
 
 
 def _affine(rng: np.random.Generator, steps: np.ndarray, shape: np.ndarray) -> np.ndarray:
-    """Return an oblique affine with the given steps in mm, the volume's centre off the scanner's origin."""
+    """Return an oblique affine with the given steps in mm and a random offset of the volume's center."""
     affine = np.eye(4)
     affine[:3, :3] = _rotation(rng, MAX_TILT) @ np.diag(steps)
     affine[:3, 3] = rng.uniform(-MAX_OFFSET, MAX_OFFSET, size=3) - affine[:3, :3] @ ((shape - 1) / 2)
@@ -180,7 +181,7 @@ def _affine(rng: np.random.Generator, steps: np.ndarray, shape: np.ndarray) -> n
 
 
 def _rotation(rng: np.random.Generator, max_degrees: float) -> np.ndarray:
-    """Return a rotation matrix about a random axis, by a quarter of ``max_degrees`` to all of it."""
+    """Return a rotation about a random axis by between a quarter of ``max_degrees`` and ``max_degrees``."""
     axis = rng.normal(size=3)
     x, y, z = axis / np.linalg.norm(axis)
     angle = np.deg2rad(rng.uniform(max_degrees / 4, max_degrees))

@@ -15,7 +15,7 @@ from monai.data import MetaTensor
 from monai.handlers import TensorBoardHandler
 from monai.utils import CommonKeys, convert_to_numpy
 
-from ..overlay import draw_overlay
+from ..pictures import draw_overlay
 from ..preprocessing.geometry import Geometry
 from .case_names import case_names
 

@@ -6,7 +6,7 @@ set's layout, the reading of a file and the folds are in ``mednext_monai.data``,
 - ``fingerprint``: reading, checking and measuring every case once, in parallel.
 - ``memory``: GPU memory of the eight variants.
 - ``planner``: the decisions.
-- ``pictures``, ``report``: the plan for people.
+- ``report``: the plan as text and as an HTML page; ``histograms``: its histograms.
 
 ``mednext plan DATASET_DIR --output my_task.json`` does it all.
 """

@@ -1,22 +1,28 @@
-"""The plan for people: a summary for the terminal, and an HTML page with pictures that needs no other file."""
+"""The plan as a text summary for the terminal and as an HTML page; the page is one file, pictures included."""
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Iterable, Sequence
 from html import escape
 from textwrap import fill
 
 import numpy as np
+from PIL import Image
 
 from ..data.dataset import Dataset
-from ..data.io import read_image
+from ..data.io import read_image, read_label
+from ..pictures import class_color, display_window, draw_slices
+from ..preprocessing.geometry import reorient, spacing_of
+from ..preprocessing.resampling import resampled_shape
 from .fingerprint import CaseFingerprint
-from .pictures import class_color, histogram, overlay
+from .histograms import histogram
 
 __all__ = ["html_report", "text_report"]
 
-OVERLAY_QUANTILES = (0.1, 0.5, 0.9)  # of the cases in order of foreground volume: which ones are pictured
-BLUE, GREY = "#3b6fb6", "#9aa3ad"
+OVERLAY_QUANTILES = (0.1, 0.5, 0.9)  # of the foreground volume: the cases to draw
+BLUE, GRAY = "#3b6fb6", "#9aa3ad"
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1d2329; background: #fff; max-width: 62rem; margin: 2rem auto;
   padding: 0 1rem; }
@@ -65,58 +71,40 @@ def text_report(plan: dict) -> str:
 
 def html_report(dataset: Dataset, cases: Sequence[CaseFingerprint], plan: dict) -> str:
     """
-    Return the plan as an HTML page with histograms and overlays; reads three cases' images again.
+    Return the plan as an HTML page with pictures of three cases, whose files are read again, and histograms.
 
     Args:
         dataset: the data set.
-        cases: the fingerprint of each case.
-        plan: as :py:func:`.planner.plan` returns it.
+        cases: fingerprint of each case of the data set, in its order.
+        plan: as returned by :py:func:`.planner.make_plan`.
     """
     details = plan["_plan_"]
     name = escape(details["name"])
     lead = f"{_cases_text(len(cases))} · channels {', '.join(plan['channel_names'])} · {details['layout']}"
-    parts = [
-        f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>Plan: {name}</title>",
-        f"<meta name='viewport' content='width=device-width'><style>{STYLE}</style></head><body>",
-        f"<h1>MedNeXt plan: {name}</h1><p class='lead'>{escape(lead)}</p>",
-    ]
-    if details["warnings"]:
-        items = "".join(f"<li>{escape(warning)}</li>" for warning in details["warnings"])
-        parts.append(f"<div class='warning'><b>Worth a look</b><ul>{items}</ul></div>")
-    parts += [
-        "<h2>What the labels look like</h2>",
-        "<p class='lead'>Is the head up, the left on the right, each class where its name says? A slice is taken where "
-        "it shows the most foreground; the volume is turned to the body's axes by the file's header.</p>",
-        _legend(plan["labels"]),
-        *_overlays(dataset, cases, plan),
+    decisions = ([decision["what"], decision["value"], decision["why"]] for decision in details["decisions"])
+    sections = [
+        *([_warnings(details["warnings"])] if details["warnings"] else []),
+        *_pictures(dataset, cases, plan),
         "<h2>Classes</h2>",
         _classes(cases, plan),
         "<h2>Decisions</h2>",
-        _table(("", "", ""), ([d["what"], d["value"], d["why"]] for d in details["decisions"])),
-        "<h2>Shapes</h2>",
-        _row(_axis_histograms([case.shape for case in cases], "shape as stored", "voxels")),
-        _row(_axis_histograms([_resampled(case, plan["spacing"]) for case in cases], "cropped, at 1 mm", "voxels")),
-        "<h2>Spacing</h2>",
-        _row(_axis_histograms([case.spacing for case in cases], "spacing", "mm")),
-        "<h2>Intensities</h2>",
-        "<p class='lead'>CT in its own units with the two clipping values dashed, everything else in standard "
-        "deviations from the mean of its case's nonzero crop.</p>",
-        _row(_intensity_histograms(cases, plan)),
-        _intensity_table(plan),
-        "<h2>Training memory</h2>",
-        f"<p class='lead'>Estimate for a batch of {plan['batch_size']} patches of {_times(plan['patch_size'])} voxels "
-        "with mixed precision; M and L recompute activations in the backward pass, as published.</p>",
-        _memory(details),
+        _table(("", "", ""), decisions),
+        *_shapes(cases, plan["spacing"]),
+        *_intensities(cases, plan),
+        *_memory(plan),
         "<h2>Folds</h2>",
-        _table(
-            ("fold", "training cases", "validation cases"),
-            ([i, len(s["train"]), len(s["val"])] for i, s in enumerate(plan.get("splits", []))),
-            numbers=(1, 2),
-        ),
-        f"<details><summary>Case by case</summary>{_cases(cases)}</details>",
-        "</body></html>\n",
+        _folds(plan.get("splits", [])),
+        f"<details><summary>All cases</summary>{_cases(cases)}</details>",
     ]
-    return "\n".join(parts)
+    return "\n".join(
+        [
+            f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>Plan: {name}</title>",
+            f"<meta name='viewport' content='width=device-width'><style>{STYLE}</style></head><body>",
+            f"<h1>MedNeXt plan: {name}</h1>{_lead(lead)}",
+            *sections,
+            "</body></html>\n",
+        ]
+    )
 
 
 def _wrap(text: str, indent: str) -> str:
@@ -136,7 +124,7 @@ def _row(items: Iterable[str]) -> str:
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence], numbers: Sequence[int] = ()) -> str:
-    """Return a table; cells are escaped, those of the columns in ``numbers`` are aligned as numbers."""
+    """Return a table with escaped cells, right-aligned in the columns ``numbers``."""
 
     def cells(values: Sequence, tag: str) -> str:
         kinds = (" class='number'" if column in numbers else "" for column in range(len(values)))
@@ -147,48 +135,67 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence], numbers: Sequence[int
     return f"<table>{head}{body}</table>"
 
 
-def _legend(labels: Sequence[str]) -> str:
-    items = (
-        f"<span><span class='swatch' style='background:{class_color(value)}'></span>{value} {escape(name)}</span>"
-        for value, name in enumerate(labels)
-        if value
-    )
-    return _row(items)
+def _lead(text: str) -> str:
+    return f"<p class='lead'>{escape(text)}</p>"
 
 
-def _resampled(case: CaseFingerprint, spacing: Sequence[float]) -> list[int]:
-    return [round(n * old / new) for n, old, new in zip(case.cropped_shape, case.spacing, spacing)]
+def _warnings(warnings: Sequence[str]) -> str:
+    items = "".join(f"<li>{escape(warning)}</li>" for warning in warnings)
+    return f"<div class='warning'><b>Warnings</b><ul>{items}</ul></div>"
 
 
-def _overlays(dataset: Dataset, cases: Sequence[CaseFingerprint], plan: dict) -> list[str]:
-    """Figures of three cases, with little, usual and much foreground; every channel of the one in the middle."""
+def _pictures(dataset: Dataset, cases: Sequence[CaseFingerprint], plan: dict) -> list[str]:
+    """Draw cases with little, typical and much foreground; all channels of the typical one."""
     volumes = [float(case.class_voxels[1:].sum() * np.prod(case.spacing)) for case in cases]
     order = np.argsort(volumes, kind="stable")
     chosen = list(dict.fromkeys(int(order[round(q * (len(order) - 1))]) for q in OVERLAY_QUANTILES))
-    figures = []
+    parts = [
+        "<h2>Images and labels</h2>",
+        _lead(
+            "Check orientation (superior at the top, the patient's right on the left) and that each class is where its "
+            "name says. Each slice is where it shows the most foreground."
+        ),
+        _legend(plan["labels"]),
+    ]
     for i in chosen:
-        files = [read_image(path) for path in dataset.cases[i]["image"]]
-        image, affine = np.concatenate([array for array, _ in files]), files[0][1]
-        label = np.rint(read_image(dataset.cases[i]["label"])[0][0]).astype(np.int16)
+        image, affine = read_image(dataset.cases[i]["image"])
+        image, ras_affine = reorient(image, affine, "RAS")
+        label, label_affine = read_label(dataset.cases[i]["label"])
+        label = reorient(label[None], label_affine, "RAS")[0][0]
+        case = cases[i]
         for channel in range(len(image)) if i == chosen[len(chosen) // 2] else range(1):
             window = _window(image[channel], plan["normalization"][channel], plan["intensity"][channel])
-            pictures = _row(overlay(image[channel], label, affine, window))
-            case = cases[i]
+            slices = draw_slices(image[channel], label, spacing_of(ras_affine), window)
             caption = (
                 f"{case.id} · {plan['channel_names'][channel]} · {_times(case.shape)} voxels of "
                 f"{_times(case.spacing)} mm, stored as {case.orientation} · foreground {volumes[i] / 1000:.3g} ml"
             )
-            figures.append(f"<figure>{pictures}<figcaption>{escape(caption)}</figcaption></figure>")
-    return figures
+            images = _row(_img(picture, name) for name, picture in slices.items())
+            parts.append(f"<figure>{images}<figcaption>{escape(caption)}</figcaption></figure>")
+    return parts
+
+
+def _img(picture: Image.Image, alt: str) -> str:
+    stream = io.BytesIO()
+    picture.save(stream, "PNG", optimize=True)
+    data = base64.b64encode(stream.getvalue()).decode()
+    return f'<img src="data:image/png;base64,{data}" width="{picture.width}" height="{picture.height}" alt="{alt}">'
+
+
+def _legend(labels: Sequence[str]) -> str:
+    return _row(
+        f"<span><span class='swatch' style='background:rgb{class_color(value)}'></span>{value} {escape(name)}</span>"
+        for value, name in enumerate(labels)
+        if value
+    )
 
 
 def _window(channel: np.ndarray, scheme: str, intensity: dict) -> tuple[float, float]:
-    """Return what to show as black and white: around the foreground for CT, else the case's own range."""
-    if scheme == "CT":
-        low, high = intensity["p005"], intensity["p995"]
-        return low - (high - low) / 2, high + (high - low) / 2
-    low, high = np.percentile(channel[channel != 0], (0.5, 99.5))
-    return min(float(low), 0.0), float(high)
+    """Return the intensities shown as black and white; of CT, the range of the data set's foreground and its double."""
+    if scheme != "CT":
+        return display_window(channel)
+    low, high = intensity["p005"], intensity["p995"]
+    return low - (high - low) / 2, high + (high - low) / 2
 
 
 def _classes(cases: Sequence[CaseFingerprint], plan: dict) -> str:
@@ -201,17 +208,40 @@ def _classes(cases: Sequence[CaseFingerprint], plan: dict) -> str:
         size = [f"{v:.0f}" if v >= 100 else f"{v:.3g}" for v in sizes] or ["–"] * 3
         share = f"{found['class_voxel_share'][value]:.3%}"
         rows.append([value, name, share, f"{found['class_cases'][value]} of {len(cases)}", *size])
-    heads = ("value", "class", "of all voxels", "in cases", "smallest, ml", "median, ml", "largest, ml")
+    heads = ("value", "class", "share of voxels", "in cases", "smallest, ml", "median, ml", "largest, ml")
     return _table(heads, rows, numbers=(2, 3, 4, 5, 6))
 
 
-def _axis_histograms(values: Sequence[Sequence[float]], what: str, unit: str) -> list[str]:
+def _shapes(cases: Sequence[CaseFingerprint], spacing: Sequence[float]) -> list[str]:
+    resampled = [resampled_shape(case.cropped_shape, case.spacing, spacing) for case in cases]
+    return [
+        "<h2>Shapes</h2>",
+        _axis_histograms([case.shape for case in cases], "original shape", "voxels"),
+        _axis_histograms(resampled, "cropped, at 1 mm", "voxels"),
+        "<h2>Spacing</h2>",
+        _axis_histograms([case.spacing for case in cases], "spacing", "mm"),
+    ]
+
+
+def _axis_histograms(values: Sequence[Sequence[float]], what: str, unit: str) -> str:
     axes = np.array(values, float).T
-    return [histogram([("", BLUE, axis)], f"{what}, axis {i}", unit) for i, axis in enumerate(axes)]
+    return _row(histogram([("", BLUE, axis)], f"{what}, axis {i}", unit) for i, axis in enumerate(axes))
+
+
+def _intensities(cases: Sequence[CaseFingerprint], plan: dict) -> list[str]:
+    return [
+        "<h2>Intensities</h2>",
+        _lead(
+            "CT in HU, with the clipping values dashed; other channels in standard deviations from the mean of the "
+            "nonzero crop of each case."
+        ),
+        _row(_intensity_histograms(cases, plan)),
+        _intensity_table(plan),
+    ]
 
 
 def _intensity_histograms(cases: Sequence[CaseFingerprint], plan: dict) -> list[str]:
-    """Histogram of each channel: the whole crop in grey, the foreground in blue, each clipped to its middle 99 %."""
+    """Draw a histogram of each channel: the whole crop in gray, the foreground in blue, clipped to the middle 99%."""
     figures = []
     for c, (name, scheme) in enumerate(zip(plan["channel_names"], plan["normalization"])):
         raw = scheme in ("CT", "none")
@@ -224,10 +254,10 @@ def _intensity_histograms(cases: Sequence[CaseFingerprint], plan: dict) -> list[
         low, high = (np.percentile(np.concatenate(pools), q) for q in (0.5, 99.5))
         series = [
             (label, color, np.clip(pool, low, high))
-            for label, color, pool in zip(("whole crop", "foreground"), (GREY, BLUE), pools)
+            for label, color, pool in zip(("whole crop", "foreground"), (GRAY, BLUE), pools)
         ]
         marks = [plan["intensity"][c][k] for k in ("p005", "p995")] if scheme == "CT" else []
-        unit = "HU" if scheme == "CT" else "raw" if raw else "sd of the case"
+        unit = "HU" if scheme == "CT" else "raw" if raw else "SD of the case"
         figures.append(histogram(series, name, unit, marks, bins=48))
     return figures
 
@@ -239,13 +269,26 @@ def _intensity_table(plan: dict) -> str:
     return _table(heads, rows, numbers=range(1, 8))
 
 
-def _memory(details: dict) -> str:
+def _memory(plan: dict) -> list[str]:
+    details = plan["_plan_"]
     card = details["gpu_memory_gib"]
-    heads = ("variant", "GiB") if card is None else ("variant", "GiB", f"on a card of {card:g} GiB")
+    heads = ("variant", "GiB") if card is None else ("variant", "GiB", f"on a GPU with {card:g} GiB")
     rows = []
     for name, gib in details["training_memory_gib"].items():
         rows.append([name, f"{gib:.1f}"] + ([] if card is None else ["fits" if gib <= card else "does not fit"]))
-    return _table(heads, rows, numbers=(1,))
+    return [
+        "<h2>Training memory</h2>",
+        _lead(
+            f"Estimate for a batch of {plan['batch_size']} patches of {_times(plan['patch_size'])} voxels with mixed "
+            "precision; M and L use gradient checkpointing, as published."
+        ),
+        _table(heads, rows, numbers=(1,)),
+    ]
+
+
+def _folds(splits: Sequence[dict]) -> str:
+    rows = ([i, len(split["train"]), len(split["val"])] for i, split in enumerate(splits))
+    return _table(("fold", "training cases", "validation cases"), rows, numbers=(1, 2))
 
 
 def _cases(cases: Sequence[CaseFingerprint]) -> str:
@@ -260,4 +303,6 @@ def _cases(cases: Sequence[CaseFingerprint]) -> str:
         ]
         for case in cases
     )
-    return _table(("case", "shape", "spacing, mm", "axes", "nonzero crop keeps", "voxels of classes 1, 2, …"), rows)
+    return _table(
+        ("case", "shape", "spacing, mm", "orientation", "nonzero crop keeps", "voxels of classes 1, 2, …"), rows
+    )
