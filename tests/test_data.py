@@ -1,18 +1,15 @@
-"""Folds, data lists, stored cases, seeds, waiting for each other, and the writing of predictions."""
+"""Folds, data lists, stored cases, and the writing of predictions."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
 import os
-import time
-from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from helpers.datasets import describe, make_nnunet, save
 from monai.data import MetaTensor
 from monai.transforms import LoadImaged, SaveImage
@@ -26,7 +23,6 @@ from mednext_monai.data import (
     preprocessed_cases,
     training_cases,
 )
-from mednext_monai.utils import set_seed, wait_for_all
 
 
 def test_training_and_validation_share_no_case_and_lose_none(dataset):
@@ -210,41 +206,6 @@ def test_a_prediction_is_named_after_its_case(tmp_path):
         tmp_path, "", ".nii.gz", resample=False, separate_folder=False, print_log=False, writer=AtomicNibabelWriter
     )(named)
     assert [file.name for file in tmp_path.iterdir()] == ["a.b.nii.gz"]
-
-
-def test_a_seed_repeats_and_none_draws_a_fresh_one(caplog):
-    caplog.set_level("INFO")
-    draws = []
-    for seed in (5, 5, None, None):
-        draws.append((set_seed(seed), torch.rand(1).item(), np.random.rand()))
-    assert draws[0] == draws[1] and draws[0][0] == 5
-    assert len(set(draws[1:])) == 3
-    assert f"seed {draws[3][0]}, drawn for this run" in caplog.text
-    set_seed(draws[3][0])  # the seed that was logged gives the same numbers
-    assert torch.rand(1).item() == draws[3][1]
-    for wrong in (-1, 0.5, True, "7"):
-        with pytest.raises(ValueError, match="seed must be a whole number"):
-            set_seed(wrong)
-    torch.backends.cudnn.benchmark = False
-
-
-def _waiting_process(rank: int, folder: str) -> None:
-    Path(folder, f"ready_{rank}").touch()
-    while len(list(Path(folder).glob("ready_*"))) < 2:  # the timeout is for both to have started
-        time.sleep(0.01)
-    timeout = timedelta(seconds=4)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2, timeout=timeout)
-    if rank == 0:
-        time.sleep(6)
-        Path(folder, "done").touch()
-    wait_for_all()
-    assert Path(folder, "done").exists()
-    dist.destroy_process_group()
-
-
-def test_processes_wait_for_each_other_beyond_the_groups_timeout(tmp_path):
-    wait_for_all()  # alone
-    torch.multiprocessing.spawn(_waiting_process, (str(tmp_path),), nprocs=2)
 
 
 def test_a_prediction_is_written_whole_or_not_at_all(tmp_path, monkeypatch):

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
+
+import torch.distributed as dist
 
 from ..preprocessing.case_store import plan_folder, preprocess_dataset
-from ..utils import wait_for_all
 
 __all__ = ["preprocessed_cases"]
 
@@ -48,13 +50,24 @@ def preprocessed_cases(
     """
     cases = list({case["id"]: case for case in (*training, *validation)}.values())
     if not is_main_process:
-        wait_for_all()
+        _wait_for_all()
     started = time.monotonic()
     stored = preprocess_dataset(cases, plan, cache_dir, num_workers, progress)
     if is_main_process:
         seconds = time.monotonic() - started
         logger.info(f"{len(cases)} cases are preprocessed in {cache_dir}/{plan_folder(plan)} ({seconds:.1f} s)")
-        wait_for_all()
+        _wait_for_all()
     files = {case["id"]: {key: case[key] for key in ("id", "image", "label", "foreground", "info")} for case in stored}
     sides = {"training": training, "validation": validation}
     return {side: [files[case["id"]] for case in members] for side, members in sides.items()}
+
+
+def _wait_for_all() -> None:
+    """
+    Wait until all processes of a distributed run have reached this point; a single process continues immediately.
+
+    Unlike ``torch.distributed.barrier`` it does not fail after the timeout of the process group, some minutes, which
+    preprocessing of a large data set exceeds.
+    """
+    if dist.is_initialized():
+        dist.barrier(dist.new_group(backend="gloo", timeout=timedelta(days=30)))

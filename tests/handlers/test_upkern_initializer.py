@@ -126,7 +126,7 @@ def test_checkpoint_of_another_variant_is_an_error_that_names_the_file(pretraine
     engine = trainer()
     engine.logger.setLevel(logging.CRITICAL)
     UpKernInitializer(path, tiny(kernel_size=5, expansion_ratio=3)).attach(engine)
-    with pytest.raises(ValueError, match=f"{re.escape(path)}: the checkpoint .* does not fit the network"):
+    with pytest.raises(ValueError, match=f"{re.escape(path)}: the checkpoint .* does not match the network"):
         engine.run([0])
 
 
