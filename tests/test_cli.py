@@ -186,6 +186,16 @@ def test_bundles_are_listed_copied_and_zipped(capsys, monkeypatch, tmp_path):
             assert f"{Path(source).name}/mednext_monai/cli.py" in archive.namelist()
 
 
+def test_a_build_can_zip_every_bundle(capsys, monkeypatch):
+    monkeypatch.setattr(bundles, "build", lambda: [])
+    monkeypatch.setattr(bundles, "zip_bundle", lambda folder: folder.with_suffix(".zip"))
+    status, out, _ = run(capsys, "bundle", "build", "--zip")
+    assert status == 0
+    first, *zips = out.splitlines()
+    assert first == "nothing to do: the bundles are up to date"
+    assert [Path(line).name for line in zips] == [f"{name}.zip" for name in bundles.names()]
+
+
 def test_upkern_writes_weights_that_the_larger_network_loads(capsys, tmp_path):
     torch.manual_seed(0)
     source, output = tmp_path / "k3.pt", tmp_path / "models" / "model.pt"
