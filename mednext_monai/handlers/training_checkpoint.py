@@ -55,7 +55,7 @@ class TrainingCheckpoint:
         is_main_process: bool = True,
     ) -> None:
         if resume and not Path(path).is_file():
-            raise FileNotFoundError(f"cannot resume: {path} does not exist; --resume false starts a new run.")
+            raise FileNotFoundError(f"cannot resume: {path} does not exist; leave out --resume to start a new run.")
         self.path = path
         self.save_dict = dict(save_dict)
         self.weights_path = weights_path

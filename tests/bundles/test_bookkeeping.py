@@ -50,7 +50,7 @@ def test_tensorboard_has_the_curves_and_pictures_of_every_epoch_and_the_best_wei
     assert set(pictures) == {"validation/box_3", "validation/box_5"}  # fold 0 of six cases
     for (step, pixels), *more in pictures.values():
         assert step == 2 and not more
-        # image, label, prediction side by side, in the label's column both classes in their colours
+        # image, label, prediction side by side, in the label's column both classes in their colors
         column = pixels[:, pixels.shape[1] // 3 : 2 * pixels.shape[1] // 3]
         assert all((column == color).all(-1).any() for color in COLOURS[:2])
         assert not any((pixels[:-60, : pixels.shape[1] // 3] == color).all(-1).any() for color in COLOURS)
@@ -127,7 +127,7 @@ def published_loss(outputs, label, batch_dice):
     total = 0.0
     for index, logits in enumerate(outputs):
         step = 2**index
-        target = label[:, 0, step // 2 :: step, step // 2 :: step, step // 2 :: step]  # the nearest voxel of the centre
+        target = label[:, 0, step // 2 :: step, step // 2 :: step, step // 2 :: step]  # the nearest voxel of the center
         probabilities = logits.softmax(1)
         entropy = -probabilities.log().gather(1, target[:, None]).mean()
         one_hot = torch.stack([target == value for value in range(logits.shape[1])], 1).double()
