@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["NonFiniteLoss"]
 
-HINT = "Try a smaller learning_rate or amp false, and check these cases; last.pt is unchanged."
+HINT = "Try a smaller --learning_rate or --amp False, and check these cases; last.pt is unchanged."
 
 
 class NonFiniteLoss:
