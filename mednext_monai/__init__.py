@@ -6,6 +6,7 @@ What lies where:
 - ``weights``: reading checkpoints, UpKern, conversion from and to other implementations.
 - ``upstream``: the authors' own names and arguments, for code that migrates by changing an import.
 - ``handlers``: ignite event handlers that MONAI lacks.
+- ``metrics``: ignite metrics that MONAI lacks.
 - ``data``: reading a data set's layout, data lists, folds, and the checks before training.
 - ``planning``: measuring a data set and deciding how to train on it, ``mednext plan``.
 - ``preprocessing``: crop, resampling, normalisation, the way back to the file's grid, and the store of prepared cases.

@@ -1,7 +1,7 @@
 """The command line: ``mednext`` or ``python -m mednext_monai``.
 
-Each command is a function in this module, listed in ``COMMANDS``; python-fire reads its arguments. Functions import
-what they need when they are called, so that ``--help`` waits for neither torch nor monai.
+Each command is a function in this module, listed in ``COMMANDS``; python-fire binds its arguments. The functions import
+what they need when they are called, so that ``--help`` imports neither torch nor monai.
 """
 
 from __future__ import annotations
@@ -26,22 +26,21 @@ __all__ = ["COMMANDS", "main"]
 
 
 def bundle_list() -> None:
-    """List the eight bundles and where they are."""
+    """List the bundles, whether they have weights, and their folders."""
     from . import bundles
-    from .bundles.package import has_weights
 
     for name in bundles.names():
         folder = bundles.path(name)
-        print(f"{name}  {'trained' if has_weights(folder) else 'without weights'}  {folder}")
+        print(f"{name}  {'trained' if bundles.has_weights(folder) else 'without weights'}  {folder}")
 
 
 def bundle_copy(name: str, output_dir: str = ".") -> None:
     """
-    Copy a bundle to a folder of yours, to be trained there.
+    Copy a bundle to a folder of yours, to train it there.
 
     Args:
         name: the bundle, such as mednext_s_k3; `mednext bundle list` shows all.
-        output_dir: the folder in which the bundle's folder is made.
+        output_dir: the folder in which the bundle's folder is created.
     """
     from . import bundles
 
@@ -50,16 +49,16 @@ def bundle_copy(name: str, output_dir: str = ".") -> None:
 
 def bundle_new(variant: str, kernel_size: int, plan: str, output_dir: str) -> None:
     """
-    Make a bundle of your own task from a plan.
+    Create a bundle for your own task from a plan.
 
-    The settings of the plan are written into it, so that its commands need no other file; its metadata name your
-    channels and classes. It is verified before it appears.
+    The settings of the plan become those of the bundle, so that its commands need no other file; its metadata list
+    your channels and classes. The bundle is verified before it appears.
 
     Args:
         variant: S, B, M or L.
         kernel_size: edge of the depthwise kernels in voxels, 3 or 5.
         plan: the .json file that the command plan wrote.
-        output_dir: the bundle's folder, which must not exist or be empty.
+        output_dir: the bundle's folder, which must be new or empty.
     """
     from . import bundles
 
@@ -69,21 +68,24 @@ def bundle_new(variant: str, kernel_size: int, plan: str, output_dir: str) -> No
     print("docs/README.md there has the other commands.")
 
 
-def bundle_build(check: bool = False) -> int:
+def bundle_build(check: bool = False, zip: bool = False) -> int:
     """
     Build the bundles from configs/, in a checkout of this package.
 
     Args:
         check: write nothing, list the files that differ and end with exit status 1 if there are any.
+        zip: also write bundles/<name>.zip for each bundle, with its weights and the code that it needs.
     """
     from . import bundles
 
     if check:
         differences = bundles.check()
-        print("\n".join(differences) or "the bundles are what configs/ makes them")
+        print("\n".join(differences) or "the bundles match configs/")
         return 1 if differences else 0
-    changed = bundles.build()
-    print("\n".join(f"wrote {file}" for file in changed) or "nothing to do: the bundles are up to date")
+    written = bundles.build()
+    print("\n".join(f"wrote {file}" for file in written) or "nothing to do: the bundles are up to date")
+    for name in bundles.names() if zip else ():
+        print(f"wrote {bundles.zip_bundle(bundles.path(name))}")
     return 0
 
 
@@ -94,30 +96,28 @@ def bundle_zip(bundle: str, output: str | None = None) -> None:
     Unzipped, it runs where only MONAI is installed.
 
     Args:
-        bundle: a bundle's folder, or the name of one of the eight.
+        bundle: a bundle's folder, or the name of one of the bundles.
         output: the zip to write; by default <bundle>.zip in the working directory.
     """
     from . import bundles
-    from .bundles.package import has_weights
 
     folder = bundles.path(bundle) if bundle in bundles.names() and not Path(bundle).exists() else Path(bundle)
-    target = bundles.zip_bundle(folder, output or f"{folder.resolve().name}.zip")
-    print(target)
-    if not has_weights(folder):
-        print(f"mednext: note: {folder} has no weights yet, and so has the zip", file=sys.stderr)
+    print(bundles.zip_bundle(folder, output or f"{folder.resolve().name}.zip"))
+    if not bundles.has_weights(folder):
+        print(f"mednext: note: {folder} has no weights yet, and neither has the zip", file=sys.stderr)
 
 
 def convert(source: str, output: str, reverse_axes: bool | None = None, to: str = "native") -> None:
     """
     Convert weights of the authors' code or of MONAI's MedNeXt S.
 
-    The file written is what a bundle has at models/model.pt. Variant and kernel size are read off the tensors.
-    Nothing that the source holds is executed.
+    The output is the file that a bundle has at models/model.pt. Variant and kernel size are inferred from the tensors.
+    Nothing in the source is executed.
 
     Args:
         source: an nnU-Net v1 .model file, or any checkpoint that holds a state dict.
         output: the file to write, such as mednext_b_k5/models/model.pt.
-        reverse_axes: reverse the kernels' spatial axes; by default for the authors' weights (z, y, x), no others.
+        reverse_axes: reverse the spatial axes of the kernels; by default for the authors' weights (z, y, x) only.
         to: native, or monai for the names of MONAI's own MedNeXt (S only).
     """
     from .weights import convert
@@ -127,10 +127,10 @@ def convert(source: str, output: str, reverse_axes: bool | None = None, to: str 
 
 def upkern(source: str, output: str, kernel_size: int = 5) -> None:
     """
-    Write the weights that start a network of another kernel size.
+    Write weights that start a network of another kernel size.
 
-    They are those of a trained network with its kernels interpolated. For training this is not needed: the option
-    --upkern_checkpoint of a bundle does it.
+    They are those of a trained network with interpolated kernels. Training does not need this file: the option
+    --upkern_checkpoint of a bundle does the same.
 
     Args:
         source: the trained checkpoint, of any kernel size.
@@ -138,17 +138,16 @@ def upkern(source: str, output: str, kernel_size: int = 5) -> None:
         kernel_size: edge of the new kernels in voxels, odd.
     """
     from .networks import MedNeXt
-    from .weights import describe, read_state_dict, write_state_dict
-    from .weights import upkern as initialise
+    from .weights import describe, read_state_dict, upkern, write_checkpoint
 
     if Path(output).exists() and Path(output).samefile(source):
-        raise ValueError(f"output must be another file than the source, got {output} for both.")
+        raise ValueError(f"output must differ from the source, got {output} for both.")
     trained = read_state_dict(source)
     description = describe(trained)
     kernels = {"encoder_kernel_size": kernel_size, "decoder_kernel_size": kernel_size}
     network = MedNeXt(**{**description.network_arguments(), **kernels})
-    report = initialise(trained, network)
-    write_state_dict(network.state_dict(), output)
+    report = upkern(trained, network)
+    write_checkpoint(network.state_dict(), output)
     print(f"read {source}: {description}\n{report}\nwrote {output}: {describe(network.state_dict())}")
 
 
@@ -165,27 +164,27 @@ def plan(
     """
     Check a data set and plan its training.
 
-    Writes settings that every bundle takes, --config_file "['configs/train.json','task.json']", and a page to look at.
+    Writes settings for every bundle, --config_file "['configs/train.json','task.json']", and a page that explains them.
 
     Args:
         dataset_dir: the folder with dataset.json, in Decathlon, nnU-Net v1 raw or nnU-Net v2 raw layout.
-        output: the .json file to write; the page lies beside it as .html.
-        patch_size: edge of the patches in voxels, a multiple of 16; by default 128, less where all volumes are smaller.
-        batch_size: patches a step.
-        groups: a CSV file of case id and patient id, so that no patient is on both sides of a fold.
+        output: the .json file to write; the page is written beside it as .html.
+        patch_size: edge of the patches in voxels, a multiple of 16; by default 128, less if all volumes are smaller.
+        batch_size: patches per step.
+        groups: a CSV file of case id and patient id, so that no patient is in both parts of a fold.
         splits: your own folds, a JSON file in nnU-Net's format; by default splits_final.json of the data set, or the
             original's five.
-        gpu_memory: memory of the graphics card in GiB; by default that of the card at hand.
-        processes: processes that read; by default one per core.
+        gpu_memory: GPU memory in GiB; by default that of the installed GPU.
+        processes: processes that read files; by default one per core.
     """
     from .planning import plan, text_report
 
     print(text_report(plan(dataset_dir, output, patch_size, batch_size, groups, splits, gpu_memory, processes)))
-    print(f"\nwrote {output} and, to look at, {Path(output).with_suffix('.html')}\n\nTo make a bundle of it:")
+    print(f"\nwrote {output} and {Path(output).with_suffix('.html')}\n\nTo create a bundle from it:")
     print(f"  mednext bundle new --variant S --kernel_size 3 --plan {shlex.quote(output)} --output_dir my_bundle")
 
 
-# A dictionary is a group of commands. The first line of a function's docstring is what `mednext --help` says about it.
+# A dictionary is a group of commands. The first line of a function's docstring is its line in `mednext --help`.
 COMMANDS: dict[str, Any] = {
     "demo": run_demo,
     "plan": plan,
@@ -204,13 +203,13 @@ HELP = {"--help", "-h"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return the exit status: 0, 1 for what went wrong, 2 for a command that is not understood."""
+    """Run a command and return the exit status: 0, 1 if it failed, 2 if the command or an option does not exist."""
     os.environ["PAGER"] = "cat"  # fire would open the help in a pager
     try:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_, **__: print(f"mednext: warning: {message}", file=sys.stderr)
             return _dispatch(list(sys.argv[1:] if argv is None else argv))
-    except BrokenPipeError:  # the reader of a pipe has left
+    except BrokenPipeError:  # the reader of a pipe has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (ValueError, OSError) as error:
@@ -222,11 +221,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(arguments: list[str]) -> int:
-    if arguments and arguments[0] == "--version":
+    if arguments[:1] == ["--version"]:
         print(f"mednext {__version__}")
         return 0
-    command: Any = COMMANDS
-    path = ["mednext"]
+    command, path = COMMANDS, ["mednext"]
     while isinstance(command, dict):
         if not arguments or arguments[0] in HELP:
             print(_overview(command, path))
@@ -248,46 +246,32 @@ def _misused(path: list[str], message: str) -> int:
 
 def _call(function: Callable[..., Any], arguments: list[str], path: list[str]) -> int:
     """
-    Have fire bind the arguments, and call the function only when none is left over.
+    Have fire bind the arguments, and call the function only if none is left over.
 
-    Fire itself calls first and complains about the rest afterwards: with a misspelt option, after the training.
+    Fire by itself calls first and reports leftover arguments afterwards: a misspelled option after the training.
     """
     import fire
 
-    shown = io.StringIO()
+    calls: list[tuple[tuple, dict[str, Any]]] = []
+    messages = io.StringIO()
+
+    @functools.wraps(function)  # fire sees the signature of the function
+    def record(*args: Any, **kwargs: Any) -> None:
+        calls.append((args, kwargs))
+
+    kinds = {name: str(p.annotation).split(" | ")[0] for name, p in inspect.signature(function).parameters.items()}
+    parsers = {name: functools.partial(PARSERS[kind], name) for name, kind in kinds.items()}
     try:
-        with contextlib.redirect_stderr(shown):
-            bound = fire.Fire(_deferred(function), command=arguments, name=" ".join(path), serialize=lambda _: None)
+        with contextlib.redirect_stderr(messages):
+            fire.Fire(fire.decorators.SetParseFns(**parsers)(record), command=arguments, name=" ".join(path))
     except fire.core.FireExit as stop:
         if stop.code != 0:
             return _misused(path, stop.trace.elements[-1].ErrorAsStr())
-        print(shown.getvalue())  # what fire does by itself, such as `-- --trace`
+        print(messages.getvalue())  # fire's own flags, such as `-- --trace`
         return 0
-    result = bound._function(*bound._args, **bound._kwargs)
+    args, kwargs = calls[0]
+    result = function(*args, **kwargs)
     return result if isinstance(result, int) else 0
-
-
-class _Bound:
-    """A function with its arguments; without public members, which fire would let the command line reach."""
-
-    __slots__ = ("_args", "_function", "_kwargs")
-
-    def __init__(self, function: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> None:
-        self._function, self._args, self._kwargs = function, args, kwargs
-
-
-def _deferred(function: Callable[..., Any]) -> Callable[..., _Bound]:
-    """Return a function of the same signature that only notes its arguments, which fire parses by their annotations."""
-    from fire.decorators import SetParseFn
-
-    @functools.wraps(function)
-    def bind(*args: Any, **kwargs: Any) -> _Bound:
-        return _Bound(function, args, kwargs)
-
-    for name, parameter in inspect.signature(function).parameters.items():
-        kind = str(parameter.annotation).split(" | ")[0]
-        bind = SetParseFn(functools.partial(PARSERS[kind], name), name)(bind)
-    return bind
 
 
 def _parse_bool(name: str, text: str) -> bool:
@@ -301,10 +285,10 @@ def _parse_number(kind: type, name: str, text: str) -> float:
     try:
         return kind(text)
     except ValueError:
-        raise ValueError(f"--{name} must be a {'whole ' if kind is int else ''}number, got {text!r}.") from None
+        raise ValueError(f"--{name} must be {'an integer' if kind is int else 'a number'}, got {text!r}.") from None
 
 
-# By annotation. Left to itself, fire makes a number of a path such as 2024 and a string of `false`.
+# By annotation. By default fire converts a path such as 2024 to a number and keeps `false` as a string.
 PARSERS: dict[str, Callable[[str, str], Any]] = {
     "str": lambda name, text: text,
     "bool": _parse_bool,
@@ -315,14 +299,16 @@ PARSERS: dict[str, Callable[[str, str], Any]] = {
 
 def _overview(group: dict[str, Any], path: list[str]) -> str:
     """Return the help of a group of commands."""
+    prefix, is_root = " ".join(path), path == ["mednext"]
     commands = _flat(group)
     width = max(map(len, commands)) + 2
-    lines = [f"usage: {' '.join(path)} COMMAND [ARGUMENTS]", ""]
-    if path == ["mednext"]:
-        lines += [f"MedNeXt for MONAI, version {__version__}.", ""]
-    lines += ["commands:", *(f"  {name:{width}}{_first_line(function)}" for name, function in commands.items()), ""]
-    lines += [f"`{' '.join(path)} COMMAND --help` says more about a command."]
-    return "\n".join(lines + (["`mednext --version` prints the version."] if path == ["mednext"] else []))
+    lines = [f"usage: {prefix} COMMAND [ARGUMENTS]", ""]
+    lines += [f"MedNeXt for MONAI, version {__version__}.", ""] if is_root else []
+    lines += ["commands:"]
+    lines += [f"  {name:{width}}{_first_line(function)}" for name, function in commands.items()]
+    lines += ["", f"`{prefix} COMMAND --help` describes a command."]
+    lines += ["`mednext --version` prints the version."] if is_root else []
+    return "\n".join(lines)
 
 
 def _flat(group: dict[str, Any]) -> dict[str, Callable[..., Any]]:
@@ -334,7 +320,7 @@ def _flat(group: dict[str, Any]) -> dict[str, Callable[..., Any]]:
 
 
 def _first_line(function: Callable[..., Any]) -> str:
-    return inspect.getdoc(function).splitlines()[0].rstrip(".")
+    return (inspect.getdoc(function) or "").partition("\n")[0].rstrip(".")
 
 
 def _help(function: Callable[..., Any], path: list[str]) -> str:

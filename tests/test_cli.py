@@ -115,13 +115,16 @@ def test_misuse_ends_with_status_2_before_anything_is_done(capsys, monkeypatch, 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["demo", "--epochs", "three"], "--epochs must be a whole number, got 'three'"),
+        (["demo", "--epochs", "three"], "--epochs must be an integer, got 'three'"),
         (["demo", "--learning_rate", "fast"], "--learning_rate must be a number, got 'fast'"),
         (["bundle", "build", "--check=perhaps"], "--check must be true or false, got 'perhaps'"),
         (["upkern", "absent.pt", "out.pt"], "absent.pt does not exist"),
         (["convert", "absent.model", "out.pt"], "absent.model does not exist"),
-        (["bundle", "zip", "absent"], "absent is no bundle"),
-        (["bundle", "new", "S", "3", "absent.json", "out"], "plan: there is no file absent.json; make one with"),
+        (["bundle", "zip", "absent"], "absent is not a bundle"),
+        (
+            ["bundle", "new", "S", "3", "absent.json", "out"],
+            "plan: the file absent.json does not exist; create one with",
+        ),
         (["bundle", "new", "S", "4", "absent.json", "out"], "kernel_size 3 or 5; got variant 'S' and kernel_size 4"),
     ],
 )
@@ -183,6 +186,16 @@ def test_bundles_are_listed_copied_and_zipped(capsys, monkeypatch, tmp_path):
             assert f"{Path(source).name}/mednext_monai/cli.py" in archive.namelist()
 
 
+def test_a_build_can_zip_every_bundle(capsys, monkeypatch):
+    monkeypatch.setattr(bundles, "build", lambda: [])
+    monkeypatch.setattr(bundles, "zip_bundle", lambda folder: folder.with_suffix(".zip"))
+    status, out, _ = run(capsys, "bundle", "build", "--zip")
+    assert status == 0
+    first, *zips = out.splitlines()
+    assert first == "nothing to do: the bundles are up to date"
+    assert [Path(line).name for line in zips] == [f"{name}.zip" for name in bundles.names()]
+
+
 def test_upkern_writes_weights_that_the_larger_network_loads(capsys, tmp_path):
     torch.manual_seed(0)
     source, output = tmp_path / "k3.pt", tmp_path / "models" / "model.pt"
@@ -196,7 +209,7 @@ def test_upkern_writes_weights_that_the_larger_network_loads(capsys, tmp_path):
     assert run(capsys, "upkern", str(source), str(output), "--kernel_size", "7")[0] == 0
     assert describe(read_state_dict(output)).decoder_kernel_size == 7
     status, _, err = run(capsys, "upkern", str(source), str(source))
-    assert status == 1 and "another file" in err
+    assert status == 1 and "must differ from the source" in err
     assert run(capsys, "upkern", str(source), str(output), "--kernel_size=4")[0] == 1
 
 

@@ -22,7 +22,7 @@ import torch
 from monai.networks.nets import MedNeXt as MonaiMedNeXt
 
 from mednext_monai.networks import MedNeXt, create_mednext, get_backend, using_backend
-from mednext_monai.weights.convert import from_monai, to_monai
+from mednext_monai.weights.conversion import from_monai, to_monai
 from mednext_monai.weights.state_dict import DUMMY
 
 from .options import Options, VariantName

@@ -1,11 +1,11 @@
-"""The eight MONAI bundles: where they are, copies of them, bundles of the user's own
-task made from them and a plan, and their build from the sources in ``configs/``.
+"""The MONAI bundles: finding and copying them, building them from ``configs/``, creating one for a task, zipping.
 
-Importing it imports neither torch nor monai.
+Importing this package imports neither torch nor monai.
 """
 
-from .build import build, check
-from .new import new_bundle
-from .package import copy, names, path, zip_bundle
+from .archive import zip_bundle
+from .builder import build, check
+from .library import copy, has_weights, names, path
+from .task_bundle import new_bundle
 
-__all__ = ["build", "check", "copy", "names", "new_bundle", "path", "zip_bundle"]
+__all__ = ["build", "check", "copy", "has_weights", "names", "new_bundle", "path", "zip_bundle"]

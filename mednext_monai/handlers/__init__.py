@@ -1,13 +1,19 @@
-"""Ignite event handlers that MONAI and ignite lack, following MONAI's handler contract (``attach``, ``__call__``)."""
+"""Ignite event handlers that MONAI and ignite lack, following MONAI's handler contract (``attach``, ``__call__``).
 
-from .checkpoints import BestCheckpoint, RandomStates, TrainingCheckpoint, best_metric, save_atomically
+One file for each handler, together with the functions that configure it.
+"""
+
+from .best_checkpoint import BestCheckpoint, best_metric
 from .gradient_clipping import GradientClipping
 from .mean_loss import MeanLoss
+from .moving_average import MovingAverage
 from .nonfinite_loss import NonFiniteLoss
-from .patch_validation import MovingAverage, PatchValidation
-from .pooled_dice import PooledDice
+from .patch_validation import PatchValidation
+from .random_states import RandomStates, set_seed
 from .tensorboard_overlay import TensorBoardOverlay
+from .training_checkpoint import TrainingCheckpoint
 from .upkern_initializer import UpKernInitializer
+from .weights_loader import WeightsLoader
 
 __all__ = [
     "BestCheckpoint",
@@ -16,11 +22,11 @@ __all__ = [
     "MovingAverage",
     "NonFiniteLoss",
     "PatchValidation",
-    "PooledDice",
     "RandomStates",
     "TensorBoardOverlay",
     "TrainingCheckpoint",
     "UpKernInitializer",
+    "WeightsLoader",
     "best_metric",
-    "save_atomically",
+    "set_seed",
 ]

@@ -1,4 +1,4 @@
-"""Which cases a batch holds, for messages and pictures."""
+"""The names of the cases in a batch, for messages and pictures."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ __all__ = ["case_names"]
 
 def case_names(batch: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> list[str]:
     """
-    Return the name of each sample of a batch: its ``id``, or else the file name of its image.
+    Return the name of each sample of a batch: its ``id``, or the file name of its image if it has none.
 
     Args:
-        batch: collated, or decollated into one dictionary per sample.
+        batch: a collated batch, or a decollated one with one dictionary for each sample.
     """
     if isinstance(batch, Mapping):
         if "id" in batch:

@@ -1,4 +1,4 @@
-"""Clipping of the gradient's norm between the backward pass and the optimiser's step."""
+"""Clipping of the gradient norm between the backward pass and the optimizer step."""
 
 from __future__ import annotations
 
@@ -16,15 +16,18 @@ __all__ = ["GradientClipping"]
 
 class GradientClipping:
     """
-    Ignite handler that clips the norm of all gradients together, after undoing the scaling of mixed precision.
+    Ignite handler that clips the total norm of all gradients, after unscaling them in mixed precision.
 
-    MONAI's trainers fire ``IterationEvents.BACKWARD_COMPLETED`` between backward pass and step but have no clipping
-    of their own. nnU-Net v1, whose training MedNeXt uses, clips at 12.
+    MONAI's trainers fire ``IterationEvents.BACKWARD_COMPLETED`` between backward pass and optimizer step but do not
+    clip. nnU-Net v1, with which MedNeXt is trained, clips at 12.
 
     Args:
         parameters: the parameters whose gradients are clipped.
-        optimizer: the optimiser that holds them.
-        max_norm: the L2 norm to clip to. Defaults to 12.
+        optimizer: the optimizer of these parameters.
+        max_norm: the maximum L2 norm. Defaults to 12.
+
+    Raises:
+        ValueError: if ``max_norm`` is not positive.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The mean training loss of each epoch, for logs and curves."""
+"""The mean training loss of each epoch."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ __all__ = ["MeanLoss"]
 
 class MeanLoss:
     """
-    Ignite handler that puts the mean of the epoch's losses into ``engine.state.metrics``, where MONAI's
-    ``StatsHandler`` and ``TensorBoardStatsHandler`` find it; put it before them.
+    Ignite handler that adds the mean of the losses of an epoch to ``engine.state.metrics``, where MONAI's
+    ``StatsHandler`` and ``TensorBoardStatsHandler`` find it; attach it before those.
 
-    ignite's ``Average`` computes it. MONAI's trainer takes such a metric only as its key metric, of which it reports
-    the highest value as the best, wrong for a loss.
+    It attaches ignite's ``Average``. MONAI's trainer accepts such a metric only as key metric, whose highest value it
+    reports as the best, which is wrong for a loss.
 
     Args:
         name: the metric's name. Defaults to ``"mean_train_loss"``.

@@ -1,4 +1,4 @@
-"""Stopping at a loss that is NaN or infinite, before it destroys the weights, with what is needed to find the cause."""
+"""Stopping a training whose loss is NaN or infinite before the weights are affected, and saving the cause."""
 
 from __future__ import annotations
 
@@ -10,40 +10,41 @@ from typing import TYPE_CHECKING, Any
 import ignite.distributed as idist
 import torch
 from monai.engines.utils import IterationEvents
+from monai.networks.utils import get_state_dict
 from monai.utils import CommonKeys, convert_to_tensor
 
+from ..weights import write_checkpoint
 from .case_names import case_names
-from .checkpoints import save_atomically, state_dict_of
 
 if TYPE_CHECKING:
     from ignite.engine import Engine
 
 __all__ = ["NonFiniteLoss"]
 
-HINT = "a smaller learning_rate, amp false, or another look at these cases may help; last.pt is as it was."
+HINT = "Try a smaller --learning_rate or --amp False, and check these cases; last.pt is unchanged."
 
 
 class NonFiniteLoss:
     """
-    Ignite handler that ends a training whose loss is NaN or infinite, before the optimiser's step.
+    Ignite handler that ends a training whose loss is NaN or infinite, before the optimizer step.
 
-    It writes one file with the state before that step: the state dicts of ``save_dict`` and of the gradient scaler,
-    ``epoch`` and ``iteration`` (both count from 1), the loss and the batch: ``cases``, ``image``, ``label``. A
-    checkpoint to resume from is not touched. ignite's ``TerminateOnNan`` looks after the step, names no case, and lets
-    the run end as if it had succeeded.
+    It writes a file with the state before that step: the state dicts of ``save_dict`` and of the gradient scaler,
+    ``epoch`` and ``iteration`` (both count from 1), the loss, and the batch: ``cases``, ``image``, ``label``. The
+    checkpoint to resume from is not changed. ignite's ``TerminateOnNan`` checks after the step, does not name the
+    cases, and lets the run end as if it had succeeded.
 
-    Infinite gradients alone do not count: with mixed precision they are usual, and the scaler skips the step. The loss
-    is looked at after the backward pass, when the weights are still unchanged: to look at it is to wait for the GPU,
-    as the scaler is about to do anyway. Put the handler before one that changes gradients.
+    Infinite gradients alone are accepted: they are common in mixed precision, and the scaler skips the step. The loss
+    is checked after the backward pass, while the weights are still unchanged; reading it waits for the GPU, which the
+    scaler does next anyway. Attach the handler before handlers that change gradients.
 
-    Of several processes all stop when the loss of one is not finite; that one writes the file.
+    In a distributed training all processes stop if the loss of one is not finite; that one writes the file.
 
     Args:
         path: the file to write.
         save_dict: objects with ``state_dict`` by name.
 
     Raises:
-        FloatingPointError: during the training, naming epoch, iteration and the cases of the batch.
+        FloatingPointError: during the training, with the epoch, the iteration and the cases of the batch.
     """
 
     def __init__(self, path: str, save_dict: Mapping[str, Any]) -> None:
@@ -66,7 +67,7 @@ class NonFiniteLoss:
             return
         message = self._report(engine, loss) if here else "the loss of another process is not finite; see its message."
         if several:
-            idist.barrier()  # the launcher ends all processes with the first one: not before the file is whole
+            idist.barrier()  # the launcher ends all processes with the first one: wait until the file is complete
         raise FloatingPointError(message)
 
     def _report(self, engine: Engine, loss: float) -> str:
@@ -75,15 +76,15 @@ class NonFiniteLoss:
         image, label = (
             convert_to_tensor(state.output[key], track_meta=False).cpu() for key in (CommonKeys.IMAGE, CommonKeys.LABEL)
         )
-        content = {name: state_dict_of(item) for name, item in self.save_dict.items()}
+        content = {name: get_state_dict(item) for name, item in self.save_dict.items()}
         if getattr(engine, "scaler", None) is not None:
             content["scaler"] = engine.scaler.state_dict()
         content.update(epoch=state.epoch, iteration=(state.iteration - 1) % state.epoch_length + 1, loss=loss)
-        save_atomically({**content, "cases": names, "image": image, "label": label}, self.path)
+        write_checkpoint({**content, "cases": names, "image": image, "label": label}, self.path)
         broken = [name for name, values in zip(names, image) if not torch.isfinite(values).all()]
         return (
             f"the loss is {loss} in epoch {state.epoch}, iteration {content['iteration']} of {state.epoch_length}. "
             f"Cases of this batch: {', '.join(names)}. "
             + (f"The image itself has NaN or infinite values in {', '.join(broken)}. " if broken else "")
-            + f"The state before this step and the batch are in {self.path}; {HINT}"
+            + f"The state before this step and the batch are in {self.path}. {HINT}"
         )

@@ -1,4 +1,4 @@
-"""Pictures of a validation in TensorBoard."""
+"""Pictures of validation cases in TensorBoard."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ class TensorBoardOverlay(TensorBoardHandler):
     """
     Ignite handler that shows image, label and prediction of the first cases of each validation, in three planes.
 
-    Each case is one picture, under the tag ``validation/<case>``, step by step of the trainer's epoch: slices through
-    the label's centre of mass, so that the epochs show the same place. MONAI's ``TensorBoardImageHandler`` shows the
-    last case, each channel as an animation of all slices (a one-hot prediction starts with the background), and lays
-    nothing over the image.
+    Each case is one picture, under the tag ``validation/<case>``, with the trainer's epoch as step: slices through the
+    label's center of mass, so that all epochs show the same place. MONAI's ``TensorBoardImageHandler`` shows the last
+    case, each channel as an animation of all slices (a one-hot prediction starts with the background), without
+    overlays.
 
     Args:
         log_dir: folder of the event files.
-        cases: how many cases to draw. Defaults to 3.
+        cases: number of cases to draw. Defaults to 3.
     """
 
     def __init__(self, log_dir: str, cases: int = 3) -> None:
@@ -46,7 +46,7 @@ class TensorBoardOverlay(TensorBoardHandler):
     def attach(self, engine: Engine) -> None:
         """
         Args:
-            engine: the evaluator, decollating, with one case a batch; prediction and label are one-hot or classes.
+            engine: the evaluator, which decollates batches of one case; prediction and label are one-hot or classes.
         """
         engine.add_event_handler(Events.ITERATION_COMPLETED(event_filter=lambda _, i: i <= self.cases), self)
         engine.add_event_handler(Events.COMPLETED, self._writer.flush)
@@ -54,7 +54,7 @@ class TensorBoardOverlay(TensorBoardHandler):
     def __call__(self, engine: Engine) -> None:
         for name, sample, output in zip(case_names(engine.state.batch), engine.state.batch, engine.state.output):
             affine = _affine(sample, output[CommonKeys.IMAGE])
-            orientation = nib.io_orientation(affine)  # of each axis: which of right, front, top; in which direction
+            orientation = nib.io_orientation(affine)  # of each axis: the anatomical axis and the direction
             spacing = nib.affines.voxel_sizes(affine)[np.argsort(orientation[:, 0])]
             image, label, prediction = (
                 nib.apply_orientation(convert_to_numpy(volume), orientation)
@@ -69,12 +69,12 @@ class TensorBoardOverlay(TensorBoardHandler):
 
 
 def _affine(sample: Mapping, image: torch.Tensor) -> np.ndarray:
-    """Return voxel indices to mm: of a stored case from its marker, otherwise the image's own."""
+    """Return the affine from voxel indices to mm: for a stored case from its info file, otherwise the image's own."""
     if "info" in sample:
         return Geometry.from_dict(json.loads(Path(sample["info"]).read_text())["geometry"]).resampled_affine
     return image.affine.numpy() if isinstance(image, MetaTensor) else np.eye(4)
 
 
 def _classes(segmentation: torch.Tensor) -> torch.Tensor:
-    """``(C, X, Y, Z)``, one-hot or with one channel, as ``(X, Y, Z)``."""
+    """Return the class map ``(X, Y, Z)`` of a segmentation ``(C, X, Y, Z)`` that is one-hot or has one channel."""
     return segmentation.argmax(0) if len(segmentation) > 1 else segmentation[0]

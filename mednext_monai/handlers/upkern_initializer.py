@@ -1,4 +1,4 @@
-"""UpKern as an ignite handler, for a training that a bundle config describes."""
+"""UpKern at the start of a training."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from ignite.engine import Events
-from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from ..weights import read_state_dict, upkern
 
@@ -20,22 +19,22 @@ __all__ = ["UpKernInitializer"]
 
 class UpKernInitializer:
     """
-    Ignite handler that initialises a network from a trained smaller-kernel one, once, when a training starts.
+    Ignite handler that initializes a network from a trained one with another kernel size when a training starts.
 
-    It does nothing in a training that is resumed. Put it in the list before a handler that loads a checkpoint to
-    resume from, so that in doubt the latter wins.
+    It does nothing in a resumed training. Attach it before a handler that resumes from a checkpoint, so that the
+    resumed checkpoint takes precedence.
 
     Args:
         load_path: the checkpoint, any file that :py:func:`mednext_monai.weights.read_state_dict` takes; ``None`` for
-            no initialisation.
-        network: the network to initialise, wrapped by DistributedDataParallel or not.
-        resume: whether this run resumes another. Defaults to ``False``.
+            no initialization.
+        network: the network to initialize, wrapped by DistributedDataParallel or not.
+        resume: whether this run resumes another one. Defaults to ``False``.
         skip_heads: see :py:func:`mednext_monai.weights.upkern`. Defaults to ``False``.
         skip_stem: see :py:func:`mednext_monai.weights.upkern`. Defaults to ``False``.
-        name: identifier of the ``logging`` logger to use. Defaults to ``None``, the engine's.
+        name: name of the logger. Defaults to ``None``: the engine's logger.
 
     Raises:
-        FileNotFoundError: when the checkpoint is needed and does not exist.
+        FileNotFoundError: if the checkpoint is needed and does not exist.
     """
 
     def __init__(
@@ -48,7 +47,7 @@ class UpKernInitializer:
         name: str | None = None,
     ) -> None:
         if load_path is not None and not resume and not Path(load_path).is_file():
-            raise FileNotFoundError(f"the checkpoint for UpKern, {load_path}, does not exist or is no file.")
+            raise FileNotFoundError(f"the checkpoint for UpKern, {load_path}, does not exist or is not a file.")
         self.load_path = load_path
         self.network = network
         self.resume = resume
@@ -73,19 +72,17 @@ class UpKernInitializer:
             engine: the trainer.
 
         Raises:
-            ValueError: when the file is no checkpoint or does not fit the network; see ``upkern``.
+            ValueError: if the file is not a checkpoint or does not match the network; see ``upkern``.
         """
         if self._done:
             return
         if self.resume or engine.state.iteration > 0 or engine.state.epoch > 0:
-            self.logger.info(f"The training is resumed: no initialisation from {self.load_path}.")
+            self.logger.info(f"The training is resumed: no initialization from {self.load_path}.")
             self._done = True
             return
-        parallel = isinstance(self.network, (DataParallel, DistributedDataParallel))
-        network = self.network.module if parallel else self.network
         pretrained = read_state_dict(self.load_path)
         try:
-            report = upkern(pretrained, network, self.skip_heads, self.skip_stem)
+            report = upkern(pretrained, self.network, self.skip_heads, self.skip_stem)
         except ValueError as error:
             raise ValueError(f"UpKern from {self.load_path}: {error}") from error
         self._done = True

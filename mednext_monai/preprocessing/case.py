@@ -90,7 +90,8 @@ def check_settings(settings: Mapping, channels: int | None = None) -> dict:
         )
     if channels is not None and len(schemes) != channels:
         raise ValueError(
-            f"preprocessing settings: normalization lists {len(schemes)} channels, {list(schemes)}, but the image has {channels}."
+            f"preprocessing settings: normalization lists {len(schemes)} channels, {list(schemes)}, but the image has "
+            f"{channels}."
         )
     orientation = settings.get("orientation")
     if orientation is not None and not _is_orientation(orientation):

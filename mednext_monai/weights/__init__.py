@@ -1,23 +1,24 @@
-"""Weights of MedNeXt: reading checkpoints, saying what they are, UpKern, conversion from and to other implementations.
+"""Weights of MedNeXt: reading and loading checkpoints, describing them, UpKern, and conversion between implementations.
 
-Nothing in here runs code that a file holds: checkpoints are read with ``torch.load(weights_only=True)``.
+Checkpoints are read with ``torch.load(weights_only=True)``: no code in a file is ever executed.
 """
 
-from .check import check_checkpoint
-from .convert import Conversion, convert, reverse_spatial_axes
-from .describe import NetworkDescription, describe
-from .state_dict import read_state_dict, write_state_dict
-from .upkern import UpKernReport, upkern
+from .conversion import Conversion, convert, reverse_spatial_axes
+from .description import NetworkDescription, describe
+from .kernel_interpolation import UpKernReport, upkern
+from .load import load_weights
+from .state_dict import read_checkpoint, read_state_dict, write_checkpoint
 
 __all__ = [
     "Conversion",
     "NetworkDescription",
     "UpKernReport",
-    "check_checkpoint",
     "convert",
     "describe",
+    "load_weights",
+    "read_checkpoint",
     "read_state_dict",
     "reverse_spatial_axes",
     "upkern",
-    "write_state_dict",
+    "write_checkpoint",
 ]

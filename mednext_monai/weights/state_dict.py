@@ -1,63 +1,86 @@
-"""Reading a network's tensors from any of the files in which training code leaves them, and writing them safely.
+"""Reading the tensors of a network from any file in which training code stores them, and writing checkpoints safely.
 
-Source of the layouts: nnU-Net v1 as used by MIC-DKFZ/MedNeXt (``state_dict`` among training state that holds numpy
-scalars, and a ``dummy_tensor`` in every network), MONAI and ignite (``model`` or ``network`` or ``net``),
-``torch.nn.parallel`` (names that begin with ``module.``).
+Sources of the layouts: nnU-Net v1 as used by MIC-DKFZ/MedNeXt (``state_dict`` among training state that holds NumPy
+scalars, and a ``dummy_tensor`` in every network), MONAI and ignite (``model``, ``network`` or ``net``), Lightning
+(``state_dict`` with names that begin with the module's attribute), ``torch.nn.parallel`` (``module.``) and
+``torch.compile`` (``_orig_mod.``).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from ..files import atomic_path
 
-__all__ = ["find_state_dict", "plain_names", "read_checkpoint", "read_state_dict", "write_state_dict"]
+__all__ = [
+    "find_state_dict",
+    "is_original",
+    "plain_names",
+    "read_checkpoint",
+    "read_state_dict",
+    "unwrap_parallel",
+    "write_checkpoint",
+]
 
-ENTRIES = ("model", "network", "net", "state_dict")  # under one of which a checkpoint holds its tensors
-DUMMY = "dummy_tensor"  # the authors' networks hold one for their checkpointing; it has no function
-PREFIX = "module."  # of DataParallel and DistributedDataParallel
-PLACEHOLDER = b"cThis bundle"  # begins the text that stands in for the weights of a bundle that has none yet
+ENTRIES = (
+    "model",
+    "network",
+    "net",
+    "state_dict",
+    "model_state_dict",
+    "ema",
+    "ema_state_dict",
+    "module",
+)  # by priority
+PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.")  # that wrappers add to all names
+DUMMY = "dummy_tensor"  # part of every network of the authors' code, for its checkpointing; it has no function
+PLACEHOLDER_START = b"cThis bundle"  # of the file in a bundle without weights, see mednext_monai.bundles.library
 
 
 def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
     """
-    Read the tensors of a network from a checkpoint, without running anything that the file holds.
+    Read the tensors of a network from a checkpoint, without executing anything in it.
 
-    Read are a plain state dict, a dictionary that holds one under ``model``, ``network``, ``net`` or ``state_dict``
-    (MONAI, ignite, nnU-Net v1's ``.model``), each with or without the ``module.`` prefix of parallel training.
+    The file may hold a state dict, or a dictionary with one under ``model``, ``network``, ``net``, ``state_dict``,
+    ``model_state_dict``, ``ema``, ``ema_state_dict`` or ``module``, at any depth. Prefixes that all tensors share
+    (``module.``, ``_orig_mod.``, ``model.``, ``net.``, ``network.``, in any combination) are removed from their names.
 
     Args:
         path: the file.
 
     Returns:
-        Tensors on the CPU by name, without ``module.`` and without ``dummy_tensor``.
+        Tensors on the CPU by name, without the prefixes and without ``dummy_tensor``.
 
     Raises:
-        FileNotFoundError: when there is no such file.
-        ValueError: when the file is truncated, no checkpoint, holds other Python objects than tensors, numbers and
-            containers, or is the placeholder of a bundle without weights. It names the file.
+        FileNotFoundError: if there is no such file, listing the checkpoints beside it.
+        ValueError: naming the file, if it is truncated, not a checkpoint, holds Python objects other than tensors,
+            numbers and containers, or is the placeholder of a bundle without weights.
     """
     return plain_names(find_state_dict(read_checkpoint(path), path))
 
 
 def read_checkpoint(path: str | Path) -> Any:
     """
-    Read everything that a checkpoint holds, tensors on the CPU; numpy scalars become Python numbers.
+    Read everything in a checkpoint, with tensors on the CPU and NumPy scalars as Python numbers.
 
     Raises:
         FileNotFoundError, ValueError: as :py:func:`read_state_dict`.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist or is no file.")
+        others = sorted(str(file) for file in path.parent.glob("*.pt"))
+        raise FileNotFoundError(
+            f"the checkpoint {path} does not exist or is not a file; its folder contains {others or 'no checkpoints'}."
+        )
     with open(path, "rb") as file:
-        if file.read(len(PLACEHOLDER)) == PLACEHOLDER:
+        if file.read(len(PLACEHOLDER_START)) == PLACEHOLDER_START:
             raise ValueError(
                 f"{path}: this bundle has no weights yet, only a placeholder in their place; train the bundle, or "
                 "convert or copy a checkpoint to that path."
@@ -66,55 +89,70 @@ def read_checkpoint(path: str | Path) -> Any:
         with torch.serialization.safe_globals(_numpy_scalar_types()):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load has no error of its own: EOFError, KeyError, OSError, RuntimeError, ...
-        raise ValueError(f"{path} is not read: {_reason(error)}") from error
+        raise ValueError(f"{path} cannot be read: {_reason(error)}") from error
 
 
 def find_state_dict(checkpoint: Any, path: str | Path) -> dict[str, torch.Tensor]:
     """
-    Return the state dict that a checkpoint is or holds, names unchanged.
+    Return the state dict that a checkpoint is or holds, with unchanged names.
 
     Args:
         checkpoint: what :py:func:`read_checkpoint` returned.
         path: the file, for the message.
 
     Raises:
-        ValueError: when there is none, saying what was found.
+        ValueError: if there is none, listing what was found.
     """
-    if _is_state_dict(checkpoint):
-        return dict(checkpoint)
+    state_dict = _search(checkpoint)
+    if state_dict is not None:
+        return state_dict
     if isinstance(checkpoint, Mapping):
-        for entry in ENTRIES:
-            if _is_state_dict(checkpoint.get(entry)):
-                return dict(checkpoint[entry])
         found = f"a dictionary with {len(checkpoint)} entries: {[str(key) for key in checkpoint][:10]}"
     else:
         found = f"an object of type {type(checkpoint).__name__}"
-    raise ValueError(f"{path} holds no state dict: expected tensors by name, alone or under {ENTRIES}; found {found}.")
-
-
-def plain_names(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return the state dict without the ``module.`` prefix of parallel training and without ``dummy_tensor``."""
-    if all(name.startswith(PREFIX) for name in state_dict):
-        state_dict = {name[len(PREFIX) :]: tensor for name, tensor in state_dict.items()}
-    return {name: tensor for name, tensor in state_dict.items() if name != DUMMY}
-
-
-def write_state_dict(state_dict: Mapping[str, torch.Tensor], path: str | Path) -> None:
-    """Write a state dict by way of a temporary file: a whole file is left, or the old one."""
-    with atomic_path(path) as temporary:
-        torch.save(dict(state_dict), temporary)
-
-
-def _is_state_dict(value: Any) -> bool:
-    return (
-        isinstance(value, Mapping)
-        and len(value) > 0
-        and all(isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in value.items())
+    raise ValueError(
+        f"{path} holds no state dict: expected tensors by name, at the top or under one of {ENTRIES}; found {found}."
     )
 
 
+def plain_names(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the state dict without the prefixes that all names share and without ``dummy_tensor``."""
+    plain = {name: tensor for name, tensor in state_dict.items() if not _is_dummy(name)}
+    while shared := next((prefix for prefix in PREFIXES if plain and all(n.startswith(prefix) for n in plain)), None):
+        plain = {name.removeprefix(shared): tensor for name, tensor in plain.items()}
+    return plain
+
+
+def is_original(state_dict: Mapping[str, torch.Tensor]) -> bool:
+    """Return whether a state dict, with unchanged names, was written by the authors' code."""
+    return any(map(_is_dummy, state_dict))
+
+
+def unwrap_parallel(network: torch.nn.Module) -> torch.nn.Module:
+    """Return the network inside DataParallel or DistributedDataParallel, or the network itself."""
+    return network.module if isinstance(network, (DataParallel, DistributedDataParallel)) else network
+
+
+def write_checkpoint(content: Any, path: str | Path) -> None:
+    """Write a file with ``torch.save``; at every moment the complete new file or the complete old one exists."""
+    with atomic_path(path) as temporary:
+        torch.save(content, temporary)
+
+
+def _search(item: Any) -> dict[str, torch.Tensor] | None:
+    if not isinstance(item, Mapping) or not item:
+        return None
+    if all(isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in item.items()):
+        return dict(item)
+    return next(filter(None, (_search(item.get(entry)) for entry in ENTRIES)), None)
+
+
+def _is_dummy(name: str) -> bool:
+    return name.split(".")[-1] == DUMMY
+
+
 def _reason(error: Exception) -> str:
-    """Say why ``torch.load`` failed, without its advice to load the file unsafely."""
+    """Explain why ``torch.load`` failed, without its advice to load the file unsafely."""
     named = re.search(r"GLOBAL (\S+\.[^\s.]+)\s", str(error))  # a name that ends in a dot is cut off
     if named:
         return (
@@ -123,27 +161,27 @@ def _reason(error: Exception) -> str:
         )
     detail = (str(error).splitlines() or [""])[0].split(". ")[0][:200]
     return (
-        "it is truncated, corrupt or no PyTorch checkpoint; expected is a file that torch.save wrote "
+        "it is truncated, corrupt or not a PyTorch checkpoint; expected a file written by torch.save "
         f"({type(error).__name__}{': ' + detail if detail else ''})."
     )
 
 
-def scalar(dtype: np.dtype, value: bytes) -> float | int | bool:
-    """Stand in for numpy's function of this name, with which numpy scalars are pickled; numbers only."""
+def _scalar(dtype: np.dtype, value: bytes) -> float | int | bool:
+    """Replace the NumPy function with which scalars are unpickled, for numbers only."""
     if dtype.kind not in "biuf":
-        raise ValueError(f"a numpy scalar of type {dtype} is no number.")
+        raise ValueError(f"a NumPy scalar of type {dtype} is not a number.")
     return np.frombuffer(value, dtype=dtype, count=1)[0].item()
 
 
-def _numpy_scalar_types() -> list:
-    """What unpickling a numpy scalar calls, under the names that numpy 1 and numpy 2 write."""
+def _numpy_scalar_types() -> list[Callable | tuple[Callable, str]]:
+    """Return what unpickling a NumPy scalar calls, under the names that NumPy 1 and NumPy 2 write."""
 
-    def stand_in(module: str):
-        def function(dtype: np.dtype, value: bytes) -> float | int | bool:
-            return scalar(dtype, value)
+    def stand_in(module: str) -> Callable:
+        def scalar(dtype: np.dtype, value: bytes) -> float | int | bool:
+            return _scalar(dtype, value)
 
-        function.__module__, function.__name__, function.__qualname__ = module, "scalar", "scalar"
-        return function
+        scalar.__module__, scalar.__qualname__ = module, "scalar"
+        return scalar
 
     dtypes = {type(np.dtype(code)) for code in ("?", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")}
     return [stand_in("numpy.core.multiarray"), stand_in("numpy._core.multiarray"), np.dtype, *dtypes]

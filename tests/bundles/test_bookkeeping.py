@@ -127,7 +127,7 @@ def published_loss(outputs, label, batch_dice):
     total = 0.0
     for index, logits in enumerate(outputs):
         step = 2**index
-        target = label[:, 0, step // 2 :: step, step // 2 :: step, step // 2 :: step]  # the nearest voxel of the centre
+        target = label[:, 0, step // 2 :: step, step // 2 :: step, step // 2 :: step]  # the nearest voxel of the center
         probabilities = logits.softmax(1)
         entropy = -probabilities.log().gather(1, target[:, None]).mean()
         one_hot = torch.stack([target == value for value in range(logits.shape[1])], 1).double()
@@ -177,6 +177,6 @@ def test_the_weights_after_the_last_epoch_are_used_unless_another_checkpoint_is_
     folder = bundles.path("mednext_s_k3") / "configs"
     content = ConfigParser.load_config_file(folder / f"{config}.json")
     handlers = content["handlers"] if config == "inference" else content["validate::handlers"]
-    assert handlers[0]["_target_"] == "CheckpointLoader" and handlers[0]["load_path"] == "@checkpoint"
+    assert handlers[0] == "@weights_loader" and content["weights_loader"]["load_path"] == "@checkpoint"
     parser = ConfigParser({"ckpt_dir": "models", "checkpoint": content["checkpoint"]})
     assert parser.get_parsed_content("checkpoint") == "models/model.pt"

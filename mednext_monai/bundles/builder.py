@@ -1,9 +1,10 @@
-"""Building the bundles from the commented YAML in ``configs/``: the same sources give the same bytes."""
+"""Building the bundles from the commented YAML files in ``configs/``. The same sources give the same bytes."""
 
 from __future__ import annotations
 
 import ast
 import json
+import re
 from pathlib import Path
 from string import Template
 
@@ -11,24 +12,24 @@ import yaml
 
 from .. import __version__
 from ..files import write_atomically
-from .package import PLACEHOLDER, checkout_root, has_weights, names
+from .library import PLACEHOLDER, checkout_root, has_weights, names
 
 __all__ = ["build", "check", "render"]
 
 
 def build(output_dir: str | Path | None = None, source_dir: str | Path | None = None) -> list[Path]:
     """
-    Write all bundles, file by file, leaving weights in ``models/`` alone.
+    Write the files of all bundles that have changed; trained weights in ``models/`` are kept.
 
     Args:
-        output_dir: folder of the bundles. Defaults to ``bundles/`` of the checkout.
-        source_dir: folder of the sources. Defaults to ``configs/`` of the checkout.
+        output_dir: folder of the bundles. Defaults to ``bundles/`` in the checkout.
+        source_dir: folder of the sources. Defaults to ``configs/`` in the checkout.
 
     Returns:
         The files whose content changed.
 
     Raises:
-        FileNotFoundError: when run from an installed package, which has the bundles but not their sources.
+        FileNotFoundError: if there are no sources, as in an installed package.
     """
     changed = []
     for file, content in _rendered(output_dir, source_dir).items():
@@ -39,18 +40,18 @@ def build(output_dir: str | Path | None = None, source_dir: str | Path | None = 
 
 
 def check(output_dir: str | Path | None = None, source_dir: str | Path | None = None) -> list[str]:
-    """Return a line for each file that is not what ``build`` would write; the arguments are those of ``build``."""
+    """Return a message for each file that ``build`` would write; the arguments are those of ``build``."""
     differences = []
     for file, content in _rendered(output_dir, source_dir).items():
         if _read(file) is None:
-            differences.append(f"{file}: missing; run python -m mednext_monai.bundles")
+            differences.append(f"{file}: missing; run `mednext bundle build`")
         elif _read(file) != content and not _is_kept(file):
-            differences.append(f"{file}: differs from its source in configs/; run python -m mednext_monai.bundles")
+            differences.append(f"{file}: differs from its source in configs/; run `mednext bundle build`")
     return differences
 
 
 def render(variant: str, kernel_size: int, source_dir: Path) -> dict[str, bytes]:
-    """Return the content of every file of one bundle by its path within the bundle."""
+    """Return the content of every file of a bundle by its path in the bundle."""
     name = f"mednext_{variant.lower()}_k{kernel_size}"
     fields = {
         "name": name,
@@ -66,9 +67,9 @@ def render(variant: str, kernel_size: int, source_dir: Path) -> dict[str, bytes]
         merged: dict = {}
         for file in files:
             content = _load_yaml(fill(file), file)
-            double = sorted(set(merged) & set(content))
-            if double:
-                raise ValueError(f"configs/{file} defines {double} a second time; see common.yaml.")
+            duplicates = sorted(set(merged) & set(content))
+            if duplicates:
+                raise ValueError(f"configs/{file} defines {duplicates}, which common.yaml defines already.")
             merged.update(content)
         imports = merged.pop("imports", None)
         return merged if imports is None else {"imports": imports, **merged}
@@ -89,21 +90,21 @@ def render(variant: str, kernel_size: int, source_dir: Path) -> dict[str, bytes]
 
 
 class _Template(Template):
-    """``$name`` only where the name is one of ours; every other dollar sign is MONAI's."""
+    """Replaces ``$name`` only for the names below; every other dollar sign belongs to MONAI's syntax."""
 
     idpattern = "(?:kernel_size|variant|version|name)"
-    flags = 0
+    flags = re.RegexFlag(0)
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without duplicate keys and without numbers that YAML 1.1 reads as strings (``1e-3``)."""
+    """YAML without duplicate keys."""
 
 
 def _unique_mapping(loader: _Loader, node: yaml.MappingNode) -> dict:
     keys = [loader.construct_object(key) for key, _ in node.value]
-    double = {key for key in keys if keys.count(key) > 1}
-    if double:
-        raise ValueError(f"duplicate key(s) {sorted(map(str, double))}{node.start_mark}")
+    duplicates = {key for key in keys if keys.count(key) > 1}
+    if duplicates:
+        raise ValueError(f"duplicate key(s) {sorted(map(str, duplicates))}{node.start_mark}")
     return dict(zip(keys, (loader.construct_object(value, deep=True) for _, value in node.value)))
 
 
@@ -120,6 +121,7 @@ def _load_yaml(text: str, file: str) -> dict:
 
 
 def _refuse_bad_values(item: object, file: str) -> None:
+    """Refuse expressions with syntax errors, and numbers that YAML 1.1 reads as strings (``1e-3``)."""
     if isinstance(item, dict):
         for value in item.values():
             _refuse_bad_values(value, file)
@@ -131,7 +133,7 @@ def _refuse_bad_values(item: object, file: str) -> None:
             try:  # MONAI reports a syntax error only when the expression is reached
                 ast.parse(item[1:].replace("@", "").replace("::", "_").replace("%", " % "), mode="eval")
             except SyntaxError as error:
-                raise ValueError(f"configs/{file}: {item!r} is no Python expression: {error}") from error
+                raise ValueError(f"configs/{file}: {item!r} is not a Python expression: {error}") from error
         elif item.replace("e", "", 1).replace("-", "", 1).replace(".", "", 1).isdigit() and "e" in item:
             raise ValueError(f"configs/{file}: {item!r} is read as a string; write the number out.")
 
@@ -144,7 +146,7 @@ def _rendered(output_dir: str | Path | None, source_dir: str | Path | None) -> d
     source = Path(source_dir) if source_dir is not None else checkout_root() / "configs"
     output = Path(output_dir) if output_dir is not None else checkout_root() / "bundles"
     if not (source / "common.yaml").is_file():
-        raise FileNotFoundError(f"{source} holds no common.yaml: bundles are built in a checkout of the project.")
+        raise FileNotFoundError(f"{source} has no common.yaml: bundles are built in a checkout of the project.")
     files = {}
     for name in names():
         variant, kernel_size = name.split("_")[1].upper(), int(name[-1])
@@ -157,5 +159,5 @@ def _read(file: Path) -> bytes | None:
 
 
 def _is_kept(file: Path) -> bool:
-    """Whether the file holds trained weights, which a build never replaces by the placeholder."""
+    """Return whether the file holds trained weights, which are never replaced by the placeholder."""
     return file.name == "model.pt" and has_weights(file.parent.parent)

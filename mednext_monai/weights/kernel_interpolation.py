@@ -1,6 +1,6 @@
-"""UpKern: a network with large kernels starts from a trained network with small ones.
+"""UpKern: initializing a network with large kernels from a trained network with small kernels.
 
-Source: Roy et al., MICCAI 2023, section 2.3 (https://arxiv.org/abs/2303.09975), and the behaviour of the authors' code
+Source: Roy et al., MICCAI 2023, section 2.3 (https://arxiv.org/abs/2303.09975), and the behavior of the authors' code
 (MIC-DKFZ/MedNeXt): depthwise kernels are interpolated trilinearly (bilinearly in 2D) with ``align_corners=False`` and
 without rescaling, everything else is copied, segmentation heads included.
 """
@@ -13,8 +13,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from .describe import compare_shapes, describe
-from .state_dict import plain_names
+from .description import compare_shapes, summarize
+from .state_dict import plain_names, unwrap_parallel
 
 __all__ = ["UpKernReport", "upkern"]
 
@@ -25,19 +25,19 @@ MODES = {4: "bilinear", 5: "trilinear"}  # by the dimensions of a convolution's 
 
 
 class UpKernReport(NamedTuple):
-    """What became of each tensor, by name."""
+    """The names of the tensors, by what was done with them."""
 
     copied: list[str]
     interpolated: list[str]
-    skipped: list[str]  # not taken from the checkpoint: as asked for, or heads that the network does not have
-    missing: list[str]  # heads that the checkpoint does not have: as initialised
+    skipped: list[str]  # not taken from the checkpoint: as requested, or heads that the network does not have
+    missing: list[str]  # heads that the checkpoint does not have: left as initialized
 
     def __str__(self) -> str:
         text = f"UpKern: {len(self.copied)} tensors copied, {len(self.interpolated)} kernels interpolated"
         if self.skipped:
             text += f"; skipped: {', '.join(self.skipped)}"
         if self.missing:
-            text += f"; not in the checkpoint, left as initialised: {', '.join(self.missing)}"
+            text += f"; not in the checkpoint, left as initialized: {', '.join(self.missing)}"
         return text
 
 
@@ -48,37 +48,39 @@ def upkern(
     skip_stem: bool = False,
 ) -> UpKernReport:
     """
-    Initialise a network from a trained one of the same variant whose kernels have another size, larger or smaller.
+    Initialize a network from a trained one of the same variant with another kernel size, larger or smaller.
 
-    Optimiser, schedule and epoch are not part of it: what follows is a training from the start.
+    Only weights are taken over. Optimizer, learning rate schedule and epoch start anew.
 
     Args:
         pretrained: the trained network or its state dict, as :py:func:`read_state_dict` returns it.
-        network: the network to initialise, in place, 2D or 3D. Its device and data types stay.
+        network: the network to initialize in place, 2D or 3D, wrapped by DataParallel or DistributedDataParallel or
+            not. Its device and data types are kept.
         skip_heads: whether the segmentation heads ``out_0`` to ``out_4`` keep their initial weights, for a task with
-            other classes. Defaults to ``False``.
-        skip_stem: whether the first convolution keeps its initial weights, for a task with another number of image
-            channels. Defaults to ``False``.
+            different classes. Defaults to ``False``.
+        skip_stem: whether the first convolution keeps its initial weights, for a task with a different number of
+            image channels. Defaults to ``False``.
 
     Returns:
-        The names of the tensors copied, interpolated, skipped and missing. Only auxiliary heads may be missing, when
+        The names of the tensors copied, interpolated, skipped and missing. Only auxiliary heads may be missing, if
         the network has deep supervision and the trained one had none.
 
     Raises:
-        ValueError: when another class or channel count or another variant makes the tensors differ in more than the
-            kernel size, naming them with both shapes. The network is then unchanged.
+        ValueError: if tensors differ in more than the kernel size, because of another number of classes or channels or
+            another variant, naming them with both shapes. The network is then unchanged.
     """
     source = pretrained.state_dict() if isinstance(pretrained, torch.nn.Module) else pretrained
+    network = unwrap_parallel(network)
     source, target = plain_names(source), network.state_dict()
     prefixes = ((HEADS,) if skip_heads else ()) + ((STEM,) if skip_stem else ())
     report, new = UpKernReport([], [], [], []), {}
-    fits = True
+    matches = True
     for name, tensor in target.items():
         if name.startswith(prefixes):
             report.skipped.append(name)
         elif name not in source:
             report.missing.append(name)
-            fits = fits and name.startswith(AUXILIARY_HEADS)
+            matches = matches and name.startswith(AUXILIARY_HEADS)
         elif source[name].shape == tensor.shape:
             report.copied.append(name)
             new[name] = source[name]
@@ -86,11 +88,11 @@ def upkern(
             report.interpolated.append(name)
             new[name] = _interpolate(source[name], tensor)
         else:
-            fits = False
-    left_over = [name for name in source if name not in target]
-    report.skipped.extend(left_over)
-    if not fits or not all(name.startswith(AUXILIARY_HEADS + prefixes) for name in left_over):
-        raise ValueError(_misfit(source, target, prefixes))
+            matches = False
+    unused = [name for name in source if name not in target]
+    report.skipped.extend(unused)
+    if not matches or not all(name.startswith(AUXILIARY_HEADS + prefixes) for name in unused):
+        raise ValueError(_mismatch(source, target, prefixes))
     network.load_state_dict({**target, **new})
     return report
 
@@ -100,12 +102,12 @@ def _differs_in_kernel_only(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 
 def _interpolate(weight: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """Resize the kernel of a weight ``(C, 1, *kernel)``; sums are not kept, the norm that follows absorbs the scale."""
+    """Resize the kernel of a weight ``(C, 1, *kernel)``; its sum changes, the norm that follows absorbs the scale."""
     return F.interpolate(weight.float(), size=like.shape[2:], mode=MODES[weight.ndim], align_corners=False)
 
 
-def _misfit(source: Mapping[str, torch.Tensor], target: Mapping[str, torch.Tensor], skipped: tuple[str, ...]) -> str:
-    """Say what both networks are and which tensors keep one from being initialised with the other."""
+def _mismatch(source: Mapping[str, torch.Tensor], target: Mapping[str, torch.Tensor], skipped: tuple[str, ...]) -> str:
+    """Return a message that describes both networks and lists the tensors that do not match."""
 
     def relevant(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return {
@@ -120,14 +122,7 @@ def _misfit(source: Mapping[str, torch.Tensor], target: Mapping[str, torch.Tenso
         relevant(source, target), relevant(target, source), found="in the checkpoint", wanted="in the network"
     )
     return (
-        f"the checkpoint ({_kind(source)}) does not fit the network ({_kind(target)}):\n{differences}\n"
-        "Only kernel sizes may differ. Other classes: skip_heads=True; other image channels: skip_stem=True; another "
-        "variant cannot be used."
+        f"the checkpoint ({summarize(source)}) does not match the network ({summarize(target)}):\n{differences}\n"
+        "Only kernel sizes may differ. For different classes use skip_heads=True, for different image channels "
+        "skip_stem=True; another variant cannot be used."
     )
-
-
-def _kind(state_dict: Mapping[str, torch.Tensor]) -> str:
-    try:
-        return str(describe(state_dict))
-    except ValueError:
-        return "no MedNeXt"

@@ -152,5 +152,5 @@ def test_another_network_and_a_bad_target_are_errors(tmp_path):
     torch.save(random_network().state_dict(), tmp_path / "a.pt")
     with pytest.raises(ValueError, match="to must be one of"):
         convert(tmp_path / "a.pt", tmp_path / "model.pt", to="nnunet")
-    with pytest.raises(ValueError, match="another file"):
+    with pytest.raises(ValueError, match="must differ from the source"):
         convert(tmp_path / "a.pt", tmp_path / "a.pt")

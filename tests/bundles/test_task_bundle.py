@@ -87,11 +87,14 @@ def test_channels_and_few_cases_reach_configs_and_metadata(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"labels": None}, r"task.json is no whole plan, it lacks labels"),
-        ({"labels": ["background", "outer"]}, r"task.json: labels must list 3 text\(s\), as out_channels says"),
-        ({"in_channels": "1"}, r"task.json: in_channels must be a positive whole number, got '1'"),
-        ({"learning_rat": 0.1}, r"task.json: 'learning_rat' is neither a key at the top of train.json"),
-        ({"kernel_size": 3}, r"task.json: kernel_size cannot come from a plan"),
+        ({"labels": None}, r"task.json is not a complete plan, it lacks labels"),
+        (
+            {"labels": ["background", "outer"]},
+            r"task.json: labels must be a list of 3 string\(s\), as out_channels is 3",
+        ),
+        ({"in_channels": "1"}, r"task.json: in_channels must be a positive integer, got '1'"),
+        ({"learning_rat": 0.1}, r"task.json: 'learning_rat' is neither a top-level key of train.json"),
+        ({"kernel_size": 3}, r"task.json: kernel_size cannot be set by a plan"),
         ({"learning_rate": 0.0001}, None),
     ],
 )
@@ -113,7 +116,7 @@ def test_unknown_variants_files_and_full_folders_are_refused(tmp_path, task):
         bundles.new_bundle("XL", 3, task, tmp_path / "new")
     with pytest.raises(ValueError, match="kernel_size 7"):
         bundles.new_bundle("S", 7, task, tmp_path / "new")
-    with pytest.raises(FileNotFoundError, match="there is no file .*other.json; make one with `mednext plan"):
+    with pytest.raises(FileNotFoundError, match="the file .*other.json does not exist; create one with `mednext plan"):
         bundles.new_bundle("S", 3, tmp_path / "other.json", tmp_path / "new")
     with pytest.raises(FileExistsError, match="exists already and is not empty"):
         bundles.new_bundle("S", 3, task, task.parent)

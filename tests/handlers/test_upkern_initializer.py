@@ -94,7 +94,7 @@ def test_a_checkpoint_loader_after_it_wins(pretrained, tmp_path):
     assert torch.equal(network.stem.weight, trained.stem.weight)
 
 
-def test_parallel_network_is_initialised(pretrained, tmp_path):
+def test_parallel_network_is_initialized(pretrained, tmp_path):
     source, path = pretrained
     for_data_parallel, for_ddp = tiny(kernel_size=5), tiny(kernel_size=5)
     dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'rendezvous'}", rank=0, world_size=1)
@@ -126,7 +126,7 @@ def test_checkpoint_of_another_variant_is_an_error_that_names_the_file(pretraine
     engine = trainer()
     engine.logger.setLevel(logging.CRITICAL)
     UpKernInitializer(path, tiny(kernel_size=5, expansion_ratio=3)).attach(engine)
-    with pytest.raises(ValueError, match=f"{re.escape(path)}: the checkpoint .* does not fit the network"):
+    with pytest.raises(ValueError, match=f"{re.escape(path)}: the checkpoint .* does not match the network"):
         engine.run([0])
 
 

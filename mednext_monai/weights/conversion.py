@@ -3,8 +3,8 @@
 Sources: the layout of MIC-DKFZ/MedNeXt (Apache-2.0), whose names this package shares; MONAI 1.5 to 1.6's
 ``monai.networks.nets.MedNeXt``, whose S variant is the published one up to names.
 
-Axes: the authors' arrays are ordered (z, y, x), MONAI's (x, y, z). Reversing the spatial axes of every kernel makes a
-network for the one into the same network for the other.
+Axes: the authors' arrays are ordered (z, y, x), MONAI's (x, y, z). Reversing the spatial axes of every kernel adapts a
+network from one order to the other.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from typing import NamedTuple
 
 import torch
 
-from .describe import NetworkDescription, describe
-from .state_dict import DUMMY, find_state_dict, plain_names, read_checkpoint, write_state_dict
+from .description import NetworkDescription, describe, has_monai_names
+from .state_dict import find_state_dict, is_original, plain_names, read_checkpoint, write_checkpoint
 
 __all__ = ["Conversion", "convert", "from_monai", "reverse_spatial_axes", "to_monai"]
 
 LAYOUTS = ("native", "monai")
 TRAINER = re.compile(r"nnUNetTrainerV2_MedNeXt_([SBML])_kernel(\d+)")  # name of the authors' trainer class
-# Names here and in MONAI's MedNeXt; its decoder and auxiliary heads count from the lowest resolution up.
+# From names here to names in MONAI's MedNeXt, which numbers decoder stages and heads from the lowest resolution up.
 MODULES = (
     {f"enc_block_{i}": f"enc_stages.{i}" for i in range(4)}
     | {f"down_{i}": f"down_blocks.{i}" for i in range(4)}
@@ -34,14 +34,14 @@ MODULES = (
     | {f"out_{i}": f"out_blocks.{4 - i}" for i in range(1, 5)}
 )
 OTHER_NETWORK = (
-    "MONAI's MedNeXt is the published network for S only: its down-sampling blocks take the expansion ratio of the "
-    "stage above them, the published ones that of the stage they lead to. B, M and L are therefore other networks "
-    "with other tensors, and their weights cannot be carried over"
+    "MONAI's MedNeXt is the published network for S only: its downsampling blocks have the expansion ratio of the "
+    "stage before them, the published ones that of the stage after them. B, M and L are therefore different networks, "
+    "and their weights cannot be converted"
 )
 
 
 class Conversion(NamedTuple):
-    """What :py:func:`convert` found and wrote."""
+    """The result of :py:func:`convert`."""
 
     description: NetworkDescription
     path: Path
@@ -55,32 +55,31 @@ def convert(source: str | Path, output: str | Path, reverse_axes: bool | None = 
     """
     Convert a checkpoint of the authors' code or of MONAI's ``MedNeXt`` S into a plain state dict of this package.
 
-    Which of them it is, the variant and the kernel size are seen in the tensors. What lies beside an original in its
-    ``.pkl`` is not needed; the trainer's name is looked up in it, without unpickling, and compared.
+    Its kind, the variant and the kernel size are inferred from the tensors. The ``.pkl`` file beside a checkpoint of
+    the authors' code is not needed; if present, the trainer's name in it is compared, without unpickling.
 
     Args:
         source: an nnU-Net v1 ``.model``, or any file that :py:func:`read_state_dict` takes.
-        output: the file to write, usually ``model.pt``; whole or not at all.
-        reverse_axes: whether to reverse the spatial axes of the kernels. Defaults to ``None``: for originals, trained
-            on arrays ordered (z, y, x), and no others.
+        output: the file to write, usually ``model.pt``; an existing one is replaced only after success.
+        reverse_axes: whether to reverse the spatial axes of the kernels. Defaults to ``None``: only for checkpoints of
+            the authors' code, trained on arrays ordered (z, y, x).
         to: ``"native"`` for this package, ``"monai"`` for MONAI's ``MedNeXt``, S only. Defaults to ``"native"``.
 
     Raises:
-        FileNotFoundError: when the source does not exist.
-        ValueError: when it is no checkpoint, not that of a MedNeXt, or one that the other side does not have.
+        FileNotFoundError: if the source does not exist.
+        ValueError: if it is not a checkpoint of a MedNeXt, or if the other implementation has no such network.
     """
     source, output = Path(source), Path(output)
     if to not in LAYOUTS:
         raise ValueError(f"to must be one of {LAYOUTS}, got {to!r}.")
     raw = find_state_dict(read_checkpoint(source), source)
     if output.exists() and output.samefile(source):
-        raise ValueError(f"output must be another file than the source, got {output} for both.")
-    original = any(name.split(".")[-1] == DUMMY for name in raw)
-    state_dict, notes = plain_names(raw), []
+        raise ValueError(f"output must differ from the source, got {output} for both.")
+    original, state_dict, notes = is_original(raw), plain_names(raw), []
     try:
-        if any(name.startswith("enc_stages.") for name in state_dict):
+        if has_monai_names(state_dict):
             state_dict = from_monai(state_dict)
-            notes.append("The source has the names of MONAI's MedNeXt.")
+            notes.append("The source has the tensor names of MONAI's MedNeXt.")
         description = describe(state_dict)
         reverse_axes = original if reverse_axes is None else reverse_axes
         if reverse_axes:
@@ -90,7 +89,7 @@ def convert(source: str | Path, output: str | Path, reverse_axes: bool | None = 
         raise ValueError(f"{source}: {error}") from error
     notes.append(_axes_note(original, reverse_axes))
     notes += _compare_with_trainer(source.with_name(source.name + ".pkl"), description)
-    write_state_dict(result, output)
+    write_checkpoint(result, output)
     return Conversion(description, output, notes)
 
 
@@ -98,8 +97,8 @@ def reverse_spatial_axes(state_dict: Mapping[str, torch.Tensor]) -> dict[str, to
     """
     Reverse the order of the spatial axes of every kernel: ``(O, I, Z, Y, X)`` becomes ``(O, I, X, Y, Z)``.
 
-    The network then computes from an array with reversed axes what it computed from the original, reversed.
-    Done twice, it changes nothing. 2D kernels are transposed likewise.
+    For an array with reversed axes the network then returns the reversed output. Applying it twice changes nothing.
+    2D kernels are transposed in the same way.
     """
     return {
         name: tensor.permute(0, 1, *reversed(range(2, tensor.ndim))).contiguous() if tensor.ndim > 2 else tensor
@@ -112,7 +111,7 @@ def from_monai(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor
     Return the weights of MONAI's ``MedNeXt`` under the names of this package.
 
     Raises:
-        ValueError: when an encoder changes its expansion ratio between stages (B, M, L), with the reason.
+        ValueError: if the expansion ratio changes between stages of the encoder (B, M, L), with the reason.
     """
     ratios = {
         name: weight.shape[0] // max(1, weight.shape[1])
@@ -132,14 +131,14 @@ def to_monai(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     Return the weights of a MedNeXt S under the names of MONAI's ``MedNeXt``.
 
     Raises:
-        ValueError: when MONAI's class has no such network: an encoder that changes its expansion ratio between
-            stages (B, M, L), two kernel sizes, GRN.
+        ValueError: if MONAI's class has no such network: expansion ratios that change between stages of the encoder
+            (B, M, L), different kernel sizes in encoder and decoder, GRN.
     """
     description = describe(state_dict)
     if len(set(description.expansion_ratio[:5])) > 1:
         raise ValueError(f"{OTHER_NETWORK}; found {description}.")
     if description.encoder_kernel_size != description.decoder_kernel_size or description.use_grn:
-        raise ValueError(f"MONAI's MedNeXt has one kernel size and another GRN, and cannot hold {description}.")
+        raise ValueError(f"MONAI's MedNeXt has one kernel size and a different GRN and cannot represent {description}.")
     return _rename(state_dict, MODULES)
 
 
@@ -152,21 +151,24 @@ def _rename(state_dict: Mapping[str, torch.Tensor], modules: Mapping[str, str]) 
 
 
 def _axes_note(original: bool, reverse_axes: bool) -> str:
-    kind = "an original, trained on arrays ordered (z, y, x)" if original else "not marked as an original"
-    return f"The source is {kind}; the spatial axes of the kernels were {'reversed' if reverse_axes else 'kept'}."
+    kind = "a checkpoint of the authors' code, trained on arrays ordered (z, y, x)"
+    return (
+        f"The source is {'' if original else 'not '}{kind}; the spatial axes of the kernels were "
+        f"{'reversed' if reverse_axes else 'kept'}."
+    )
 
 
 def _compare_with_trainer(path: Path, description: NetworkDescription) -> list[str]:
-    """Compare the trainer's name in a ``.pkl`` with what the tensors say; the pickle is parsed, never executed."""
+    """Compare the trainer's name in a ``.pkl`` with the description; the pickle is parsed, never executed."""
     if not path.is_file():
         return []
     try:
         texts = (argument for _, argument, _ in pickletools.genops(path.read_bytes()) if isinstance(argument, str))
         match = next(filter(None, map(TRAINER.search, texts)), None)
-    except Exception as error:  # genops on a file that is no pickle
+    except Exception as error:  # genops on a file that is not a pickle
         return [f"{path.name} beside it could not be parsed and was not used ({type(error).__name__})."]
     if match is None:
-        return [f"{path.name} beside it names no MedNeXt trainer."]
+        return [f"{path.name} beside it does not name a MedNeXt trainer."]
     kernel_sizes = {description.encoder_kernel_size, description.decoder_kernel_size}
     if (match[1], {int(match[2])}) != (description.variant, kernel_sizes):
         warnings.warn(f"{path} names the trainer {match[0]}, but the tensors are of {description}.", stacklevel=3)

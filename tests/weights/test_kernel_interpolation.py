@@ -96,7 +96,7 @@ def test_auxiliary_heads_may_be_missing_and_keep_their_weights():
     heads = [f"out_{i}.conv_out.{kind}" for i in range(1, 5) for kind in ("weight", "bias")]
     assert report.missing == heads and report.skipped == []
     assert all(torch.equal(target.state_dict()[name], before[name]) for name in heads)
-    assert "left as initialised: out_1.conv_out.weight, out_1.conv_out.bias, out_2" in str(report)
+    assert "left as initialized: out_1.conv_out.weight, out_1.conv_out.bias, out_2" in str(report)
 
 
 def test_auxiliary_heads_that_the_network_lacks_are_reported_as_skipped():
@@ -128,7 +128,7 @@ def test_stem_can_be_skipped_for_a_task_with_other_channels():
     assert torch.equal(target.out_0.conv_out.weight, source.out_0.conv_out.weight)
 
 
-# --- what does not fit -----------------------------------------------------------------------------------------------
+# --- what does not match ---------------------------------------------------------------------------------------------
 
 MISFITS = {
     "classes": (
@@ -184,7 +184,7 @@ def test_another_variant_is_an_error_that_names_both(pair):
 
 
 def test_something_else_than_a_mednext_is_an_error():
-    with pytest.raises(ValueError, match=re.escape("the checkpoint (no MedNeXt) does not fit the network")):
+    with pytest.raises(ValueError, match=re.escape("the checkpoint (not a MedNeXt) does not match the network")):
         upkern(torch.nn.Linear(2, 2), tiny())
-    with pytest.raises(ValueError, match="does not fit the network"):
+    with pytest.raises(ValueError, match="does not match the network"):
         upkern({}, tiny())

@@ -1,6 +1,6 @@
-"""The original's cheap validation metric: one Dice per class over all voxels of many patches.
+"""The fast validation metric of the original: one Dice per class over all voxels of many patches.
 
-Source: the online evaluation of nnU-Net v1, with which MedNeXt was trained and its best checkpoint chosen.
+Source: the online evaluation of nnU-Net v1, with which MedNeXt was trained and its best checkpoint selected.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ __all__ = ["PooledDice"]
 
 class PooledDice(Metric):
     """
-    Ignite metric: Dice of the hard decision, counted over all voxels of all samples; mean over foreground classes.
+    Ignite metric: Dice of the predicted classes over all voxels of all samples, averaged over the foreground classes.
 
-    True positives (tp), false positives (fp) and false negatives (fn) are summed over everything that is seen, and over
-    all processes; then Dice is ``2 tp / (2 tp + fp + fn)``. A class that is neither in a label nor in a prediction is
-    left out of the mean; when that holds for all classes, the value is NaN. MONAI's ``MeanDice`` is a mean over
-    samples instead, in which a patch with three voxels of a class counts as much as one with a million.
+    True positives (tp), false positives (fp) and false negatives (fn) are summed over all samples and processes; the
+    Dice of a class is ``2 tp / (2 tp + fp + fn)``. Classes that occur neither in a label nor in a prediction are
+    excluded from the mean; if no class occurs, the value is NaN. MONAI's ``MeanDice`` instead averages over samples, so
+    that a patch with three voxels of a class counts as much as one with a million.
 
-    ``update`` takes ``(prediction, label)``: scores ``(B, num_classes, *spatial)``, whose highest decides, and whole
-    numbers ``(B, 1, *spatial)``.
+    ``update`` takes ``(prediction, label)``: scores ``(B, num_classes, *spatial)``, of which the highest determines the
+    class, and class indices ``(B, 1, *spatial)``.
 
     Args:
-        num_classes: number of classes, background (0) included.
-        output_transform: from the engine's output to what ``update`` takes. Defaults to its "pred" and "label".
-        device: where the counts are summed. Defaults to the CPU.
+        num_classes: number of classes, including background (0).
+        output_transform: maps the engine's output to the argument of ``update``. Defaults to its "pred" and "label".
+        device: device on which the counts are summed. Defaults to ``"cpu"``.
 
     Raises:
-        ValueError: fewer than two classes; in ``update``, other shapes, or a label outside the classes.
+        ValueError: for fewer than two classes; in ``update``, if shapes do not match or a label is not a class.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class PooledDice(Metric):
         device: str | torch.device = "cpu",
     ) -> None:
         if num_classes < 2:
-            raise ValueError(f"num_classes must be at least 2 (background and one more), got {num_classes}.")
+            raise ValueError(f"num_classes must be at least 2 (including background), got {num_classes}.")
         self.num_classes = num_classes
         super().__init__(output_transform, device)
 
@@ -68,7 +68,7 @@ class PooledDice(Metric):
 
     @sync_all_reduce("_counts")
     def compute(self) -> float:
-        """Return the mean over the classes that occur, NaN when none does."""
+        """Return the mean Dice over the classes that occur, NaN if none does."""
         hits = self._counts.diagonal()[1:].double()
         dice = 2 * hits / (self._counts.sum(0) + self._counts.sum(1))[1:]  # 2 tp / (tp + fp + tp + fn)
         return dice.nanmean().item()

@@ -1,8 +1,8 @@
-"""A bundle of the user's own task: the bundle of a variant with the settings of a plan written into it.
+"""A bundle for the user's own task: the bundle of a variant with the settings of a plan.
 
-The plan is what ``mednext plan`` wrote. As an overlay it has to be named with every command; here its settings become
-the bundle's own, so that ``train.json`` and ``inference.json`` each stand alone, as MONAI Label needs them. The
-metadata and the page of the bundle tell its channels and classes.
+The plan is the file that ``mednext plan`` writes. As an overlay it must be named in every command; here its settings
+become those of the bundle, so that ``train.json`` and ``inference.json`` are complete, as MONAI Label needs them. The
+metadata and the page of the bundle list its channels and classes.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from string import Template
 
-from .package import names, path
+from .library import names, path
 
 __all__ = ["new_bundle"]
 
 SCHEMA = Path(__file__).with_name("metadata_schema.json")
 PAGE = Path(__file__).with_name("task_readme.md")
-PLAN_COPY = "task.json"  # beside the configs: where the settings come from
-SHARED_PAGE = "\n## Export\n"  # from this heading on, the page of the generic bundle holds for every task
+PLAN_COPY = "task.json"  # the plan, kept beside the configs
+SHARED_PAGE = "\n## Export\n"  # from this heading on, the page of the generic bundle applies to every task
 REQUIRED = (
     "dataset_dir",
     "in_channels",
@@ -40,37 +40,37 @@ REQUIRED = (
     "intensity",
     "_plan_",
 )
-INFORMATION = {"channel_names", "labels", "dummy_2d", "_plan_"}  # what a plan may say without it being a setting
+INFORMATION = {"channel_names", "labels", "dummy_2d", "_plan_"}  # keys of a plan that are not settings
 CHOSEN_ELSEWHERE = {"variant", "kernel_size", "bundle_root", "imports"}
 DATA_TYPES = {".nii": "nifti", ".nii.gz": "nifti", ".nrrd": "nrrd", ".mha": "metaimage", ".mhd": "metaimage"}
 
 
 def new_bundle(variant: str, kernel_size: int, plan: str | Path, output_dir: str | Path) -> Path:
     """
-    Make a bundle of the user's own task from a plan; all of it appears, verified, or nothing.
+    Create a bundle for the user's own task from a plan. It is verified before it appears, completely or not at all.
 
-    A key of the plan that stands at the top of ``train.json`` or ``inference.json`` replaces the setting there; the
-    others must be what ``mednext plan`` adds for people. The overlays and the weights' place are the generic bundle's.
-    ``dataset_dir`` stays the path on this computer: with it the bundle trains without an option.
+    Keys of the plan that are top-level keys of ``train.json`` or ``inference.json`` replace the values there; all
+    others must be the information that ``mednext plan`` adds. The overlays are those of the generic bundle, and there
+    are no weights yet. ``dataset_dir`` stays the path on this computer, so that the bundle trains without options.
 
     Args:
         variant: S, B, M or L.
         kernel_size: edge of the depthwise kernels in voxels, 3 or 5.
         plan: the JSON file that ``mednext plan`` wrote.
-        output_dir: the bundle's folder; it must not exist or be empty. Its name is the bundle's.
+        output_dir: the bundle's folder, which must be new or empty. Its name becomes the name of the bundle.
 
     Returns:
-        the folder.
+        The folder.
 
     Raises:
-        FileNotFoundError: when there is no such plan.
-        FileExistsError: when the folder holds something.
-        ValueError: when there is no such variant or kernel size, or naming the plan and the key that is wrong.
+        FileNotFoundError: if the plan does not exist.
+        FileExistsError: if the folder is not empty.
+        ValueError: if there is no such variant or kernel size, or if the plan is invalid, naming its file and the key.
     """
     source = path(_name(variant, kernel_size))
     target = Path(output_dir).absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise FileExistsError(f"output_dir: {target} exists already and is not empty; name another folder.")
+        raise FileExistsError(f"output_dir: {target} exists already and is not empty; choose another folder.")
     content = _read_plan(Path(plan))
     configs = {name: _load(source / "configs" / f"{name}.json") for name in ("train", "inference", "metadata")}
     _refuse_unknown(content, (configs["train"], configs["inference"]), plan)
@@ -94,7 +94,7 @@ def new_bundle(variant: str, kernel_size: int, plan: str | Path, output_dir: str
 
 
 def _name(variant: str, kernel_size: int) -> str:
-    """Name of the generic bundle."""
+    """Return the name of the generic bundle."""
     name = f"mednext_{str(variant).lower()}_k{kernel_size}"
     if name not in names():
         raise ValueError(
@@ -113,10 +113,10 @@ def _save(file: Path, content: Mapping) -> None:
 
 
 def _read_plan(file: Path) -> dict:
-    """Read a plan and check what the bundle is made of."""
-    hint = f"make one with `mednext plan DATASET_DIR --output {file.name}`"
+    """Read a plan and check the keys that the bundle needs."""
+    hint = f"create one with `mednext plan DATASET_DIR --output {file.name}`"
     if not file.is_file():
-        raise FileNotFoundError(f"plan: there is no file {file}; {hint}.")
+        raise FileNotFoundError(f"plan: the file {file} does not exist; {hint}.")
     try:
         content = _load(file)
     except ValueError as error:
@@ -125,14 +125,16 @@ def _read_plan(file: Path) -> dict:
         raise ValueError(f"plan: {file} must hold a JSON object, got {type(content).__name__}; {hint}.")
     missing = [key for key in REQUIRED if key not in content]
     if missing:
-        raise ValueError(f"plan: {file} is no whole plan, it lacks {', '.join(missing)}; {hint}.")
+        raise ValueError(f"plan: {file} is not a complete plan, it lacks {', '.join(missing)}; {hint}.")
     lengths = {"channel_names": "in_channels", "normalization": "in_channels", "labels": "out_channels"}
     for key, count in lengths.items():
         values, number = content[key], content[count]
         if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-            raise ValueError(f"plan: {file}: {count} must be a positive whole number, got {number!r}.")
+            raise ValueError(f"plan: {file}: {count} must be a positive integer, got {number!r}.")
         if not isinstance(values, list) or len(values) != number or not all(isinstance(v, str) for v in values):
-            raise ValueError(f"plan: {file}: {key} must list {number} text(s), as {count} says; got {values!r}.")
+            raise ValueError(
+                f"plan: {file}: {key} must be a list of {number} string(s), as {count} is {number}; got {values!r}."
+            )
     for key, kind, what in (("dataset_dir", str, "a path"), ("_plan_", dict, "an object")):
         if not isinstance(content[key], kind):
             raise ValueError(f"plan: {file}: {key} must be {what}, got {content[key]!r}.")
@@ -140,20 +142,20 @@ def _read_plan(file: Path) -> dict:
 
 
 def _refuse_unknown(content: Mapping, configs: Iterable[Mapping], plan: str | Path) -> None:
-    """A misspelt setting would otherwise be left out without a word."""
+    """Refuse unknown keys, so that a misspelled setting is not silently ignored."""
     chosen = sorted(CHOSEN_ELSEWHERE & set(content))
     if chosen:
-        raise ValueError(f"plan: {plan}: {', '.join(chosen)} cannot come from a plan; remove them.")
+        raise ValueError(f"plan: {plan}: {', '.join(chosen)} cannot be set by a plan; remove them.")
     unknown = sorted(set(content).difference(INFORMATION, *configs))
     if unknown:
         raise ValueError(
-            f"plan: {plan}: {', '.join(map(repr, unknown))} is neither a key at the top of train.json or "
+            f"plan: {plan}: {', '.join(map(repr, unknown))} is neither a top-level key of train.json or "
             "inference.json nor written by `mednext plan`."
         )
 
 
 def _metadata(generic: dict, plan: Mapping, name: str, train: Mapping) -> dict:
-    """Return the metadata of the generic bundle with the task's name, channels and classes."""
+    """Return the metadata of the generic bundle with the name, channels and classes of the task."""
     task = str(plan["_plan_"].get("name", name))
     channels, classes = plan["channel_names"], plan["labels"]
     cases = len(plan["_plan_"].get("cases", [])) or "unknown number of"
@@ -166,7 +168,7 @@ def _metadata(generic: dict, plan: Mapping, name: str, train: Mapping) -> dict:
     return {
         **generic,
         "version": "0.1.0",
-        "changelog": {"0.1.0": "made from the plan in configs/task.json; not trained yet"},
+        "changelog": {"0.1.0": "created from the plan in configs/task.json; not trained yet"},
         "name": name,
         "task": f"Segmentation of {foreground} ({task})",
         "description": f"{network} and its training recipe, for {foreground} in {channel_list} volumes of {task}",
@@ -187,11 +189,11 @@ def _numbered(items: Iterable[str]) -> dict[str, str]:
 
 
 def _page(generic: str, plan: Mapping, configs: Mapping[str, Mapping]) -> str:
-    """Return the bundle's page: the task's own commands, then what the generic page says for every task."""
+    """Return the bundle's page: the commands of the task, then the part of the generic page for every task."""
     metadata = configs["metadata"]
     split = generic.find(SHARED_PAGE)
     if split < 0:
-        raise ValueError(f"docs/README.md of the generic bundle has no heading {SHARED_PAGE.strip()!r}.")
+        raise ValueError(f"docs/README.md of the generic bundle lacks the heading {SHARED_PAGE.strip()!r}.")
     channels = [f"{i} {name} ({s})" for i, (name, s) in enumerate(zip(plan["channel_names"], plan["normalization"]))]
     fields = {
         "name": metadata["name"],
@@ -206,18 +208,20 @@ def _page(generic: str, plan: Mapping, configs: Mapping[str, Mapping]) -> str:
 
 
 def _verify(bundle: Path) -> None:
-    """Have MONAI check the metadata against the schema, and that the network takes and gives what they say."""
+    """Verify with MONAI the metadata against its schema, and the network's input and output against the metadata."""
     from monai.bundle import verify_metadata, verify_net_in_out
 
     metadata, config = (str(bundle / "configs" / file) for file in ("metadata.json", "inference.json"))
     level = logging.root.manager.disable
-    logging.disable(logging.INFO)  # MONAI lists the arguments of both
+    logging.disable(logging.INFO)  # MONAI logs the arguments of both
     try:
         if importlib.util.find_spec("jsonschema") is None:
-            warnings.warn("metadata.json was not compared with its schema: pip install jsonschema", stacklevel=3)
+            warnings.warn(
+                "metadata.json was not checked against its schema; to do so, pip install jsonschema", stacklevel=3
+            )
         else:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # that the schema, which is here already, comes without a hash
+                warnings.simplefilter("ignore")  # MONAI warns that the local schema has no hash
                 verify_metadata(meta_file=metadata, filepath=str(SCHEMA))
         verify_net_in_out("network_def", metadata, config, device="cpu")
     finally:

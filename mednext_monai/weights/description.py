@@ -1,4 +1,4 @@
-"""Saying which MedNeXt a state dict belongs to, from the names and shapes of its tensors alone."""
+"""Which MedNeXt a state dict belongs to, inferred from the names and shapes of its tensors."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ import torch
 from ..networks import VARIANTS, MedNeXt
 from .state_dict import plain_names
 
-__all__ = ["NetworkDescription", "compare_shapes", "describe"]
+__all__ = ["NetworkDescription", "compare_shapes", "describe", "has_monai_names", "summarize"]
 
 ENCODER = [f"enc_block_{level}" for level in range(4)]
 DECODER = [f"dec_block_{level}" for level in (3, 2, 1, 0)]
 STAGES = [*ENCODER, "bottleneck", *DECODER]  # in the order of the arguments of MedNeXt
 MAX_SHOWN = 8  # tensors named in a message
+MONAI_NETWORK = "MONAI's own MedNeXt, which `mednext convert` converts (S only)"
 
 
 class NetworkDescription(NamedTuple):
-    """What the tensors of a MedNeXt say about it; most fields are arguments of :py:class:`MedNeXt`.
+    """The arguments of :py:class:`MedNeXt` that can be inferred from its tensors, and the published variant.
 
-    Not to be seen in tensors, and not here: ``norm``, ``use_residual`` and ``use_checkpoint``.
+    ``norm``, ``use_residual`` and ``use_checkpoint`` leave no trace in the tensors and are not included.
     """
 
     variant: str | None  # "S", "B", "M" or "L"; None for any other
@@ -44,7 +45,7 @@ class NetworkDescription(NamedTuple):
     def __str__(self) -> str:
         encoder, decoder = self.encoder_kernel_size, self.decoder_kernel_size
         parts = [
-            f"MedNeXt-{self.variant}" if self.variant else "MedNeXt of no published variant",
+            f"MedNeXt-{self.variant}" if self.variant else "MedNeXt, not a published variant",
             f"kernel {encoder}" if encoder == decoder else f"kernel {encoder} in the encoder and {decoder} after it",
             f"{self.spatial_dims}D",
             f"{self.in_channels} input channel{'' if self.in_channels == 1 else 's'}",
@@ -64,13 +65,13 @@ class NetworkDescription(NamedTuple):
 
 def describe(state_dict: Mapping[str, torch.Tensor]) -> NetworkDescription:
     """
-    Say which MedNeXt a state dict belongs to.
+    Infer which MedNeXt a state dict belongs to.
 
     Args:
-        state_dict: tensors by the names of this package, which are the authors'.
+        state_dict: tensors under the names of this package, which are the authors'.
 
     Raises:
-        ValueError: when the tensors are not those of a MedNeXt, naming what is missing, left over or misshaped.
+        ValueError: if the tensors are not those of a MedNeXt, naming missing, unexpected and misshaped ones.
     """
     state_dict = plain_names(state_dict)
     needed = ["stem.weight", "out_0.conv_out.weight", "down_0.conv1.weight"]
@@ -79,12 +80,12 @@ def describe(state_dict: Mapping[str, torch.Tensor]) -> NetworkDescription:
     if missing:
         raise ValueError(
             f"these are not the tensors of a MedNeXt: {_some(missing)} missing among {len(state_dict)} tensors "
-            f"({_some(list(state_dict), 3)})."
+            f"({_some(list(state_dict), 3)})." + (f" They are those of {MONAI_NETWORK}." * has_monai_names(state_dict))
         )
     dimensions = {state_dict[name].ndim for name in needed}
     if dimensions not in ({4}, {5}):
         raise ValueError(f"these are not the tensors of a MedNeXt: kernels of {sorted(dimensions)} dimensions.")
-    description = _read_off(state_dict)
+    description = _infer(state_dict)
     try:
         with torch.device("meta"):
             expected = MedNeXt(**description.network_arguments()).state_dict()
@@ -92,14 +93,27 @@ def describe(state_dict: Mapping[str, torch.Tensor]) -> NetworkDescription:
         raise ValueError(f"these are not the tensors of a MedNeXt: {error}") from error
     differences = compare_shapes(state_dict, expected, found="found", wanted="expected")
     if differences:
-        raise ValueError(f"these are not the tensors of a MedNeXt; taken for {description}:\n{differences}")
+        raise ValueError(f"these are not the tensors of a MedNeXt; compared with {description}:\n{differences}")
     return description
+
+
+def has_monai_names(state_dict: Mapping[str, torch.Tensor]) -> bool:
+    """Return whether the tensors have the names of MONAI's own ``MedNeXt``."""
+    return any(name.startswith("enc_stages.") for name in state_dict)
+
+
+def summarize(state_dict: Mapping[str, torch.Tensor]) -> str:
+    """Return the description of a state dict as text for logs and messages, whatever network it belongs to."""
+    try:
+        return str(describe(state_dict))
+    except ValueError:
+        return MONAI_NETWORK if has_monai_names(state_dict) else "not a MedNeXt"
 
 
 def compare_shapes(
     state_dict: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], found: str, wanted: str
 ) -> str:
-    """Return one indented line for each kind of difference between two state dicts, or an empty text."""
+    """Return one indented line for each kind of difference between two state dicts, or an empty string."""
     shapes = [
         f"  {name}: {tuple(state_dict[name].shape)} {found}, {tuple(tensor.shape)} {wanted}"
         for name, tensor in expected.items()
@@ -113,8 +127,8 @@ def compare_shapes(
     return "\n".join(lines)
 
 
-def _read_off(state_dict: Mapping[str, torch.Tensor]) -> NetworkDescription:
-    """Take the numbers from the tensors that show them, believing the names."""
+def _infer(state_dict: Mapping[str, torch.Tensor]) -> NetworkDescription:
+    """Infer the arguments from names and shapes, without checking them."""
     stem = state_dict["stem.weight"]
     base_channels = int(stem.shape[0])
     expansions = [state_dict[f"{stage}.0.conv2.weight"] for stage in STAGES]

@@ -1,0 +1,54 @@
+"""Zipping a bundle together with the code that it needs."""
+
+from __future__ import annotations
+
+import shutil
+import zipfile
+from pathlib import Path
+
+from ..files import atomic_path
+from .library import PACKAGE
+
+__all__ = ["zip_bundle"]
+
+
+def zip_bundle(bundle_dir: str | Path, output: str | Path | None = None) -> Path:
+    """
+    Zip a bundle with its weights and with the modules of this package, so that it runs where only MONAI is installed.
+
+    Unzipped, the folder ``<name>/`` holds ``mednext_monai/`` beside ``configs/``; Python finds it if the working
+    directory is the bundle. The same content gives the same bytes. Caches, logs and ``last.pt`` are not included.
+
+    Args:
+        bundle_dir: the bundle's folder.
+        output: the file to write. Defaults to ``<bundle_dir>.zip``.
+
+    Returns:
+        The path of the zip.
+
+    Raises:
+        FileNotFoundError: if the folder is not a bundle.
+    """
+    bundle = Path(bundle_dir).resolve()
+    if not (bundle / "configs" / "metadata.json").is_file():
+        raise FileNotFoundError(f"{bundle} is not a bundle: it has no configs/metadata.json.")
+    target = Path(output) if output is not None else bundle.with_suffix(".zip")
+    entries = {f"{bundle.name}/{file.relative_to(bundle)}": file for file in _bundle_files(bundle)}
+    for file in sorted(PACKAGE.rglob("*.py")):
+        relative = file.relative_to(PACKAGE)
+        if relative.parts[0] != "_bundles":
+            entries[f"{bundle.name}/mednext_monai/{relative}"] = file
+    with atomic_path(target) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, file in sorted(entries.items()):
+            info = zipfile.ZipInfo(name)  # its date is always 1980: the same content gives the same bytes
+            info.compress_type = zipfile.ZIP_DEFLATED
+            info.external_attr = 0o644 << 16
+            with archive.open(info, "w", force_zip64=True) as out, open(file, "rb") as stream:
+                shutil.copyfileobj(stream, out)
+    return target
+
+
+def _bundle_files(bundle: Path) -> list[Path]:
+    files = [bundle / "LICENSE", *(bundle / "configs").rglob("*"), *(bundle / "docs").rglob("*")]
+    files += [file for file in (bundle / "models").glob("*") if file.name != "last.pt" and file.name[0] != "."]
+    return [file for file in files if file.is_file()]

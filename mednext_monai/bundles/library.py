@@ -1,0 +1,73 @@
+"""The bundles in a checkout or an installed package: their names, their folders, and copies of them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+__all__ = ["PACKAGE", "PLACEHOLDER", "checkout_root", "copy", "has_weights", "names", "path"]
+
+PACKAGE = Path(__file__).resolve().parent.parent
+
+# models/model.pt of a bundle without weights. Without a file there, `monai.bundle.load` would try to download one.
+# It is a readable text; torch's weights-only loader parses it as a reference to an unknown class, refuses it and
+# quotes its first line. Nothing in it can be executed.
+PLACEHOLDER = (
+    b"cThis bundle has no trained weights yet: train it, or put a checkpoint (see `mednext convert --help`) "
+    b"at models/model\npt\n.\n"
+)
+
+
+def names() -> list[str]:
+    """Return the eight names: mednext_s_k3, mednext_s_k5, ..., mednext_l_k5."""
+    return [f"mednext_{variant}_k{kernel_size}" for variant in "sbml" for kernel_size in (3, 5)]
+
+
+def checkout_root() -> Path:
+    """Return the folder that contains this package, which is the root of the checkout if there is one."""
+    return PACKAGE.parent
+
+
+def path(name: str) -> Path:
+    """
+    Return the folder of a bundle: in the installed package, or ``bundles/<name>`` in a checkout.
+
+    Raises:
+        ValueError: if there is no bundle of this name.
+        FileNotFoundError: if the bundle has not been built.
+    """
+    if name not in names():
+        raise ValueError(f"there is no bundle {name!r}; the bundles are {', '.join(names())}.")
+    for root in (PACKAGE / "_bundles", checkout_root() / "bundles"):
+        if (root / name / "configs" / "train.json").is_file():
+            return root / name
+    raise FileNotFoundError(f"bundle {name} has not been built: run `mednext bundle build` in the checkout.")
+
+
+def has_weights(bundle_dir: str | Path) -> bool:
+    """Return whether the bundle has weights at ``models/model.pt``, not the placeholder."""
+    file = Path(bundle_dir, "models", "model.pt")
+    if not file.is_file():
+        return False
+    with open(file, "rb") as stream:
+        return stream.read(12) != PLACEHOLDER[:12]  # older placeholders start in the same way
+
+
+def copy(name: str, output_dir: str | Path = ".") -> Path:
+    """
+    Copy a bundle to ``output_dir/<name>``, completely or not at all, and return that folder.
+
+    Raises:
+        ValueError: if there is no bundle of this name.
+        FileExistsError: if the folder exists already; its content is not changed.
+    """
+    source, target = path(name), Path(output_dir, name)
+    if target.exists():
+        raise FileExistsError(f"{target} exists already; remove it or choose another folder.")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{name}.") as temporary:
+        shutil.copytree(source, Path(temporary, name), copy_function=shutil.copyfile)
+        os.replace(Path(temporary, name), target)
+    return target
