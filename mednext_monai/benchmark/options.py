@@ -88,7 +88,7 @@ def _names(options: argparse.Namespace, option: str, allowed: Sequence[str]) -> 
 
 
 def _integers(options: argparse.Namespace, option: str, separator: str, count: int | None = None) -> tuple[int, ...]:
-    parts = getattr(options, option).split(separator)
+    parts = [part.strip() for part in getattr(options, option).split(separator)]
     if not all(part.isdecimal() and int(part) > 0 for part in parts) or count not in (None, len(parts)):
         form = separator.join(["N"] * (count or 2))
         raise ValueError(f"--{option} must be positive integers such as {form}, got {getattr(options, option)!r}.")
