@@ -1,13 +1,13 @@
 """The section ``augmentation``: patches per second, against ``batchgeneratorsv2`` (nnU-Net v2's) with the same recipe.
 
-Both cut from memory-mapped two-channel cases, apply the recipe's nine augmentations with the same probabilities and
-ranges, and pass batches of two through a ``DataLoader`` whose start is timed with it. Differences that remain: ours
-interpolates images with cubic splines as published, ``batchgeneratorsv2`` linearly, and enlarges lower resolutions
-linearly; ours gives uint8 labels, it int16. Both draw at random, so that there is no agreement to show.
+Both read from memory-mapped two-channel cases, apply the recipe's nine augmentations with the same probabilities and
+ranges, and pass batches of two through a ``DataLoader``, whose start is timed as well. Differences that remain: ours
+interpolates images with cubic splines as published, ``batchgeneratorsv2`` linearly, which also enlarges lower
+resolutions linearly; ours returns uint8 labels, it int16. Both are random, so there is no agreement to show.
 
-What limits ours (single process, two channels, per patch on average): rotation, a fifth of the patches, is more than
-half of the time, most of it the 64-neighbour sums and the prefilter; then scaling, gamma, noise (MONAI's, in float64),
-and copying the patch between processes.
+Where ours spends its time (single process, two channels, per patch on average): rotation, which applies to a fifth of
+the patches, takes more than half, most of it in the 64-neighbor sums and the prefilter; then scaling, gamma, noise
+(MONAI's, in float64), and copying the patch between processes.
 """
 
 from __future__ import annotations
@@ -16,49 +16,144 @@ import math
 import resource
 import tempfile
 import time
+from argparse import Namespace
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset as TorchDataset
-from torch.utils.data import default_collate
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from mednext_monai.preprocessing.foreground import foreground_locations
 from mednext_monai.transforms.augmentation import training_augmentation
 from mednext_monai.transforms.sampling import PatchDataset, is_forced_slot, read_box
 from mednext_monai.transforms.spatial import RandRotateScaled
 
-from .options import Options
-from .timing import OURS, Measurement
+from .preprocessing import make_ball
+from .timing import OURS, Measurement, compare
 
 __all__ = ["make_cases", "measure_augmentation"]
 
 PEER = "batchgeneratorsv2"
+MASK_CHANNELS = (0, 1)
 
 
-def make_cases(folder: Path, cases: int = 4, shape: tuple[int, ...] = (192, 192, 160), channels: int = 2) -> list[dict]:
-    """Smooth random volumes with three nested classes and an outside, as ``.npy`` files; their dictionaries."""
+def measure_augmentation(options: Namespace) -> Iterator[Measurement]:
+    """
+    Load patches through both pipelines in turn, from the same stored volumes, other patches in every round.
+
+    The values are seconds per patch. A third of the patches is interpolated, so use many.
+    """
+    size, missing = options.patch_size, {}
+    with tempfile.TemporaryDirectory() as folder:
+        cases = make_cases(Path(folder), shape=(size * 3 // 2, size * 3 // 2, size * 5 // 4))
+        datasets = {OURS: PatchDataset(cases, training_augmentation(size, mask_channels=MASK_CHANNELS))}
+        try:
+            datasets[PEER] = _NnUNetV2Patches(cases, size)
+        except ImportError:
+            missing[PEER] = "not installed"
+        cpu: dict[str, list[float]] = {name: [] for name in datasets}
+
+        def load(name: str) -> float:
+            first = len(cpu[name]) * options.patches
+            seconds, seconds_of_workers = _load(datasets[name], first, options.patches, options.workers)
+            cpu[name].append(seconds_of_workers / options.patches)
+            return seconds / options.patches
+
+        compared = compare({name: partial(load, name) for name in datasets}, lambda step: step(), options.repeats)
+    compared["skipped"] |= missing
+    busy = ", ".join(f"{name} {1000 * np.mean(cpu[name]):.0f} ms" for name in compared["values"])
+    yield Measurement(
+        "augmentation",
+        f"patch of {size}^3, 2 channels, {options.workers} workers",
+        "s",
+        **compared,
+        notes=[f"CPU time of the workers per patch: {busy}."] if options.workers else [],
+        work=1,
+        work_unit="patches/s",
+    )
+
+
+def _load(dataset: Dataset, first: int, count: int, workers: int) -> tuple[float, float]:
+    """Return the elapsed seconds, and the workers' CPU seconds, for ``count`` patches from position ``first``."""
+    loader = DataLoader(
+        dataset,
+        batch_size=2,
+        sampler=range(first, first + count),
+        num_workers=workers,
+        collate_fn=_stack,
+        worker_init_fn=_one_thread,
+    )
+    cpu = resource.getrusage(resource.RUSAGE_CHILDREN)
+    started = time.perf_counter()
+    for _ in loader:
+        pass
+    seconds = time.perf_counter() - started
+    del loader
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return seconds, after.ru_utime + after.ru_stime - cpu.ru_utime - cpu.ru_stime
+
+
+def _one_thread(worker: int) -> None:
+    torch.set_num_threads(1)
+
+
+def _stack(items: list[dict]) -> dict[str, torch.Tensor]:
+    # PyTorch's own collation writes into shared memory at once; plain tensors, because both pipelines can give these
+    return default_collate([{key: item[key].as_subclass(torch.Tensor) for key in ("image", "label")} for item in items])
+
+
+def make_cases(folder: Path, shape: tuple[int, int, int], cases: int = 4, channels: int = 2) -> list[dict]:
+    """Write smooth random volumes with three nested classes and an outside; return a dictionary of paths per case."""
     random = np.random.RandomState(0)
-    grid = np.stack(np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij"))
-    out = []
+    data = []
     for case in range(cases):
-        bend = 0.1 * np.sin(7 * grid[0] + case) * np.cos(5 * grid[1])
-        radius = np.sqrt((grid**2).sum(0)) + bend
-        label = np.select([radius < 0.2, radius < 0.35, radius < 0.5, radius < 1.1], [3, 2, 1, 0], -1).astype(np.int8)
+        radius, label = make_ball(shape, phase=case)
+        label[radius >= 1.1] = -1
         image = random.standard_normal((channels, *shape)).astype(np.float32) * 0.2 + np.cos(9 * radius)
-        image = np.where(label < 0, 0, image).astype(np.float32)
-        files = {name: str(folder / f"case{case}_{name}.npy") for name in ("image", "label")}
-        np.save(files["image"], image)
-        np.save(files["label"], label[None])
-        files["foreground"] = str(folder / f"case{case}_foreground.npz")
-        np.savez(files["foreground"], **{str(k): v for k, v in foreground_locations(label).items()})
-        out.append({"id": f"case{case}", **files})
-    return out
+        paths = {name: str(folder / f"case{case}_{name}") for name in ("image.npy", "label.npy", "foreground.npz")}
+        np.save(paths["image.npy"], np.where(label < 0, 0, image).astype(np.float32))
+        np.save(paths["label.npy"], label[None])
+        np.savez(paths["foreground.npz"], **{str(k): v for k, v in foreground_locations(label).items()})
+        data.append({"id": f"case{case}"} | {name.split(".")[0]: path for name, path in paths.items()})
+    return data
 
 
-def nnunet_v2_transforms(patch_size: int, mask_channels: tuple[int, ...]) -> Callable:
-    """nnU-Net v2's default 3D training transforms, without the deep-supervision targets, from ``batchgeneratorsv2``."""
+class _NnUNetV2Patches(Dataset):
+    """Cut the enlarged box from the memory-mapped arrays and transform it, as nnU-Net v2's loader does."""
+
+    def __init__(self, data: list[dict], patch_size: int) -> None:
+        self.data, self.patch_size = data, patch_size
+        self.transforms = _nnunet_v2_transforms(patch_size)
+        self.box = RandRotateScaled("image").box_size((patch_size,) * 3)
+        blur = next(t.transform for t in self.transforms.transforms[1:] if hasattr(t.transform, "benchmark"))
+        for _ in range(12):  # it measures which of two methods is faster for a kernel size; not to be timed here
+            blur(image=torch.zeros(2, *(patch_size,) * 3))
+
+    def __getitem__(self, index: int) -> dict:
+        random = np.random.RandomState([1, index])
+        np.random.seed(random.randint(2**31))
+        torch.manual_seed(int(random.randint(2**31)))
+        case = self.data[random.randint(len(self.data))]
+        image, label = (np.load(case[key], mmap_mode="r") for key in ("image", "label"))
+        margins = [b - self.patch_size for b in self.box]
+        if is_forced_slot(index % 2, 2):
+            with np.load(case["foreground"]) as stored:
+                voxels = stored[stored.files[random.randint(len(stored.files))]]
+            start = [int(v) - b // 2 for v, b in zip(voxels[random.randint(len(voxels))], self.box)]
+        else:
+            shape = image.shape[1:]
+            start = [random.randint(-m // 2, n + m // 2 + m % 2 - b + 1) for m, n, b in zip(margins, shape, self.box)]
+        patch = self.transforms(
+            image=read_box(image, start, self.box, 0, "image"),
+            segmentation=read_box(label, start, self.box, -1, "label").to(torch.int16),
+        )
+        return {"image": patch["image"], "label": patch["segmentation"]}
+
+
+def _nnunet_v2_transforms(patch_size: int) -> Callable:
+    """Return nnU-Net v2's default 3D training transforms without the deep-supervision targets."""
     from batchgeneratorsv2.transforms.intensity.brightness import MultiplicativeBrightnessTransform
     from batchgeneratorsv2.transforms.intensity.contrast import BGContrast, ContrastTransform
     from batchgeneratorsv2.transforms.intensity.gamma import GammaTransform
@@ -98,106 +193,7 @@ def nnunet_v2_transforms(patch_size: int, mask_channels: tuple[int, ...]) -> Cal
             spatial,
             *(RandomTransform(transform, apply_probability=p) for transform, p in sometimes),
             MirrorTransform((0, 1, 2)),
-            MaskImageTransform(list(mask_channels)),
+            MaskImageTransform(list(MASK_CHANNELS)),
             RemoveLabelTansform(-1, 0),
         ]
-    )
-
-
-class _NnUNetV2Patches(TorchDataset):
-    """What nnU-Net v2's loader does for a patch: the enlarged box from the mapped arrays, then the transforms."""
-
-    def __init__(self, data: list[dict], patch_size: int, mask_channels: tuple[int, ...], length: int) -> None:
-        self.data, self.patch_size, self.length = data, patch_size, length
-        self.transforms = nnunet_v2_transforms(patch_size, mask_channels)
-        self.box = RandRotateScaled("image").box_size((patch_size,) * 3)
-        blur = next(t.transform for t in self.transforms.transforms[1:] if hasattr(t.transform, "benchmark"))
-        for _ in range(12):  # it measures which of two ways is faster for a kernel size; not to be timed here
-            blur(image=torch.zeros(2, *(patch_size,) * 3))
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, index: int) -> dict:
-        random = np.random.RandomState([1, index])
-        np.random.seed(random.randint(2**31))
-        torch.manual_seed(int(random.randint(2**31)))
-        case = self.data[random.randint(len(self.data))]
-        image, label = (np.load(case[key], mmap_mode="r") for key in ("image", "label"))
-        margins = [b - self.patch_size for b in self.box]
-        if is_forced_slot(index % 2, 2):
-            with np.load(case["foreground"]) as stored:
-                voxels = stored[stored.files[random.randint(len(stored.files))]]
-            start = [int(v) - b // 2 for v, b in zip(voxels[random.randint(len(voxels))], self.box)]
-        else:
-            shape = image.shape[1:]
-            start = [random.randint(-m // 2, n + m // 2 + m % 2 - b + 1) for m, n, b in zip(margins, shape, self.box)]
-        patch = self.transforms(
-            image=read_box(image, start, self.box, 0, "image"),
-            segmentation=read_box(label, start, self.box, -1, "label").to(torch.int16),
-        )
-        return {"image": patch["image"], "label": patch["segmentation"]}
-
-
-def _one_thread(worker: int) -> None:
-    torch.set_num_threads(1)
-
-
-def _load(dataset: TorchDataset, first: int, count: int, workers: int) -> tuple[float, float]:
-    """Seconds on the clock, and CPU seconds of the workers, for ``count`` patches from position ``first``."""
-    loader = torch.utils.data.DataLoader(
-        dataset,
-        batch_size=2,
-        sampler=range(first, first + count),
-        num_workers=workers,
-        collate_fn=_stack,
-        worker_init_fn=_one_thread,
-    )
-    cpu = resource.getrusage(resource.RUSAGE_CHILDREN)
-    started = time.perf_counter()
-    for _ in loader:
-        pass
-    seconds = time.perf_counter() - started
-    del loader
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return seconds, after.ru_utime + after.ru_stime - cpu.ru_utime - cpu.ru_stime
-
-
-def _stack(items: list[dict]) -> dict[str, torch.Tensor]:
-    # PyTorch's own collation writes into shared memory at once; plain tensors, because both pipelines can give these
-    return default_collate([{key: item[key].as_subclass(torch.Tensor) for key in ("image", "label")} for item in items])
-
-
-def measure_augmentation(options: Options) -> Iterator[Measurement]:
-    """
-    Load patches through both pipelines in turns, from the same stored volumes, other patches in every round.
-
-    A third of the patches is interpolated, so take enough of them. The values are seconds per patch.
-    """
-    size, count, channels = options.patch_size, options.patches, (0, 1)
-    skipped = {}
-    with tempfile.TemporaryDirectory() as folder:
-        cases = make_cases(Path(folder), shape=(size * 3 // 2, size * 3 // 2, size * 5 // 4))
-        pipelines = {OURS: PatchDataset(cases, training_augmentation(size, mask_channels=channels))}
-        try:
-            pipelines[PEER] = _NnUNetV2Patches(cases, size, channels, 10**9)
-        except ImportError:
-            skipped[PEER] = "not installed"
-        values: dict[str, list[float]] = {name: [] for name in pipelines}
-        cpu = dict.fromkeys(pipelines, 0.0)
-        for repeat in range(options.repeats):
-            for name, dataset in pipelines.items():
-                seconds, seconds_of_workers = _load(dataset, repeat * count, count, options.workers)
-                values[name].append(seconds / count)
-                cpu[name] += seconds_of_workers / (count * options.repeats)
-    busy = ", ".join(f"{name} {1000 * seconds:.0f} ms" for name, seconds in cpu.items())
-    yield Measurement(
-        "augmentation",
-        f"patch of {size}^3, 2 channels, {options.workers} workers",
-        "s",
-        values,
-        skipped=skipped,
-        notes=[f"CPU time of the workers per patch: {busy}."] if options.workers else [],
-        work=1,
-        work_unit="patches/s",
     )

@@ -1,11 +1,11 @@
 """The section ``memory``: peak memory of one step, in a fresh process per contestant and round.
 
-On a CPU it is the growth of the process's largest resident size over what it was before the step, after a step on a
-small input, which loads libraries and starts threads. Linux keeps that mark per program and can set it back; without
-``/proc``, ``getrusage`` gives it. On a GPU it is the growth of ``torch.cuda.max_memory_allocated`` after a first step
-of the same size, so that cuDNN's search for algorithms is not counted.
+On a CPU it is the growth of the process's peak resident size over its size before the step, after a step on a small
+input, which loads libraries and starts threads. Linux can reset that peak; without ``/proc``, ``getrusage`` is used.
+On a GPU it is the growth of ``torch.cuda.max_memory_allocated`` after a first step of the same size, so that cuDNN's
+search for algorithms is not counted.
 
-A server process imports torch and MONAI once and is forked for each contestant, where the system can fork.
+A server process imports torch and MONAI once and is forked for each measurement.
 """
 
 from __future__ import annotations
@@ -15,28 +15,29 @@ import gc
 import multiprocessing
 import platform
 import re
+import resource
 import sys
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
 
-from .contestants import COMPILED, autocast, build, make_input, names_for, output_gradients, train_once
-from .network import forward_once
-from .options import FACTOR, Options, VariantName
-from .timing import OURS, Measurement
+from .contestants import COMPILED, autocast, build, names_for
+from .network import case_name, run_once, step_inputs
+from .options import SHAPE_FACTOR
+from .timing import Measurement, compare
 
 __all__ = ["measure_memory", "peak_of"]
 
 MIB = 2**20
-ROUNDS = 3  # at most: a process starts for each
+ROUNDS = 3  # at most: each starts a process per contestant
 UNCERTAIN = "The C library's reuse of memory makes runs of the same code differ by up to some 30 MiB."
 
 
-def measure_memory(options: Options) -> Iterator[Measurement]:
+def measure_memory(options: Namespace) -> Iterator[Measurement]:
     """Measure one forward and one training step of every contestant at every variant and size."""
     for variant in options.variants:
         for size in options.size:
@@ -44,56 +45,40 @@ def measure_memory(options: Options) -> Iterator[Measurement]:
                 yield _measure(options, variant, size, step)
 
 
-def _measure(options: Options, variant: VariantName, size: int, step: str) -> Measurement:
-    values: dict[str, list[float]] = {name: [] for name in names_for(options, variant)}
-    skipped = {}
+def _measure(options: Namespace, variant: str, size: int, step: str) -> Measurement:
+    names, skipped, notes = names_for(options, variant), {}, []
     if torch.device(options.device).type == "cpu":
-        skipped = {name: "on a CPU the compiler's own memory would be counted" for name in values if COMPILED in name}
-    for _ in range(min(options.repeats, ROUNDS)):
-        for name in values:
-            if name in skipped:
-                continue
-            try:
-                values[name].append(_in_a_process(options, variant, size, step, name))
-            except (RuntimeError, ValueError) as error:
-                if name == OURS:
-                    raise
-                skipped[name] = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}"
-    values = {name: found for name, found in values.items() if name not in skipped}
-    batch = f"{options.batch} x " if options.batch > 1 else ""
-    case = f"{step} {variant}, {batch}{size}^3"
-    notes = [UNCERTAIN] if torch.device(options.device).type == "cpu" else []
-    return Measurement("memory", case, "MiB", values, skipped=skipped, notes=notes)
+        skipped = {name: "on a CPU the compiler's own memory would be counted" for name in names if COMPILED in name}
+        notes = [UNCERTAIN]
+    peak = partial(_in_a_process, _peak, options, variant, size, step == "training")
+    peaks = {name: partial(peak, name) for name in names if name not in skipped}
+    compared = compare(peaks, lambda step: step(), min(options.repeats, ROUNDS))
+    compared["skipped"] |= skipped
+    return Measurement("memory", f"{step} {case_name(options, variant, size)}", "MiB", **compared, notes=notes)
 
 
-def _in_a_process(options: Options, variant: VariantName, size: int, step: str, name: str) -> float:
-    can_fork = "forkserver" in multiprocessing.get_all_start_methods()
-    context = multiprocessing.get_context("forkserver" if can_fork else "spawn")
-    if can_fork:
-        context.set_forkserver_preload([__name__])
-    with ProcessPoolExecutor(1, mp_context=context) as pool:  # a process that is killed ends in a RuntimeError
-        return pool.submit(_peak, options, variant, size, step, name).result()
+def _in_a_process(function: Callable[..., float], *arguments: object) -> float:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    with ProcessPoolExecutor(1, mp_context=context) as pool:  # raises a RuntimeError if the process is killed
+        return pool.submit(function, *arguments).result()
 
 
-def _peak(options: Options, variant: VariantName, size: int, step: str, name: str) -> float:
+def _peak(options: Namespace, variant: str, size: int, training: bool, name: str) -> float:
     """Build one contestant in this process and return the peak memory of one step in MiB."""
     device = torch.device(options.device)
     if options.threads:
         torch.set_num_threads(options.threads)
-    (contestant,) = build(options, variant, [name], training=step == "training")
+    contestant = build(options, variant, [name], training)[name]
 
     def step_at(size: int, batch: int) -> Callable[[], object]:
-        sized = replace(options, batch=batch)
-        x = make_input(sized, (size,) * 3)
-        if step == "forward":
-            return partial(forward_once, contestant, x, sized)
-        return partial(train_once, contestant, x, output_gradients(sized, size), autocast(sized))
+        return partial(run_once, contestant, *step_inputs(size, batch, options.device, training), autocast(options))
 
-    real = step_at(size, options.batch)
-    first = real if device.type == "cuda" else step_at(2 * FACTOR, 1)  # MONAI's norm refuses smaller ones
+    step = step_at(size, options.batch)
+    first = step if device.type == "cuda" else step_at(2 * SHAPE_FACTOR, 1)  # MONAI's norm refuses smaller ones
     first()
     contestant.network.zero_grad(set_to_none=True)
-    return peak_of(real, device)
+    return peak_of(step, device)
 
 
 def peak_of(step: Callable[[], object], device: torch.device) -> float:
@@ -107,21 +92,17 @@ def peak_of(step: Callable[[], object], device: torch.device) -> float:
         torch.cuda.synchronize(device)
         return (torch.cuda.max_memory_allocated(device) - before) / MIB
     if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).malloc_trim(0)  # what the first step left behind would serve the second unseen
-    before = _largest_resident(reset=True)
+        ctypes.CDLL(None).malloc_trim(0)  # otherwise the step would reuse, uncounted, what the first step freed
+    before = _peak_resident(reset=True)
     step()
-    return _largest_resident() - before
+    return _peak_resident() - before
 
 
-def _largest_resident(reset: bool = False) -> float:
-    """The largest resident size of this program so far in MiB, set back to the present one beforehand if wanted."""
+def _peak_resident(reset: bool = False) -> float:
+    """Return the peak resident size of this process in MiB, first reset to the present size if wanted and possible."""
     status = Path("/proc/self/status")
-    marks = re.findall(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else []
-    if marks:  # not getrusage: a new process inherits the mark of its parent
-        if reset:
-            Path("/proc/self/clear_refs").write_text("5")
-            return _largest_resident()
-        return int(marks[0]) / 1024
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (MIB if sys.platform == "darwin" else 1024)
+    if not (status.exists() and "VmHWM" in status.read_text()):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (MIB if sys.platform == "darwin" else 1024)
+    if reset:  # getrusage's peak cannot be reset, and a new process inherits that of its parent
+        Path("/proc/self/clear_refs").write_text("5")
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1]) / 1024

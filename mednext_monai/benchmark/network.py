@@ -1,58 +1,160 @@
-"""The sections ``forward`` and ``training``: one batch through every contestant."""
+"""The sections ``forward``, ``training`` and ``window``.
+
+- forward: one batch, without gradients.
+- training: a forward pass with deep supervision and a backward pass from fixed gradients of the five outputs; no loss,
+  no optimizer.
+- window: a whole volume, the way a bundle predicts it. Ours and plain use ``mednext_monai.inferers.MedNeXtInferer``,
+  here with MONAI's windows and weights, the others MONAI's ``SlidingWindowInferer``. That averages what the network
+  returns and has no mirror images, so the others return the softmax, averaged over eight mirror images if wanted.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from itertools import product
 
 import torch
+from monai.inferers import SlidingWindowInferer
 
-from .contestants import Contestant, autocast, build, make_input, names_for, output_gradients, run_reference, train_once
-from .options import Options, VariantName
-from .timing import Measurement, compare
+from mednext_monai.inferers import MedNeXtInferer
+from mednext_monai.networks import using_backend
 
-__all__ = ["forward_once", "measure_networks"]
+from .contestants import OUT_CHANNELS, Contestant, autocast, build, make_input, names_for
+from .timing import Measurement, compare, seconds
 
+__all__ = ["case_name", "measure_networks", "measure_window", "reference", "relative_error", "run_once", "step_inputs"]
 
-def measure_networks(options: Options, section: str) -> Iterator[Measurement]:
-    """
-    Time every variant at every size.
-
-    A training step is forward with deep supervision and backward from fixed gradients of the five outputs: no loss, no
-    optimiser.
-
-    Args:
-        options: those of the run.
-        section: "forward" or "training".
-    """
-    for variant in options.variants:
-        for size in options.size:
-            yield _measure(options, section, variant, size)
+Tensors = Sequence[torch.Tensor]
+WINDOWS = {"sw_batch_size": 1, "overlap": 0.5, "mode": "gaussian", "sigma_scale": 0.125}
 
 
-def _measure(options: Options, section: str, variant: VariantName, size: int) -> Measurement:
-    training = section == "training"
-    x = make_input(options, (size,) * 3)
-    gradients = output_gradients(options, size) if training else None
-    reference = run_reference(options, variant, x, gradients)
-    contestants = {c.name: c for c in build(options, variant, names_for(options, variant), training)}
-    if training:
-        steps = {n: partial(train_once, c, x, gradients, autocast(options)) for n, c in contestants.items()}
-    else:
-        steps = {n: partial(forward_once, c, x, options) for n, c in contestants.items()}
+def measure_networks(options: Namespace, training: bool) -> Iterator[Measurement]:
+    """Time a forward pass, or a training step, of every variant at every size."""
+    for variant, size in product(options.variants, options.size):
+        yield _measure_step(options, training, variant, size)
+
+
+def _measure_step(options: Namespace, training: bool, variant: str, size: int) -> Measurement:
+    x, gradients = step_inputs(size, options.batch, options.device, training)
+    errors = reference(options, variant, x, gradients)
+    contestants = build(options, variant, names_for(options, variant), training)
     compared = compare(
-        steps,
-        lambda name, outputs: reference.errors(contestants[name], outputs),
+        {name: partial(run_once, c, x, gradients, autocast(options)) for name, c in contestants.items()},
+        partial(seconds, device=options.device),
         options.repeats,
         options.warmup,
-        options.device,
+        lambda name, outputs: errors(contestants[name], outputs),
     )
+    section, case = "training" if training else "forward", case_name(options, variant, size)
+    return Measurement(section, case, "s", **compared, work=x.numel() / 1e6, work_unit="Mvoxel/s")
+
+
+def case_name(options: Namespace, variant: str, size: int) -> str:
+    """Return what a step runs, such as "S k3, 2 x 64^3"."""
     batch = f"{options.batch} x " if options.batch > 1 else ""
-    case = f"{variant}, {batch}{size}^3"
-    return Measurement(section, case, "s", **compared, work=options.batch * size**3 / 1e6, work_unit="Mvoxel/s")
+    return f"{variant.replace('_', ' ')}, {batch}{size}^3"
 
 
-def forward_once(contestant: Contestant, x: torch.Tensor, options: Options) -> tuple[torch.Tensor, ...]:
-    """One batch forward, without gradients; the outputs."""
-    with torch.no_grad(), autocast(options):
-        return contestant(x)
+def step_inputs(size: int, batch: int, device: str, training: bool) -> tuple[torch.Tensor, Tensors | None]:
+    """Return an input ``(batch, 1, size, size, size)`` and, for training, gradients of the outputs, each of norm 1."""
+    x = make_input((size,) * 3, batch, device)
+    if not training:
+        return x, None
+    generator = torch.Generator().manual_seed(1)
+    shapes = [(batch, OUT_CHANNELS, *[max(size >> level, 1)] * 3) for level in range(5)]
+    gradients = [torch.randn(shape, generator=generator) for shape in shapes]
+    return x, [(gradient / gradient.numel() ** 0.5).to(device) for gradient in gradients]
+
+
+def run_once(
+    contestant: Contestant, x: torch.Tensor, gradients: Tensors | None, context: AbstractContextManager
+) -> Tensors:
+    """Run a forward pass in a context or, given gradients of the outputs, a training step; return the outputs."""
+    if gradients is None:
+        with torch.no_grad(), context:
+            return contestant(x)
+    contestant.network.zero_grad(set_to_none=True)
+    with using_backend(contestant.backend):
+        with context:
+            outputs = contestant(x)
+        torch.autograd.backward(outputs, [g.to(o.dtype) for g, o in zip(gradients, outputs)])
+    return tuple(output.detach() for output in outputs)
+
+
+def reference(
+    options: Namespace, variant: str, x: torch.Tensor, gradients: Tensors | None
+) -> Callable[[Contestant, Tensors], dict[str, float]]:
+    """Run the plain modules in the type ``--reference``, without TF32, and return a function that gives the errors."""
+    dtype, training = getattr(torch, options.reference), gradients is not None
+    plain = build(options, variant, ["plain"], training)["plain"]
+    plain.network.to(dtype)
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        expected = run_once(plain, x.to(dtype), gradients, nullcontext())
+    expected_gradients = plain.gradients() if training else {}
+
+    def errors(contestant: Contestant, outputs: Tensors) -> dict[str, float]:
+        found = {"output": relative_error(outputs, expected)}
+        if training:
+            own = contestant.gradients()
+            found["gradient"] = relative_error([own[name] for name in expected_gradients], expected_gradients.values())
+        return found
+
+    return errors
+
+
+def relative_error(found: Tensors, expected: Tensors) -> float:
+    """Return the largest absolute difference over the largest absolute value of all tensors; NaN if there is one."""
+    differences = torch.stack([(a.double() - b.double()).abs().max() for a, b in zip(found, expected)])
+    return float(differences.max() / torch.stack([b.double().abs().max() for b in expected]).max())
+
+
+def measure_window(options: Namespace) -> Iterator[Measurement]:
+    """Time the prediction of the volume with every variant, without and with mirror images as ``--mirror`` says."""
+    mirrors = {"off": [False], "on": [True], "both": [False, True]}[options.mirror]
+    for variant, mirror in product(options.variants, mirrors):
+        yield _measure_window(options, variant, mirror)
+
+
+def _measure_window(options: Namespace, variant: str, mirror: bool) -> Measurement:
+    volume = make_input(options.volume, options.batch, options.device)
+    contestants = build(options, variant, names_for(options, variant), training=False)
+    plain = build(options, variant, ["plain"], training=False)["plain"]
+    with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        expected = SlidingWindowInferer(options.roi, **WINDOWS)(volume, partial(_probabilities, plain, mirror))
+    compared = compare(
+        {name: partial(_predictor(c, mirror, options), volume) for name, c in contestants.items()},
+        partial(seconds, device=options.device),
+        options.repeats,
+        options.warmup,
+        lambda name, found: {"output": relative_error([found], [expected])},
+    )
+    shape = "x".join(map(str, options.volume))
+    case = f"{variant.replace('_', ' ')}, {shape} by {options.roi}^3, mirror {'on' if mirror else 'off'}"
+    return Measurement("window", case, "s", **compared, work=volume.numel() / 1e6, work_unit="Mvoxel/s")
+
+
+def _predictor(contestant: Contestant, mirror: bool, options: Namespace) -> Callable[[torch.Tensor], torch.Tensor]:
+    network = partial(_probabilities, contestant, mirror)
+    inferer = SlidingWindowInferer(options.roi, **WINDOWS)
+    if contestant.kind in ("ours", "plain"):
+        network = partial(_logits, contestant)
+        inferer = MedNeXtInferer(options.roi, mirror=mirror, windows="monai", **WINDOWS)
+
+    def predict(volume: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad(), autocast(options):
+            return inferer(volume, network)
+
+    return predict
+
+
+def _logits(contestant: Contestant, window: torch.Tensor) -> torch.Tensor:
+    return contestant(window)[0]
+
+
+def _probabilities(contestant: Contestant, mirror: bool, window: torch.Tensor) -> torch.Tensor:
+    axes = [[axis for axis, flip in zip((2, 3, 4), flips) if flip] for flips in product((False, True), repeat=3)]
+    axes = axes if mirror else [[]]
+    return sum(contestant(window.flip(a))[0].float().softmax(1).flip(a) for a in axes) / len(axes)

@@ -1,13 +1,16 @@
-"""The section ``preprocessing``: one case, cropped, resampled to 1 mm and normalised.
+"""The section ``preprocessing``: one case, cropped, resampled to 1 mm and normalized.
 
 Peers: the same steps with the resampling as the original does it, ``skimage.transform.resize`` for the image and for
-every label, of which the one with the largest weight wins; and MONAI's ``CropForegroundd``, ``Spacingd`` and
+every label, of which the one with the largest weight is taken; and MONAI's ``CropForegroundd``, ``Spacingd`` and
 ``NormalizeIntensityd``, which compute something else: another grid, no clipping to the range, the nearest label.
 """
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections.abc import Callable, Iterator
+from functools import partial
+from importlib.util import find_spec
 
 import numpy as np
 import torch
@@ -19,66 +22,67 @@ from mednext_monai.preprocessing.geometry import plan_geometry
 from mednext_monai.preprocessing.nonzero import bounding_box, crop, fill_holes, mark_outside, nonzero_mask
 from mednext_monai.preprocessing.normalization import normalize_channels
 
-from .options import Options
-from .timing import OURS, Measurement, compare
+from .timing import OURS, Measurement, compare, seconds
 
-__all__ = ["make_case", "measure_preprocessing"]
+__all__ = ["make_ball", "measure_preprocessing"]
 
-SPACING = (0.9, 0.9, 2.3)  # mm; cubic along all axes, the coarsest is less than three times the finest
+SPACING = (0.9, 0.9, 2.3)  # mm; the coarsest is less than three times the finest, so all axes are resampled cubically
 PLAN = {"spacing": (1.0, 1.0, 1.0), "normalization": ["zscore"]}
-NOTES = [
-    "scikit-image: which of two labels of equal weight wins is left to rounding.",
-    "monai: Spacingd(mode=3) computes another function: another grid, no clipping, the nearest label.",
-]
+NOTES = {
+    "scikit-image": "which of two labels of equal weight is taken depends on rounding.",
+    "monai": "Spacingd(mode=3) computes another function: another grid, no clipping, the nearest label.",
+}
 
 
-def make_case(shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A ball with three nested classes in empty surroundings: image ``(1, X, Y, Z)``, label ``(X, Y, Z)``, affine."""
+def make_ball(shape: tuple[int, ...], phase: float = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Return the distance from the center of a bumpy ball and its three nested classes (int8), both ``(X, Y, Z)``."""
     grid = np.stack(np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij"))
-    radius = np.sqrt((grid**2).sum(0)) + 0.1 * np.sin(7 * grid[0]) * np.cos(5 * grid[1])
-    label = np.select([radius < 0.2, radius < 0.35, radius < 0.5], [3, 2, 1], 0).astype(np.int8)
+    radius = np.sqrt((grid**2).sum(0)) + 0.1 * np.sin(7 * grid[0] + phase) * np.cos(5 * grid[1])
+    return radius, np.select([radius < 0.2, radius < 0.35, radius < 0.5], [3, 2, 1], 0).astype(np.int8)
+
+
+def _make_case(shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return a ball surrounded by zeros: image ``(1, X, Y, Z)``, label ``(X, Y, Z)``, affine ``(4, 4)``."""
+    radius, label = make_ball(shape)
     noise = np.random.RandomState(0).standard_normal(shape)
     image = np.where(radius < 0.95, 10 + np.cos(9 * radius) + 0.2 * noise, 0)[None].astype(np.float32)
     return image, label, np.diag([*SPACING, 1.0])
 
 
-def measure_preprocessing(options: Options) -> Iterator[Measurement]:
-    """Preprocess a synthetic case through every pipeline in turns; the throughput counts voxels that come out."""
-    image, label, affine = make_case(tuple(options.case_shape))
-    expected = preprocess_case(image, label, affine, PLAN)
-    steps: dict[str, Callable[[], object]] = {OURS: lambda: preprocess_case(image, label, affine, PLAN)}
-    missing = {}
-    try:
-        import skimage.transform
-
-        steps["scikit-image"] = lambda: _with_skimage(skimage.transform.resize, image, label, affine)
-    except ImportError:
-        missing["scikit-image"] = "not installed"
-    transform = _monai_transform()
-    steps["monai"] = lambda: transform(_as_dictionary(image, label, affine))
+def measure_preprocessing(options: Namespace) -> Iterator[Measurement]:
+    """Preprocess a synthetic case with every pipeline in turn; the throughput counts output voxels."""
+    case = _make_case(options.case_shape)
+    expected = preprocess_case(*case, PLAN)
+    steps: dict[str, Callable[[], object]] = {OURS: partial(preprocess_case, *case, PLAN)}
+    if find_spec("skimage"):
+        steps["scikit-image"] = partial(_with_skimage, *case)
+    steps["monai"] = partial(_with_monai, _monai_transform(), *case)
 
     def check(name: str, found: PreprocessedCase | dict) -> dict[str, float]:
-        if isinstance(found, dict):
+        if name == "monai":
             return {}
         error = np.abs(found.image - expected.image).max() / np.abs(expected.image).max()
         return {"output": float(error), "labels": float((found.label != expected.label).mean())}
 
-    compared = compare(steps, check, options.repeats, options.warmup)
-    compared["skipped"] |= missing
+    compared = compare(steps, seconds, options.repeats, options.warmup, check)
+    if "scikit-image" not in steps:
+        compared["skipped"]["scikit-image"] = "not installed"
     sizes = ["x".join(map(str, shape)) for shape in (options.case_shape, expected.label.shape)]
     yield Measurement(
         "preprocessing",
         f"{sizes[0]} to {sizes[1]}, 4 labels",
         "s",
         **compared,
-        notes=[note for note in NOTES if note.split(":")[0] in compared["values"]],
+        notes=[f"{name}: {note}" for name, note in NOTES.items() if name in compared["values"]],
         work=expected.label.size / 1e6,
         work_unit="Mvoxel/s",
     )
 
 
-def _with_skimage(resize: Callable, image: np.ndarray, label: np.ndarray, affine: np.ndarray) -> PreprocessedCase:
+def _with_skimage(image: np.ndarray, label: np.ndarray, affine: np.ndarray) -> PreprocessedCase:
     """:py:func:`preprocess_case`, with every array resampled by scikit-image in float64."""
+    from skimage.transform import resize
+
     mask = nonzero_mask(image)
     start, stop = bounding_box(mask)
     geometry = plan_geometry(image.shape[1:], affine, start, stop, PLAN["spacing"])
@@ -104,6 +108,6 @@ def _monai_transform() -> Compose:
     )
 
 
-def _as_dictionary(image: np.ndarray, label: np.ndarray, affine: np.ndarray) -> dict[str, MetaTensor]:
+def _with_monai(transform: Compose, image: np.ndarray, label: np.ndarray, affine: np.ndarray) -> dict[str, MetaTensor]:
     arrays = {"image": image, "label": label[None]}
-    return {key: MetaTensor(torch.from_numpy(array), affine=affine) for key, array in arrays.items()}
+    return transform({key: MetaTensor(torch.from_numpy(array), affine=affine) for key, array in arrays.items()})

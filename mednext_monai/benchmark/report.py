@@ -1,92 +1,123 @@
-"""The results as text for the screen, as Markdown for a page, and as JSON with every single value."""
+"""The results: as text for the terminal, as Markdown, and as JSON with the machine and every single value."""
 
 from __future__ import annotations
 
 import json
+import os
+import platform
+import re
 import shlex
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import monai
+import torch
+
+import mednext_monai
+from mednext_monai.networks import get_backend
+
 from ..files import write_atomically
-from .machine import one_line
 from .timing import OURS, Measurement, ratios, shown, spread
 
-__all__ = ["as_markdown", "as_text", "command_line", "write_json"]
+__all__ = ["as_markdown", "as_text", "describe_machine", "one_line", "write_json"]
+
+
+def describe_machine(device: str) -> dict:
+    """Return processor, threads, versions and, if it is used, the GPU."""
+    machine = {
+        "cpu": _cpu_name(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "monai": monai.__version__,
+        "mednext_monai": mednext_monai.__version__,
+        "backend": get_backend(),
+        "preloaded": os.environ.get("LD_PRELOAD", ""),  # perhaps another allocator
+        "date": time.strftime("%Y-%m-%d"),
+    }
+    if torch.device(device).type == "cuda":
+        properties = torch.cuda.get_device_properties(torch.device(device))
+        machine["gpu"] = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
+        machine["cuda"], machine["cudnn"] = torch.version.cuda, torch.backends.cudnn.version()
+    return machine
+
+
+def _cpu_name() -> str:
+    file = Path("/proc/cpuinfo")
+    names = re.findall(r"^model name\s*:\s*(.+)$", file.read_text(), re.MULTILINE) if file.exists() else []
+    return names[0].strip() if names else platform.processor() or platform.machine()
+
+
+def one_line(machine: dict) -> str:
+    """Return the machine as a line of text."""
+    processor = f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads"
+    parts = [*([machine["gpu"]] if "gpu" in machine else []), processor]
+    parts += [f"torch {machine['torch']}, MONAI {machine['monai']}", f"backend {machine['backend']}"]
+    return "; ".join(parts)
+
+
+def _command_line(arguments: Sequence[str]) -> str:
+    return shlex.join(["python", "-m", "mednext_monai.benchmark", *arguments])
 
 
 def write_json(path: Path, machine: dict, arguments: Sequence[str], measurements: Sequence[Measurement]) -> None:
-    """Write the machine, the command and every measurement with all its values, whole or not at all."""
-    content = {
-        "machine": machine,
-        "command": command_line(arguments),
-        "measurements": [measurement.to_dict() for measurement in measurements],
-    }
+    """Write the machine, the command and every measurement with all its values."""
+    found = [measurement.to_dict() for measurement in measurements]
+    content = {"machine": machine, "command": _command_line(arguments), "measurements": found}
     write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
-
-
-def command_line(arguments: Sequence[str]) -> str:
-    """Return the command that was run."""
-    return shlex.join(["python", "-m", "mednext_monai.benchmark", *arguments])
 
 
 def as_text(machine: dict, measurements: Sequence[Measurement]) -> str:
     """Return one block per measurement, one line per contestant."""
     lines = [one_line(machine)]
-    for measurement in measurements:
-        heading = f"{measurement.section}: {measurement.case}"
-        if measurement.allocator != "default":
-            heading += f", {measurement.allocator} allocator"
-        columns = ["", f"median {measurement.unit}", "min", "max", measurement.work_unit]
-        columns += ["over ours", "min", "max", "error"]
-        rows = [columns, *_rows(measurement)]
-        widths = [max(len(row[i]) for row in rows) for i in range(len(columns))]
-        lines += ["", heading]
-        for row in rows:
-            cells = [cell.rjust(width) for cell, width in zip(row, widths)]
-            cells[0], cells[-1] = row[0].ljust(max(widths[0], 14)), row[-1]
-            lines.append("  " + "  ".join(cells).rstrip())
-        lines += [f"  {name} skipped: {reason}" for name, reason in measurement.skipped.items()]
-        lines += [f"  {note}" for note in measurement.notes]
+    for m in measurements:
+        heads = ["", f"median {m.unit}", "min", "max", m.work_unit, "over ours", "min", "max", "error"]
+        rows = [heads, *(_row(m, name) for name in m.values)]
+        widths = [max(map(len, column)) for column in zip(*rows)]
+        lines += ["", f"{m.section}: {m.title}"]
+        for first, *cells, last in rows:
+            numbers = [cell.rjust(width) for cell, width in zip(cells, widths[1:])]
+            lines.append("  " + "  ".join([first.ljust(max(widths[0], 14)), *numbers, last]).rstrip())
+        lines += [f"  {name} skipped: {reason}" for name, reason in m.skipped.items()]
+        lines += [f"  {note}" for note in m.notes]
     return "\n".join(lines)
 
 
-def _rows(measurement: Measurement) -> list[list[str]]:
-    rows, compared = [], ratios(measurement.values)
-    for name, values in measurement.values.items():
-        times = spread(values)
-        rate = f"{measurement.work / times['median']:.3g}" if measurement.work else ""
-        factors = [f"{compared[name][key]:.2f}" if name in compared else "" for key in ("median", "min", "max")]
-        errors = measurement.agreement.get(name, {})
-        error = ", ".join(f"{what} {value:.1e}" if value else f"{what} 0" for what, value in errors.items())
-        rows.append([name, *(_number(times[key]) for key in ("median", "min", "max")), rate, *factors, error])
-    return rows
+def _row(measurement: Measurement, name: str) -> list[str]:
+    values, ratio = spread(measurement.values[name]), ratios(measurement.values).get(name)
+    rate = f"{measurement.work / values['median']:.3g}" if measurement.work else ""
+    factors = [f"{value:.2f}" for value in ratio.values()] if ratio else [""] * 3
+    errors = measurement.agreement.get(name, {}).items()
+    error = ", ".join(f"{what} {value:.1e}" if value else f"{what} 0" for what, value in errors)
+    return [name, *map(_number, values.values()), rate, *factors, error]
 
 
 def _number(value: float) -> str:
-    """Three significant digits, without an exponent."""
+    """Format with three significant digits and without an exponent."""
     return f"{value:.0f}" if value >= 100 else f"{value:#.3g}".rstrip(".") if value >= 0.01 else f"{value:.4f}"
 
 
 def as_markdown(machine: dict, arguments: Sequence[str], measurements: Sequence[Measurement]) -> str:
-    """Return one table, one line per measurement and one column per other contestant, and how to make it again."""
+    """Return a table, a row per measurement and a column per other contestant, followed by the command."""
     others = list(dict.fromkeys(name for m in measurements for name in m.values if name != OURS))
     heads = ["", "ours", *(f"{shown(name)} / ours" for name in others), "largest error"]
-    lines = [f"| {' | '.join(heads)} |", f"|{' --- |' * len(heads)}"]
+    rows = [heads, ["---"] * len(heads)]
     for m in measurements:
-        compared = ratios(m.values)
-        what = f"{m.section} {m.case}" + (f", {m.allocator} allocator" if m.allocator != "default" else "")
-        errors = [value for of_one in m.agreement.values() for value in of_one.values()]
-        cells = [what, f"{_number(spread(m.values[OURS])['median'])} {m.unit}"]
-        cells += [_ratio(compared.get(name)) for name in others]
-        cells.append((f"{max(errors):.0e}" if any(errors) else "0") if errors else "")
-        lines.append(f"| {' | '.join(cells)} |")
+        found = ratios(m.values)
+        errors = [error for of_one in m.agreement.values() for error in of_one.values()]
+        largest = (f"{max(errors):.0e}" if any(errors) else "0") if errors else ""
+        own = f"{_number(spread(m.values[OURS])['median'])} {m.unit}"
+        rows.append([f"{m.section} {m.title}", own, *(_ratio(found.get(name)) for name in others), largest])
+    table = [f"| {' | '.join(row)} |" for row in rows]
     text = "Medians (smallest to largest) of the ratios within the rounds; above 1, ours is faster, or smaller."
-    return "\n".join([*lines, "", f"{text} {one_line(machine)}. `{command_line(arguments)}`"])
+    return "\n".join([*table, "", f"{text} {one_line(machine)}. `{_command_line(arguments)}`"])
 
 
 def _ratio(found: dict[str, float] | None) -> str:
     if found is None:
         return ""
-    if found["min"] == found["max"]:
-        return f"{found['median']:.2f}"
-    return f"{found['median']:.2f} ({found['min']:.2f} to {found['max']:.2f})"
+    limits = f" ({found['min']:.2f} to {found['max']:.2f})" if found["min"] < found["max"] else ""
+    return f"{found['median']:.2f}{limits}"
