@@ -25,9 +25,10 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from mednext_monai.data.patches import PatchDataset, is_forced_slot
 from mednext_monai.preprocessing.foreground import foreground_locations
 from mednext_monai.transforms.augmentation import training_augmentation
-from mednext_monai.transforms.sampling import PatchDataset, is_forced_slot, read_box
+from mednext_monai.transforms.patch import read_box
 from mednext_monai.transforms.spatial import RandRotateScaled
 
 from .preprocessing import make_ball
