@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..files import atomic_path
 
-__all__ = ["PLACEHOLDER", "copy", "has_weights", "names", "path", "zip_bundle"]
+__all__ = ["PLACEHOLDER", "bundle_name", "copy", "has_weights", "names", "path", "zip_bundle"]
 
 PACKAGE = Path(__file__).resolve().parent.parent
 
@@ -23,9 +23,14 @@ PLACEHOLDER = (
 )
 
 
+def bundle_name(variant: str, kernel_size: int) -> str:
+    """Return the name of the bundle of a variant and kernel size."""
+    return f"mednext_{variant.lower()}_k{kernel_size}"
+
+
 def names() -> list[str]:
-    """Return the eight names: mednext_s_k3, mednext_s_k5, ..., mednext_l_k5."""
-    return [f"mednext_{variant}_k{kernel_size}" for variant in "sbml" for kernel_size in (3, 5)]
+    """Return the names of the bundles that have been built: mednext_b_k3, mednext_b_k5, ..., mednext_s_k5."""
+    return sorted(_folders())
 
 
 def checkout_root() -> Path:
@@ -38,14 +43,21 @@ def path(name: str) -> Path:
     Return the folder of a bundle: that of the installed package, or in a checkout ``bundles/<name>``.
 
     Raises:
-        ValueError: when there is no bundle of this name.
+        ValueError: if there is no bundle of this name.
     """
-    if name not in names():
-        raise ValueError(f"there is no bundle {name!r}; the bundles are {', '.join(names())}.")
-    for root in (PACKAGE / "_bundles", checkout_root() / "bundles"):
-        if (root / name / "configs" / "train.json").is_file():
-            return root / name
-    raise FileNotFoundError(f"bundle {name} has not been built: run python -m mednext_monai.bundles in the checkout.")
+    folders = _folders()
+    if name not in folders:
+        known = f"the bundles are {', '.join(sorted(folders))}" if folders else "build them: mednext bundle build"
+        raise ValueError(f"there is no bundle {name!r}; {known}.")
+    return folders[name]
+
+
+def _folders() -> dict[str, Path]:
+    """Return the folders of the bundles by name; those of the installed package take precedence."""
+    roots = (checkout_root() / "bundles", PACKAGE / "_bundles")
+    return {
+        file.parents[1].name: file.parents[1] for root in roots for file in root.glob("mednext_*/configs/train.json")
+    }
 
 
 def has_weights(bundle_dir: str | Path) -> bool:

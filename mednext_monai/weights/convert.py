@@ -18,13 +18,16 @@ from typing import NamedTuple
 
 import torch
 
+from ..networks import VARIANTS
 from .describe import NetworkDescription, describe
 from .state_dict import DUMMY, find_state_dict, plain_names, read_checkpoint, write_state_dict
 
 __all__ = ["Conversion", "convert", "from_monai", "reverse_spatial_axes", "to_monai"]
 
 LAYOUTS = ("native", "monai")
-TRAINER = re.compile(r"nnUNetTrainerV2_MedNeXt_([SBML])_kernel(\d+)")  # name of the authors' trainer class
+TRAINER = re.compile(
+    rf"nnUNetTrainerV2_MedNeXt_({'|'.join(VARIANTS)})_kernel(\d+)"
+)  # name of the authors' trainer class
 # Names here and in MONAI's MedNeXt; its decoder and auxiliary heads count from the lowest resolution up.
 MODULES = (
     {f"enc_block_{i}": f"enc_stages.{i}" for i in range(4)}
