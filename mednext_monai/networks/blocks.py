@@ -104,7 +104,9 @@ class _BlockBase(nn.Module):
         self.conv1 = strided_conv(
             in_channels, in_channels, kernel_size, stride=self.stride, padding=kernel_size // 2, groups=groups
         )
-        self.norm = ChannelGroupNorm(in_channels, in_channels) if norm == "group" else ChannelLayerNorm(in_channels)
+        self.norm: ChannelGroupNorm | ChannelLayerNorm = (
+            ChannelGroupNorm(in_channels, in_channels) if norm == "group" else ChannelLayerNorm(in_channels)
+        )
         self.conv2 = conv(in_channels, hidden_channels, kernel_size=1)
         self.act = nn.GELU()
         self.conv3 = conv(hidden_channels, out_channels, kernel_size=1)

@@ -74,7 +74,7 @@ class Implementation(Protocol):
         """Return whether ``run`` computes what the module's own operations compute for the input."""
 
     @property
-    def run(self) -> Callable[[nn.Module, torch.Tensor], Any]:
+    def run(self) -> Callable[[Any, torch.Tensor], Any]:
         """Compute the module's output for an input that ``takes`` accepts."""
 
 

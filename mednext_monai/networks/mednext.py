@@ -108,14 +108,12 @@ class MedNeXt(nn.Module):
             )
 
         def down(level: int) -> MedNeXtDownBlock:  # from this level to the next lower resolution
-            channels, options = width[level : level + 2], {"use_grn": use_grn and level > 0, **common}
-            ratio = ratios[level + 1]
-            return MedNeXtDownBlock(spatial_dims, *channels, ratio, encoder, use_residual_resampling, **options)
+            n, ratio, options = width[level], ratios[level + 1], {"use_grn": use_grn and level > 0, **common}
+            return MedNeXtDownBlock(spatial_dims, n, 2 * n, ratio, encoder, use_residual_resampling, **options)
 
         def up(level: int) -> MedNeXtUpBlock:  # to this level
-            channels, options = (width[level + 1], width[level]), {"use_grn": use_grn, **common}
-            ratio = ratios[8 - level]
-            return MedNeXtUpBlock(spatial_dims, *channels, ratio, decoder, use_residual_resampling, **options)
+            n, ratio, options = width[level], ratios[8 - level], {"use_grn": use_grn, **common}
+            return MedNeXtUpBlock(spatial_dims, 2 * n, n, ratio, decoder, use_residual_resampling, **options)
 
         # In the order in which the authors' code creates them, so that a seed gives the same initial weights.
         self.stem = Conv[Conv.CONV, spatial_dims](in_channels, width[0], kernel_size=1)

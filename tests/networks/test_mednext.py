@@ -18,6 +18,7 @@ from mednext_monai.networks import (
     SHAPE_FACTOR,
     VARIANTS,
     MedNeXt,
+    Variant,
     create_mednext,
     using_backend,
 )
@@ -130,6 +131,15 @@ def test_only_the_large_variants_checkpoint_and_arguments_win_over_the_variant(v
     assert network.bottleneck[0].use_checkpoint is (variant in "SB")
     assert len(network.bottleneck) == 1
     assert network.stem.out_channels == 8
+
+
+def test_a_variant_with_grn_is_one_row(monkeypatch):
+    monkeypatch.setitem(VARIANTS, "G", Variant((2,) * 9, (1,) * 9, use_grn=True, base_channels=4))
+    with torch.device("meta"):
+        network = create_mednext("G")
+    assert network.stem.out_channels == 4
+    grn = {name for name, module in network.named_modules() if getattr(module, "use_grn", False)}
+    assert len(grn) == 16 and "down_0" not in grn  # as in the authors' code
 
 
 # --- training and evaluation -----------------------------------------------------------------------------------------

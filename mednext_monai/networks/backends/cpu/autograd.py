@@ -175,9 +175,9 @@ def _backward(grad, x, y, means, scales, parameters: BlockParameters, kind: _Kin
             total += part.view_as(total)
     gradients: Gradients = [None, None, torch.zeros_like(parameters.depthwise_bias), *sums, None, None]
     if needed[1]:
-        gradients[1] = torch.zeros_like(parameters.depthwise_weight)
+        gradients[1] = grad_weight = torch.zeros_like(parameters.depthwise_weight)
         for source, target in zip(grad_y, x) if kind.transposed else zip(x, grad_y):
-            backward_weight(source, target, kind.stride, gradients[1])
+            backward_weight(source, target, kind.stride, grad_weight)
     grad_x = _backward_depthwise(grad_y, x, grad, parameters.depthwise_weight, kind) if needed[0] else None
     if kind.use_residual and kind.stride > 1:
         gradients[9] = _backward_residual(inner, x, grad_x, parameters, kind)
@@ -264,7 +264,7 @@ def _backward_residual(grad, x, grad_x, parameters: BlockParameters, kind: _Kind
             part = grad_rows @ (matrix.t() if kind.transposed else matrix)
             target = grad_x[i] if kind.transposed else _even(grad_x[i])
             target += part.view(source.shape)
-    return total.view_as(parameters.residual_weight)
+    return total.view(*total.shape, 1, 1, 1)
 
 
 def _even(volume: torch.Tensor) -> torch.Tensor:
@@ -273,7 +273,7 @@ def _even(volume: torch.Tensor) -> torch.Tensor:
 
 
 def _residual_matrix(parameters: BlockParameters) -> torch.Tensor:
-    assert parameters.residual_weight is not None  # for the type checker
+    assert parameters.residual_weight is not None  # narrows the type
     return parameters.residual_weight.flatten(1)
 
 
@@ -290,7 +290,7 @@ def _plain(x: torch.Tensor, parameters: BlockParameters, kind: _Kind) -> torch.T
     y = F.conv3d(y, parameters.compression_weight, parameters.compression_bias)
     if kind.use_residual and kind.stride == 1:
         y = y + x
-    elif kind.use_residual:
+    elif parameters.residual_weight is not None:
         y = y + conv(x, parameters.residual_weight, parameters.residual_bias, stride=kind.stride)
     return F.pad(y, [1, 0] * 3) if kind.transposed else y
 

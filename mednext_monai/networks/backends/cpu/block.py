@@ -7,6 +7,8 @@ groups, modules that were replaced or have hooks, and everything that looks at t
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn as nn
 from monai.data.meta_tensor import MetaTensor
@@ -43,7 +45,7 @@ def takes(block: nn.Module, x: torch.Tensor) -> bool:
     )
 
 
-def _is_ordinary_block(block: Block, x: torch.Tensor) -> bool:
+def _is_ordinary_block(block: Any, x: torch.Tensor) -> bool:
     """Return whether the block is as it was built, its parameters are like the input, and a gradient is wanted."""
     out_channels = x.shape[1] if block.stride == 1 and block.use_residual else None
     if not is_published_block(block, x.shape[1], out_channels):
@@ -55,7 +57,7 @@ def _is_ordinary_block(block: Block, x: torch.Tensor) -> bool:
 
 
 @keeps_metadata
-def run(block: nn.Module, x: torch.Tensor) -> torch.Tensor:
+def run(block: Block, x: torch.Tensor) -> torch.Tensor:
     """
     Compute a block that :py:func:`takes` accepts, differentiable in the input and in every parameter.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn as nn
@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 Block = MedNeXtBlock | MedNeXtDownBlock | MedNeXtUpBlock
-Run = Callable[[nn.Module, torch.Tensor], torch.Tensor]
+M = TypeVar("M", bound=nn.Module)
 HOOKS = ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks")  # of a module, with a _ before
 
 
@@ -60,11 +60,11 @@ def is_parameter_like(x: torch.Tensor) -> bool:
     return type(x) in (torch.Tensor, nn.Parameter)
 
 
-def keeps_metadata(run: Run) -> Run:
+def keeps_metadata(run: Callable[[M, torch.Tensor], torch.Tensor]) -> Callable[[M, torch.Tensor], torch.Tensor]:
     """Decorate a function of a module and a tensor: a ``MetaTensor`` gives a ``MetaTensor`` with its metadata."""
 
     @functools.wraps(run)
-    def run_on_tensor(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    def run_on_tensor(module: M, x: torch.Tensor) -> torch.Tensor:
         if isinstance(x, MetaTensor):
             return MetaTensor(run(module, x.as_tensor())).copy_meta_from(x)
         return run(module, x)
@@ -92,7 +92,7 @@ class BlockParameters(NamedTuple):
 
 def block_parameters(block: Block) -> BlockParameters:
     """Return the parameters of a block for which :py:func:`is_published_block` is true."""
-    modules = (block.conv1, block.norm, block.conv2, block.conv3)
+    modules: tuple[Any, ...] = (block.conv1, block.norm, block.conv2, block.conv3)
     inner = [parameter for module in modules for parameter in (module.weight, module.bias)]
     residual = block.res_conv
     return BlockParameters(*inner, *((None, None) if residual is None else (residual.weight, residual.bias)))
@@ -112,7 +112,7 @@ def is_exactly(module: nn.Module, kind: type[nn.Module]) -> bool:
     )
 
 
-def is_pointwise(conv: nn.Module, kind: type[nn.Module], stride: int = 1) -> bool:
+def is_pointwise(conv: Any, kind: type[nn.Module], stride: int = 1) -> bool:
     """Return whether a module is a 1x1 convolution of the type and stride, with a bias and without groups."""
     return is_exactly(conv, kind) and conv.groups == 1 and _has_geometry(conv, 1, stride)
 
@@ -126,7 +126,8 @@ def is_published_block(block: Block, in_channels: int, out_channels: int | None)
         in_channels: channels of its input.
         out_channels: channels of its output; ``None`` for any.
     """
-    conv, norm, residual = block.conv1, block.norm, block.res_conv
+    conv, residual = block.conv1, block.res_conv
+    norm: Any = block.norm
     kind = nn.ConvTranspose3d if block.transposed else nn.Conv3d
     return (
         is_exactly(conv, kind)
@@ -144,7 +145,7 @@ def is_published_block(block: Block, in_channels: int, out_channels: int | None)
     )
 
 
-def _has_geometry(conv: nn.Module, kernel_size: int, stride: int) -> bool:
+def _has_geometry(conv: Any, kernel_size: int, stride: int) -> bool:
     return (
         conv.kernel_size == (kernel_size,) * 3
         and kernel_size % 2 == 1

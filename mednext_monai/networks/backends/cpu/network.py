@@ -8,8 +8,9 @@ saves is explained in ``depthwise`` and ``pointwise``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from math import prod
+from typing import Any
 
 import torch
 import torch.nn as nn
@@ -19,6 +20,7 @@ from ....memory import empty, release_with
 from ...blocks import MedNeXtBlock, MedNeXtDownBlock, MedNeXtOutBlock, MedNeXtUpBlock
 from ...mednext import MedNeXt
 from .common import (
+    Block,
     block_parameters,
     is_exactly,
     is_observed,
@@ -44,7 +46,7 @@ def takes(network: nn.Module, x: torch.Tensor) -> bool:
     transforms the operations, and the network consists of the unaltered 3D blocks with one norm group per channel and
     no GRN.
     """
-    return (
+    return bool(
         isinstance(network, MedNeXt)
         and not network.training
         and not is_observed()
@@ -127,13 +129,14 @@ def _run_one(network: MedNeXt, image: torch.Tensor, logits: torch.Tensor) -> Non
     torch.addmm(head.bias.unsqueeze(1), head.weight.flatten(1).t(), as_rows(volumes[0]).t(), out=logits.flatten(1))
 
 
-def _stem(stem: nn.Conv3d, image: torch.Tensor, out: torch.Tensor) -> None:
+def _stem(stem: Any, image: torch.Tensor, out: torch.Tensor) -> None:
     for plane, target in zip(image.unbind(1), out):
         torch.addmm(stem.bias, plane.flatten(1).t(), stem.weight.flatten(1).t(), out=as_rows(target))
 
 
 def _stage(blocks: nn.Sequential, x: torch.Tensor, memory: torch.Tensor) -> None:
     """Replace ``x``, ``(D, H, W, C)``, by what the blocks make of it."""
+    block: Any
     for block in blocks:
         y = _view(memory, x.shape)
         weights = _depthwise(block, x, y)
@@ -160,7 +163,7 @@ def _depthwise(block: MedNeXtBlock | MedNeXtDownBlock, x: torch.Tensor, out: tor
     return _weights(block, statistics)
 
 
-def _weights(block: MedNeXtBlock | MedNeXtDownBlock | MedNeXtUpBlock, statistics: ChannelStatistics):
+def _weights(block: Block, statistics: ChannelStatistics) -> PointwiseWeights:
     mean, scale = statistics.mean_and_scale(block.norm.eps)
     return fold_norm(block_parameters(block), scale, mean)
 
@@ -199,6 +202,7 @@ def _add_up(block: MedNeXtUpBlock, x: torch.Tensor, out: torch.Tensor, memory: t
             statistics.add(as_rows(slab))
     weights = _weights(block, statistics)
     for i, phase in enumerate(phases):
+        slabs: Iterable[tuple[slice, torch.Tensor]]
         if i < len(kept):
             slabs = ((planes, kept[i][planes]) for planes in slab_ranges(kept[i].shape))
         else:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -195,7 +195,7 @@ def _fused_linear_gelu() -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor],
     def linear_gelu(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         return torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "gelu", [], "none")
 
-    options = {"dtype": torch.float32, "device": torch.device("cpu")}
+    options: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
     rows, weight = torch.linspace(-6.0, 6.0, 128, **options).view(8, 16), torch.eye(32, 16, **options)
     bias = torch.linspace(-0.5, 0.5, 32, **options)
     expected = torch.nn.functional.gelu(torch.addmm(bias, rows, weight.t()))

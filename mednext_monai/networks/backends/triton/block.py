@@ -10,7 +10,9 @@ import torch.nn as nn
 
 from ...blocks import MedNeXtBlock, MedNeXtDownBlock, MedNeXtUpBlock
 
-__all__ = ["DTYPES", "run", "takes"]
+__all__ = ["DTYPES", "Block", "run", "takes"]
+
+Block = MedNeXtBlock | MedNeXtDownBlock | MedNeXtUpBlock
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -18,7 +20,7 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 def takes(block: nn.Module, x: torch.Tensor) -> bool:
     """Return whether the operators compute ``block`` for ``x``: 3D, one group per channel, no GRN, no float64."""
     return (
-        isinstance(block, (MedNeXtBlock, MedNeXtDownBlock, MedNeXtUpBlock))
+        isinstance(block, Block)
         and block.spatial_dims == 3
         and x.dtype in DTYPES
         and block.conv1.groups == block.conv1.in_channels
@@ -28,7 +30,7 @@ def takes(block: nn.Module, x: torch.Tensor) -> bool:
     )
 
 
-def run(block: nn.Module, x: torch.Tensor) -> torch.Tensor:
+def run(block: Block, x: torch.Tensor) -> torch.Tensor:
     """Compute a block that :py:func:`takes` accepts; see :py:func:`.forward.block_forward`."""
     from .forward import block_forward
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from ...blocks import MedNeXtBlock, MedNeXtDownBlock, MedNeXtUpBlock
 from . import operators
+from .block import Block
 
-__all__ = ["Block", "block_forward"]
-
-Block = MedNeXtBlock | MedNeXtDownBlock | MedNeXtUpBlock
+__all__ = ["block_forward"]
 
 
 def _check_device(x: torch.Tensor) -> None:
@@ -28,7 +26,7 @@ def _check_device(x: torch.Tensor) -> None:
 
 def block_forward(block: Block, x: torch.Tensor) -> torch.Tensor:
     """
-    Compute a block that ``block.takes`` accepts.
+    Compute a block that :py:func:`.block.takes` accepts.
 
     Args:
         block: the block.
@@ -58,7 +56,7 @@ def _norm_mlp(block: Block, y: torch.Tensor, b3: torch.Tensor, residual: torch.T
     )[0]
 
 
-def _up(block: MedNeXtUpBlock, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+def _up(block: Block, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """The block before padding. Its residual is the bias, and at every second voxel the product at low resolution."""
     if block.res_conv is None:
         return _norm_mlp(block, y, block.conv3.bias, None)

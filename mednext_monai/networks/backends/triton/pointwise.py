@@ -284,7 +284,8 @@ def mlp_sums(
     _sums_kernel[(blocks_e, parts, samples)](
         y, g, mean, rstd, w2, b2, w3, *sums, *sizes, tiles, PRECISION=precision(), **tile
     )
-    return tuple(total.sum(1) for total in sums)
+    sum_z, sum_1, sum_g = (total.sum(1) for total in sums)
+    return sum_z, sum_1, sum_g
 
 
 def mlp_input_gradient(
