@@ -1,26 +1,47 @@
 """MedNeXt for MONAI: the published network (Roy et al., MICCAI 2023), its recipe, its weights and eight bundles.
 
-What lies where:
-
-- ``networks``: the network, its blocks, the variants S, B, M, L.
+- ``networks``: the network, its blocks, the variants S, B, M, L, and optimized implementations of them.
 - ``weights``: reading checkpoints, UpKern, conversion from and to other implementations.
 - ``upstream``: the authors' own names and arguments, for code that migrates by changing an import.
+- ``registry``: short names of the networks for MONAI configs.
+- ``data``: data sets on disk: their layouts, folds, images and labels, checks, prepared cases, patches.
+- ``preprocessing``: cropping, resampling and normalization of arrays.
+- ``transforms``: MONAI transforms: preprocessing and its inverse, patches, the original's augmentation.
 - ``handlers``: ignite event handlers that MONAI lacks.
-- ``metrics``: ignite metrics that MONAI lacks.
-- ``data``: reading a data set's layout, data lists, folds, and the checks before training.
-- ``planning``: measuring a data set and deciding how to train on it, ``mednext plan``.
-- ``preprocessing``: crop, resampling, normalisation, the way back to the file's grid, and the store of prepared cases.
-- ``transforms``: the original's patch sampling and nine augmentations as MONAI transforms.
-- ``bundles``: finding, copying, building and zipping the eight bundles.
-- ``pictures``: slices of a volume with its segmentation, as PNG or arrays.
+- ``metrics``: pooled Dice and what the evaluation of a task needs beside MONAI's metrics.
+- ``inferers``: sliding-window inference.
+- ``planning``: measures a data set and decides how to train on it, ``mednext plan``.
+- ``bundles``: lists, copies, builds and zips the eight bundles, and makes those of a task.
+- ``pictures``: slices and overlays of images and segmentations.
 - ``demo``: the synthetic data set and the run behind ``mednext demo``.
-- ``benchmark``: time, memory and exactness against the other implementations, ``python -m mednext_monai.benchmark``.
+- ``benchmark``: time, memory and exactness compared with other implementations, ``python -m mednext_monai.benchmark``.
+- ``cli``: the command line; ``files``: atomic writing; ``memory``: reused memory for large tensors.
 
-Importing this package registers short names for bundle configs (see ``registry``) and imports neither torch nor monai.
+Importing this package registers short names for bundle configs (see ``registry``) and imports neither torch nor monai;
+the names below are imported when they are first used.
 """
 
+from typing import TYPE_CHECKING
+
 from .registry import register as _register
+
+if TYPE_CHECKING:
+    from .networks import MedNeXt, create_mednext
+
+__all__ = ["MedNeXt", "__version__", "create_mednext"]
 
 __version__ = "0.1.0"
 
 _register()
+
+
+def __getattr__(name: str) -> object:
+    if name in ("MedNeXt", "create_mednext"):
+        from . import networks
+
+        return getattr(networks, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -6,14 +6,16 @@ that module's name; nothing can be added to the list. The one way to be found is
 puts one, ``monai_mednext_v1``, into ``sys.modules``. That is not clean, but it changes nothing of MONAI itself, and the
 names are none of MONAI's: bare ``MedNeXt``, ``MedNeXtS``, ... remain MONAI's own networks, which are other ones.
 
-The module holds functions and not the classes, so that neither torch nor monai is imported before one is called.
-Full paths such as ``mednext_monai.networks.create_mednext`` need none of this, and the package's bundles use those.
+The module makes its functions when they are looked up, one for each variant of ``networks.VARIANTS``, so that
+registering imports neither torch nor monai. Full paths such as ``mednext_monai.networks.create_mednext`` need none of
+this, and the package's bundles use those.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
@@ -21,7 +23,7 @@ from typing import Any
 __all__ = ["MODULE", "register"]
 
 MODULE = "monai_mednext_v1"
-VARIANT_NAMES = {"MedNeXtV1S": "S", "MedNeXtV1B": "B", "MedNeXtV1M": "M", "MedNeXtV1L": "L"}
+PREFIX = "MedNeXtV1"  # the name of the network; followed by a variant, that of the variant
 
 
 def register() -> None:
@@ -33,36 +35,40 @@ def register() -> None:
     of :py:class:`mednext_monai.networks.MedNeXt`, the others those of :py:func:`mednext_monai.networks.create_mednext`
     after the variant.
     """
-    if MODULE in sys.modules:
-        return
-    module = ModuleType(MODULE, "Short names of the networks of mednext_monai; see mednext_monai.registry.")
-    module.__spec__ = ModuleSpec(MODULE, loader=None)  # importlib.util.find_spec refuses a module without one
-    for function in (_network_factory(), *map(_variant_factory, VARIANT_NAMES)):
-        setattr(module, function.__name__, function)
-    sys.modules[MODULE] = module
+    if MODULE not in sys.modules:
+        sys.modules[MODULE] = _ShortNames(MODULE, "Short names of the networks; see mednext_monai.registry.")
 
 
-def _network_factory() -> Callable[..., Any]:
-    def MedNeXtV1(*args: Any, **kwargs: Any) -> Any:
-        """Build :py:class:`mednext_monai.networks.MedNeXt` with the same arguments."""
-        from .networks import MedNeXt
+class _ShortNames(ModuleType):
+    """The module that MONAI's ``ComponentLocator`` searches with ``inspect.getmembers``."""
 
-        return MedNeXt(*args, **kwargs)
+    def __init__(self, name: str, doc: str) -> None:
+        super().__init__(name, doc)
+        self.__spec__ = ModuleSpec(name, loader=None)  # importlib.util.find_spec refuses a module without one
 
-    return _renamed(MedNeXtV1, "MedNeXtV1")
+    def __dir__(self) -> list[str]:
+        from .networks import VARIANTS
+
+        return [PREFIX, *(PREFIX + variant for variant in VARIANTS)]
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:  # for names that are not found otherwise
+        if name.startswith(PREFIX) and name in dir(self):
+            setattr(self, name, _factory(name))
+            return vars(self)[name]
+        raise AttributeError(f"module {MODULE!r} has no attribute {name!r}")
 
 
-def _variant_factory(name: str) -> Callable[..., Any]:
+def _factory(name: str) -> Callable[..., Any]:
+    from .networks import MedNeXt, create_mednext
+
+    variant = name.removeprefix(PREFIX)
+    build = partial(create_mednext, variant) if variant else MedNeXt
+
     def factory(*args: Any, **kwargs: Any) -> Any:
-        from .networks import create_mednext
+        return build(*args, **kwargs)
 
-        return create_mednext(VARIANT_NAMES[name], *args, **kwargs)
-
-    factory.__doc__ = f"Build MedNeXt-{VARIANT_NAMES[name]}: ``mednext_monai.networks.create_mednext`` of that variant."
-    return _renamed(factory, name)
-
-
-def _renamed(function: Callable[..., Any], name: str) -> Callable[..., Any]:
-    function.__name__ = function.__qualname__ = name
-    function.__module__ = MODULE
-    return function
+    target = f"create_mednext({variant!r}, ...)" if variant else "MedNeXt(...)"
+    factory.__doc__ = f"Build ``mednext_monai.networks.{target}``."
+    factory.__name__ = factory.__qualname__ = name
+    factory.__module__ = MODULE  # MONAI looks at it
+    return factory

@@ -3,14 +3,14 @@
     from mednext_monai.upstream import MedNeXt, MedNeXtBlock, create_mednext_v1, upkern_load_weights
 
 Thin wrappers over ``mednext_monai.networks`` and ``mednext_monai.weights``; a state dict of the original loads
-unchanged. What differs from the original (behaviour of commit 0b78ed8):
+unchanged. Differences from the original (behavior of commit 0b78ed8):
 
 - In evaluation mode a network with deep supervision returns one tensor, the full resolution; the original returns a
   list of five in both modes, until its attribute ``do_ds`` is set to ``False``. In training mode it is a tuple.
-- There is no ``dummy_tensor``; when a state dict holds one, it is passed over.
-- ``norm_type="layer"`` is the same over channels, for input of any size.
-- Other classes, channels or another variant end ``upkern_load_weights`` in a ``ValueError``, and only auxiliary heads
-  may be missing in the trained network.
+- There is no ``dummy_tensor``; one in a state dict is ignored.
+- ``norm_type="layer"`` normalizes over the channels as well, and works for input of any size.
+- ``upkern_load_weights`` raises a ``ValueError`` for another number of classes or channels or another variant; only
+  the auxiliary heads may be missing in the trained network.
 """
 
 from __future__ import annotations
@@ -57,10 +57,10 @@ class MedNeXt(networks.MedNeXt):
         block_counts: blocks in each of the nine stages. Defaults to two each.
         norm_type: ``"group"`` or ``"layer"``. Defaults to ``"group"``.
         dim: ``"2d"`` or ``"3d"``. Defaults to ``"3d"``.
-        grn: whether blocks have global response normalisation. Defaults to ``False``.
+        grn: whether blocks have global response normalization. Defaults to ``False``.
 
     Raises:
-        ValueError: when an argument is outside what is said above.
+        ValueError: if an argument is invalid.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class MedNeXt(networks.MedNeXt):
         )
 
     def load_state_dict(self, state_dict: Mapping[str, torch.Tensor], *args, **kwargs):
-        """As ``torch.nn.Module.load_state_dict``, passing over the original's ``dummy_tensor``."""
+        """As ``torch.nn.Module.load_state_dict``, ignoring the original's ``dummy_tensor``."""
         return super().load_state_dict({k: v for k, v in state_dict.items() if k != DUMMY}, *args, **kwargs)
 
 
@@ -191,14 +191,14 @@ def create_mednext_v1(
         deep_supervision: whether to build the auxiliary heads. Defaults to ``False``.
 
     Raises:
-        ValueError: when the model is not one of the four.
+        ValueError: if there is no such model.
     """
     if model_id not in networks.VARIANTS:
         raise ValueError(f"model_id must be one of {list(networks.VARIANTS)}, got {model_id!r}.")
     variant = networks.VARIANTS[model_id]
     return MedNeXt(
         num_input_channels,
-        32,
+        variant.base_channels,
         num_classes,
         exp_r=variant.expansion_ratio,
         kernel_size=kernel_size,
@@ -207,14 +207,15 @@ def create_mednext_v1(
         do_res_up_down=True,
         checkpoint_style="outside_block" if variant.use_checkpoint else None,
         block_counts=variant.block_counts,
+        grn=variant.use_grn,
     )
 
 
 def upkern_load_weights(network: torch.nn.Module, pretrained: torch.nn.Module) -> torch.nn.Module:
     """
-    Initialise ``network`` from ``pretrained``, a trained one with other kernel sizes, and return it.
+    Initialize ``network`` from ``pretrained``, a trained network with other kernel sizes, and return it.
 
-    :py:func:`mednext_monai.weights.upkern` does the work, also takes a state dict, and reports what it did.
+    See :py:func:`mednext_monai.weights.upkern`, which also accepts a state dict and reports what it did.
     """
     upkern(pretrained, network)
     return network

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import subprocess
 import sys
 
@@ -42,8 +43,8 @@ def test_monais_own_names_stay_monais():
     with torch.device("meta"):
         network = parse("MedNeXt", spatial_dims=2, init_filters=8)
     assert type(network) is monai.networks.nets.MedNeXt
-    ours = {name for name in vars(sys.modules[registry.MODULE]) if not name.startswith("_")}
-    assert ours == {"MedNeXtV1", *registry.VARIANT_NAMES}
+    ours = {name for name, _ in inspect.getmembers(sys.modules[registry.MODULE])}  # what MONAI looks through
+    assert ours == {"MedNeXtV1", *(f"MedNeXtV1{variant}" for variant in networks.VARIANTS)}
     assert not ours & set(dir(monai.networks.nets))
 
 
@@ -65,7 +66,24 @@ def test_registering_twice_changes_nothing():
     assert importlib.util.find_spec(registry.MODULE) is not None
 
 
-def test_importing_the_package_imports_neither_torch_nor_monai():
-    code = "import sys, mednext_monai; print([m for m in ('torch', 'monai', 'numpy', 'ignite') if m in sys.modules])"
+def test_a_new_variant_has_a_short_name_at_once(monkeypatch):
+    monkeypatch.setitem(networks.VARIANTS, "X", networks.VARIANTS["S"]._replace(use_grn=True, base_channels=4))
+    module = sys.modules[registry.MODULE]
+    try:
+        with torch.device("meta"):
+            network = parse("MedNeXtV1X", **CHANNELS)
+    finally:
+        vars(module).pop("MedNeXtV1X", None)
+    assert network.stem.out_channels == 4
+    assert network.bottleneck[0].use_grn
+
+
+def test_other_attributes_are_missing_and_import_nothing():
+    code = (
+        "import sys, mednext_monai; module = sys.modules['monai_mednext_v1']\n"
+        "print([hasattr(module, n) for n in ('__file__', '__path__', 'load')], 'torch' in sys.modules)"
+    )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "[]"
+    assert result.stdout.strip() == "[False, False, False] False"
+    with pytest.raises(AttributeError, match="'monai_mednext_v1' has no attribute 'MedNeXtV1XL'"):
+        _ = sys.modules[registry.MODULE].MedNeXtV1XL

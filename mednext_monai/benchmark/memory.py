@@ -25,9 +25,10 @@ from pathlib import Path
 
 import torch
 
+from mednext_monai.networks import SHAPE_FACTOR
+
 from .contestants import COMPILED, autocast, build, names_for
 from .network import case_name, run_once, step_inputs
-from .options import SHAPE_FACTOR
 from .timing import Measurement, compare
 
 __all__ = ["measure_memory", "peak_of"]

@@ -9,15 +9,13 @@ __all__ = ["parse", "variant_names"]
 
 SECTIONS = ("forward", "training", "memory", "window", "augmentation", "preprocessing")
 CONTESTANTS = ("ours", "plain", "monai", "original")
-KERNEL_SIZES = (3, 5)  # published
-SHAPE_FACTOR = 16  # by which the network's input sizes must be divisible
 QUICK = "--variants S_k3 --size 32 --repeats 3 --volume 48x32x32 --roi 32 --mirror off".split()
 QUICK += "--patch_size 48 --patches 16 --case_shape 96x96x24".split()
 
 
 def variant_names() -> tuple[str, ...]:
     """Return the published networks as the command line names them: letter and kernel size, such as ``S_k3``."""
-    from mednext_monai.networks import VARIANTS  # imports torch, for which --help does not wait
+    from mednext_monai.networks import KERNEL_SIZES, VARIANTS  # imports torch, for which --help does not wait
 
     return tuple(f"{letter}_k{kernel}" for letter in VARIANTS for kernel in KERNEL_SIZES)
 
@@ -52,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="a run of under a minute; other options take precedence")
     add("sections", ",".join(SECTIONS), "which parts to run, separated by commas")
     add("variants", "S_k3,S_k5,B_k3,B_k5", "published networks, separated by commas, or all")
-    add("size", "64", f"edges of the input cubes in voxels, multiples of {SHAPE_FACTOR}, separated by commas")
+    add("size", "64", "edges of the input cubes in voxels, multiples of 16, separated by commas")
     add("batch", 1, "batch size")
     add("contestants", ",".join(CONTESTANTS), "must include ours; monai has S only; original needs --upstream")
     parser.add_argument("--upstream", help="checkout of MIC-DKFZ/MedNeXt, for the contestant original")
@@ -67,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, help="number of torch threads; default: torch's own choice")
     add("allocator", "default", "settings of glibc's malloc, or both in turn", choices=("default", "tuned", "both"))
     add("volume", "80x80x48", "size in voxels of the volume for the sliding window")
-    add("roi", 48, f"edge of the window in voxels, a multiple of {SHAPE_FACTOR}")
+    add("roi", 48, "edge of the window in voxels, a multiple of 16")
     add("mirror", "both", "mirror images in the sliding window", choices=("off", "on", "both"))
     add("patch_size", 128, "edge of the augmented patches in voxels")
     add("patches", 48, "augmented patches in a round, an even number")
@@ -96,6 +94,8 @@ def _integers(options: argparse.Namespace, option: str, separator: str, count: i
 
 
 def _check(options: argparse.Namespace) -> None:
+    from mednext_monai.networks import SHAPE_FACTOR  # imports torch
+
     for name in ("batch", "repeats", "warmup", "roi", "patch_size", "patches", "threads", "base_channels"):
         value = getattr(options, name)
         if value is not None and value < 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+from itertools import product
 from pathlib import Path
 from string import Template
 
@@ -12,7 +13,7 @@ import yaml
 
 from .. import __version__
 from ..files import write_atomically
-from .library import PLACEHOLDER, checkout_root, has_weights, names
+from .library import PLACEHOLDER, bundle_name, checkout_root, has_weights
 
 __all__ = ["build", "check", "render"]
 
@@ -52,9 +53,8 @@ def check(output_dir: str | Path | None = None, source_dir: str | Path | None = 
 
 def render(variant: str, kernel_size: int, source_dir: Path) -> dict[str, bytes]:
     """Return the content of every file of a bundle by its path in the bundle."""
-    name = f"mednext_{variant.lower()}_k{kernel_size}"
     fields = {
-        "name": name,
+        "name": bundle_name(variant, kernel_size),
         "variant": variant,
         "kernel_size": kernel_size,
         "version": __version__,
@@ -143,14 +143,16 @@ def _to_json(content: dict) -> bytes:
 
 
 def _rendered(output_dir: str | Path | None, source_dir: str | Path | None) -> dict[Path, bytes]:
+    from ..networks import KERNEL_SIZES, VARIANTS  # imports torch
+
     source = Path(source_dir) if source_dir is not None else checkout_root() / "configs"
     output = Path(output_dir) if output_dir is not None else checkout_root() / "bundles"
     if not (source / "common.yaml").is_file():
         raise FileNotFoundError(f"{source} has no common.yaml: bundles are built in a checkout of the project.")
     files = {}
-    for name in names():
-        variant, kernel_size = name.split("_")[1].upper(), int(name[-1])
-        files.update({output / name / file: data for file, data in render(variant, kernel_size, source).items()})
+    for variant, kernel_size in product(VARIANTS, KERNEL_SIZES):
+        folder = output / bundle_name(variant, kernel_size)
+        files.update({folder / file: data for file, data in render(variant, kernel_size, source).items()})
     return files
 
 

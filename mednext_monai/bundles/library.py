@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-__all__ = ["PACKAGE", "PLACEHOLDER", "checkout_root", "copy", "has_weights", "names", "path"]
+__all__ = ["PACKAGE", "PLACEHOLDER", "bundle_name", "checkout_root", "copy", "has_weights", "names", "path"]
 
 PACKAGE = Path(__file__).resolve().parent.parent
 
@@ -20,9 +20,14 @@ PLACEHOLDER = (
 )
 
 
+def bundle_name(variant: str, kernel_size: int) -> str:
+    """Return the name of the bundle of a variant and kernel size."""
+    return f"mednext_{variant.lower()}_k{kernel_size}"
+
+
 def names() -> list[str]:
-    """Return the eight names: mednext_s_k3, mednext_s_k5, ..., mednext_l_k5."""
-    return [f"mednext_{variant}_k{kernel_size}" for variant in "sbml" for kernel_size in (3, 5)]
+    """Return the names of the bundles that have been built: mednext_b_k3, mednext_b_k5, ..., mednext_s_k5."""
+    return sorted(_folders())
 
 
 def checkout_root() -> Path:
@@ -36,14 +41,20 @@ def path(name: str) -> Path:
 
     Raises:
         ValueError: if there is no bundle of this name.
-        FileNotFoundError: if the bundle has not been built.
     """
-    if name not in names():
-        raise ValueError(f"there is no bundle {name!r}; the bundles are {', '.join(names())}.")
-    for root in (PACKAGE / "_bundles", checkout_root() / "bundles"):
-        if (root / name / "configs" / "train.json").is_file():
-            return root / name
-    raise FileNotFoundError(f"bundle {name} has not been built: run `mednext bundle build` in the checkout.")
+    folders = _folders()
+    if name not in folders:
+        known = f"the bundles are {', '.join(sorted(folders))}" if folders else "build them: mednext bundle build"
+        raise ValueError(f"there is no bundle {name!r}; {known}.")
+    return folders[name]
+
+
+def _folders() -> dict[str, Path]:
+    """Return the folders of the bundles by name; those of the installed package take precedence."""
+    roots = (checkout_root() / "bundles", PACKAGE / "_bundles")
+    return {
+        file.parents[1].name: file.parents[1] for root in roots for file in root.glob("mednext_*/configs/train.json")
+    }
 
 
 def has_weights(bundle_dir: str | Path) -> bool:

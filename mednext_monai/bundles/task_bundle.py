@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from string import Template
 
-from .library import names, path
+from .library import bundle_name, names, path
 
 __all__ = ["new_bundle"]
 
@@ -95,10 +95,12 @@ def new_bundle(variant: str, kernel_size: int, plan: str | Path, output_dir: str
 
 def _name(variant: str, kernel_size: int) -> str:
     """Return the name of the generic bundle."""
-    name = f"mednext_{str(variant).lower()}_k{kernel_size}"
+    name = bundle_name(str(variant), kernel_size)
     if name not in names():
+        from ..networks import KERNEL_SIZES, VARIANTS  # imports torch
+
         raise ValueError(
-            "variant must be S, B, M or L and kernel_size 3 or 5; "
+            f"variant must be one of {', '.join(VARIANTS)} and kernel_size one of {', '.join(map(str, KERNEL_SIZES))}; "
             f"got variant {variant!r} and kernel_size {kernel_size!r}."
         )
     return name

@@ -21,7 +21,6 @@ from .. import bundles
 
 __all__ = ["DemoResult", "bundle_command", "run_demo"]
 
-SHAPE_FACTOR = 16  # patch sizes must be multiples of it
 METRIC = "val_mean_dice"
 LOG_INTERVAL = 5  # iterations between two lines about the loss
 POLL_INTERVAL = 2.0  # seconds between two looks at what a step has written
@@ -80,6 +79,8 @@ def run_demo(
     started, root = time.monotonic(), Path(output_dir)
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise FileExistsError(f"output_dir must be empty or not exist, but {root} does not; remove it or name another.")
+    from ..networks import SHAPE_FACTOR  # imports torch
+
     if patch_size < SHAPE_FACTOR or patch_size % SHAPE_FACTOR:
         raise ValueError(f"patch_size must be a multiple of {SHAPE_FACTOR}, got {patch_size}.")
     dataset, k3, k5 = _prepare(root, seed)

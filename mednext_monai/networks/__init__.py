@@ -1,22 +1,26 @@
 """MedNeXt networks and the blocks they are made of: plain ``torch.nn.Module`` classes with MONAI-style arguments.
 
-- ``norms``, ``blocks``, ``mednext``, ``variants``: the readable definition.
-- ``backend``: which implementation computes it.
-- ``fast``: the same function in less time and memory on a CPU; ``triton``: kernels for a GPU, on demand only.
+- ``blocks``: the four blocks and their norms.
+- ``mednext``: the network, the table of its variants, and the function that builds one.
+- ``dispatch``: which implementation computes them.
+- ``backends``: optimized implementations of the same function, ``cpu`` and ``triton``.
 """
 
-from .backend import BACKENDS, get_backend, set_backend, using_backend
+from . import backends  # noqa: F401 - registers the implementations
 from .blocks import MedNeXtBlock, MedNeXtDownBlock, MedNeXtOutBlock, MedNeXtUpBlock
-from .mednext import MedNeXt
-from .variants import VARIANTS, Variant, create_mednext
+from .dispatch import BACKENDS, get_backend, set_backend, using_backend
+from .mednext import KERNEL_SIZES, SHAPE_FACTOR, STAGES, VARIANTS, MedNeXt, Variant, create_mednext
 
 __all__ = [
     "BACKENDS",
+    "KERNEL_SIZES",
     "MedNeXt",
     "MedNeXtBlock",
     "MedNeXtDownBlock",
     "MedNeXtOutBlock",
     "MedNeXtUpBlock",
+    "SHAPE_FACTOR",
+    "STAGES",
     "VARIANTS",
     "Variant",
     "create_mednext",

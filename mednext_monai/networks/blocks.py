@@ -1,15 +1,12 @@
-"""The four blocks of MedNeXt, each usable alone in another network.
+"""The four blocks of MedNeXt, each usable alone in another network, and their two norms.
 
 Source: Roy et al., "MedNeXt: Transformer-driven Scaling of ConvNets for Medical Image Segmentation", MICCAI 2023
-(https://arxiv.org/abs/2303.09975), figure 1, and the behaviour of the authors' code (MIC-DKFZ/MedNeXt, Apache-2.0).
+(https://arxiv.org/abs/2303.09975), figure 1, and the behavior of the authors' code (MIC-DKFZ/MedNeXt, Apache-2.0).
 Written anew for MONAI; the parameter names (``conv1``, ``norm``, ``conv2``, ``conv3``, ``res_conv``, ``conv_out``,
 ``grn_beta``, ``grn_gamma``) are the authors', so that their state dicts load unchanged.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from functools import partial
 
 import torch
 import torch.nn as nn
@@ -17,47 +14,99 @@ import torch.nn.functional as F
 from monai.networks.layers.factories import Conv
 from torch.utils.checkpoint import checkpoint
 
-from .backend import get_backend
-from .fast.training import can_train_fast, train_fast
-from .norms import ChannelGroupNorm, ChannelLayerNorm
+from . import dispatch
 
-__all__ = ["MedNeXtBlock", "MedNeXtDownBlock", "MedNeXtOutBlock", "MedNeXtUpBlock"]
+__all__ = [
+    "ChannelGroupNorm",
+    "ChannelLayerNorm",
+    "MedNeXtBlock",
+    "MedNeXtDownBlock",
+    "MedNeXtOutBlock",
+    "MedNeXtUpBlock",
+]
 
 NORMS = ("group", "layer")
 
 
-class _BlockBase(nn.Module):
-    """Depthwise convolution, norm, expansion, GELU, [GRN], compression: what the three block types share.
-
-    A subclass sets ``conv1`` by passing its class arguments and says in ``_forward`` what surrounds the six steps.
+class ChannelLayerNorm(nn.Module):
     """
+    Layer normalization over the channels of every voxel, for channels-first input of any size.
+
+    ``torch.nn.LayerNorm`` needs the channels last; MONAI's ``MedNeXt`` normalizes over kernel-sized windows instead.
+
+    Args:
+        num_channels: number of channels C of the input ``(B, C, *spatial)``.
+        eps: added to the variance. Defaults to 1e-5.
+    """
+
+    def __init__(self, num_channels: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(num_channels))
+        self.bias = nn.Parameter(torch.zeros(num_channels))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        centered = x - x.mean(dim=1, keepdim=True)
+        x = centered * torch.rsqrt(centered.square().mean(dim=1, keepdim=True) + self.eps)
+        shape = [1, -1] + [1] * (x.dim() - 2)
+        return x * self.weight.view(shape) + self.bias.view(shape)
+
+
+class ChannelGroupNorm(nn.GroupNorm):
+    """
+    ``torch.nn.GroupNorm`` that also accepts one voxel per channel, as in the bottleneck for an input of 16 per axis.
+
+    The module in torch refuses that for a batch of one; its operator returns the bias, the normalized value being 0.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+
+
+class _BlockBase(nn.Module):
+    """
+    Depthwise convolution, norm, expansion, GELU, [GRN], compression: what the three block types share.
+
+    A subclass sets the stride of the depthwise convolution and whether it is transposed, and adds the residual in
+    ``_forward``. The arguments are those of :py:class:`MedNeXtBlock`.
+    """
+
+    stride = 1
+    transposed = False
 
     def __init__(
         self,
         spatial_dims: int,
         in_channels: int,
         out_channels: int,
-        expansion_ratio: int,
-        kernel_size: int,
-        norm: str,
-        groups: int | None,
-        use_grn: bool,
-        use_checkpoint: bool,
-        conv_type: str,
-        stride: int,
+        expansion_ratio: int = 4,
+        kernel_size: int = 3,
+        use_residual: bool = True,
+        norm: str = "group",
+        groups: int | None = None,
+        use_grn: bool = False,
+        use_checkpoint: bool = False,
     ) -> None:
         super().__init__()
         groups = in_channels if groups is None else groups
         _check_block_arguments(spatial_dims, in_channels, out_channels, expansion_ratio, kernel_size, norm, groups)
+        if use_residual and self.stride == 1 and in_channels != out_channels:
+            raise ValueError(
+                f"use_residual=True needs out_channels equal to in_channels, got {in_channels} and {out_channels}."
+            )
         conv = Conv[Conv.CONV, spatial_dims]
+        strided_conv = Conv[Conv.CONVTRANS if self.transposed else Conv.CONV, spatial_dims]
         hidden_channels = expansion_ratio * in_channels
         self.spatial_dims = spatial_dims
+        self.use_residual = use_residual
         self.use_grn = use_grn
         self.use_checkpoint = use_checkpoint
-        self.conv1 = Conv[conv_type, spatial_dims](
-            in_channels, in_channels, kernel_size, stride=stride, padding=kernel_size // 2, groups=groups
+        self.conv1 = strided_conv(
+            in_channels, in_channels, kernel_size, stride=self.stride, padding=kernel_size // 2, groups=groups
         )
-        self.norm = ChannelGroupNorm(in_channels, in_channels) if norm == "group" else ChannelLayerNorm(in_channels)
+        self.norm: ChannelGroupNorm | ChannelLayerNorm = (
+            ChannelGroupNorm(in_channels, in_channels) if norm == "group" else ChannelLayerNorm(in_channels)
+        )
         self.conv2 = conv(in_channels, hidden_channels, kernel_size=1)
         self.act = nn.GELU()
         self.conv3 = conv(hidden_channels, out_channels, kernel_size=1)
@@ -68,20 +117,24 @@ class _BlockBase(nn.Module):
         else:  # named for TorchScript, which compiles `_grn` either way
             self.register_parameter("grn_beta", None)
             self.register_parameter("grn_gamma", None)
+        has_res_conv = use_residual and self.stride > 1
+        self.res_conv = strided_conv(in_channels, out_channels, 1, stride=self.stride) if has_res_conv else None
 
     def _transform(self, x: torch.Tensor) -> torch.Tensor:
-        """The block without residual: depthwise, norm, expansion, GELU, [GRN], compression."""
-        x = self.act(self.conv2(self.norm(self.conv1(x))))
+        """The block without residual, with C' hidden channels; ``(d, h, w)`` is the size after the depthwise one."""
+        x = self.norm(self.conv1(x))  # (B, C_in, D, H, W) -> (B, C_in, d, h, w)
+        x = self.act(self.conv2(x))  # (B, C_in, d, h, w) -> (B, C', d, h, w)
         if self.use_grn:
             x = self._grn(x)
-        return self.conv3(x)
+        return self.conv3(x)  # (B, C', d, h, w) -> (B, C_out, d, h, w)
 
     def _grn(self, x: torch.Tensor) -> torch.Tensor:
-        """Global response normalisation (Woo et al., "ConvNeXt V2", CVPR 2023), over all voxels of each channel."""
+        """Global response normalization (Woo et al., "ConvNeXt V2", CVPR 2023), over all voxels of each channel."""
         gamma, beta = self.grn_gamma, self.grn_beta
         if gamma is None or beta is None:  # narrows the type for TorchScript
             return x
-        response = x.flatten(2).norm(p=2, dim=2).reshape([x.shape[0], x.shape[1]] + [1] * (x.dim() - 2))
+        response = x.flatten(2).norm(p=2, dim=2)  # (B, C', D, H, W) -> (B, C')
+        response = response.reshape([x.shape[0], x.shape[1]] + [1] * (x.dim() - 2))
         response = response / (response.mean(dim=1, keepdim=True) + 1e-6)
         return gamma * (x * response) + beta + x
 
@@ -90,29 +143,11 @@ class _BlockBase(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not torch.jit.is_scripting():
-            step = _triton_step(self, x) or _fast_step(self, x) or self._forward
+            run = dispatch.find(self, x) or self._forward
             if self.use_checkpoint and self.training:
-                return checkpoint(step, x, use_reentrant=False)
-            return step(x)
+                return checkpoint(run, x, use_reentrant=False)
+            return run(x)
         return self._forward(x)
-
-
-def _triton_step(block: _BlockBase, x: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor] | None:
-    """Return the block's function on Triton kernels, where the backend "triton" is chosen and takes the block."""
-    if get_backend() != "triton" or torch.jit.is_tracing():
-        return None
-    from . import triton  # not before it is needed: it registers operators and loads Triton
-
-    return partial(triton.block_forward, block) if triton.takes(block, x) else None
-
-
-def _fast_step(block: _BlockBase, x: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor] | None:
-    """Return the block as one function on the CPU, where it can: same values and gradients, less time and memory."""
-    kind = _FAST_KINDS.get(type(block))
-    if kind is None or not can_train_fast(block, x, kind):
-        return None
-    has_residual = block.use_residual if kind == "same" else block.res_conv is not None
-    return partial(train_fast, block, kind=kind, use_residual=has_residual)
 
 
 class MedNeXtBlock(_BlockBase):
@@ -129,48 +164,16 @@ class MedNeXtBlock(_BlockBase):
         kernel_size: edge of the depthwise kernel in voxels, odd. Defaults to 3.
         use_residual: whether to add the input to the output, which needs as many output as input channels.
             Defaults to ``True``.
-        norm: ``"group"`` for one group per channel, ``"layer"`` for normalisation over channels, voxel by voxel.
+        norm: ``"group"`` for one group per channel, ``"layer"`` for normalization over the channels of every voxel.
             Defaults to ``"group"``.
         groups: number of groups of the depthwise convolution. Defaults to ``None``, one per input channel.
-        use_grn: whether to apply global response normalisation after the GELU. Defaults to ``False``.
+        use_grn: whether to apply global response normalization after the GELU. Defaults to ``False``.
         use_checkpoint: whether to recompute the block in the backward pass of training instead of storing its
             activations: same outputs and gradients, less memory, more time. Defaults to ``False``.
 
     Raises:
-        ValueError: when an argument is outside what is said above.
+        ValueError: if an argument is invalid.
     """
-
-    def __init__(
-        self,
-        spatial_dims: int,
-        in_channels: int,
-        out_channels: int,
-        expansion_ratio: int = 4,
-        kernel_size: int = 3,
-        use_residual: bool = True,
-        norm: str = "group",
-        groups: int | None = None,
-        use_grn: bool = False,
-        use_checkpoint: bool = False,
-    ) -> None:
-        super().__init__(
-            spatial_dims,
-            in_channels,
-            out_channels,
-            expansion_ratio,
-            kernel_size,
-            norm,
-            groups,
-            use_grn,
-            use_checkpoint,
-            conv_type=Conv.CONV,
-            stride=1,
-        )
-        if use_residual and in_channels != out_channels:
-            raise ValueError(
-                f"use_residual=True needs out_channels equal to in_channels, got {in_channels} and {out_channels}."
-            )
-        self.use_residual = use_residual
 
     def _forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self._transform(x)
@@ -189,35 +192,7 @@ class MedNeXtDownBlock(_BlockBase):
     The other arguments are those of :py:class:`MedNeXtBlock`.
     """
 
-    def __init__(
-        self,
-        spatial_dims: int,
-        in_channels: int,
-        out_channels: int,
-        expansion_ratio: int = 4,
-        kernel_size: int = 3,
-        use_residual: bool = True,
-        norm: str = "group",
-        groups: int | None = None,
-        use_grn: bool = False,
-        use_checkpoint: bool = False,
-    ) -> None:
-        super().__init__(
-            spatial_dims,
-            in_channels,
-            out_channels,
-            expansion_ratio,
-            kernel_size,
-            norm,
-            groups,
-            use_grn,
-            use_checkpoint,
-            conv_type=Conv.CONV,
-            stride=2,
-        )
-        self.res_conv = (
-            Conv[Conv.CONV, spatial_dims](in_channels, out_channels, kernel_size=1, stride=2) if use_residual else None
-        )
+    stride = 2
 
     def _forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self._transform(x)
@@ -238,47 +213,14 @@ class MedNeXtUpBlock(_BlockBase):
     The other arguments are those of :py:class:`MedNeXtBlock`.
     """
 
-    def __init__(
-        self,
-        spatial_dims: int,
-        in_channels: int,
-        out_channels: int,
-        expansion_ratio: int = 4,
-        kernel_size: int = 3,
-        use_residual: bool = True,
-        norm: str = "group",
-        groups: int | None = None,
-        use_grn: bool = False,
-        use_checkpoint: bool = False,
-    ) -> None:
-        super().__init__(
-            spatial_dims,
-            in_channels,
-            out_channels,
-            expansion_ratio,
-            kernel_size,
-            norm,
-            groups,
-            use_grn,
-            use_checkpoint,
-            conv_type=Conv.CONVTRANS,
-            stride=2,
-        )
-        self.res_conv = (
-            Conv[Conv.CONVTRANS, spatial_dims](in_channels, out_channels, kernel_size=1, stride=2)
-            if use_residual
-            else None
-        )
+    stride = 2
+    transposed = True
 
     def _forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self._transform(x)
         if self.res_conv is not None:
             y = y + self.res_conv(x)
-        return F.pad(y, [1, 0] * self.spatial_dims)
-
-
-# A subclass may compute something else and is not among these.
-_FAST_KINDS = {MedNeXtBlock: "same", MedNeXtDownBlock: "down", MedNeXtUpBlock: "up"}
+        return F.pad(y, [1, 0] * self.spatial_dims)  # (B, C_out, 2D-1, 2H-1, 2W-1) -> (B, C_out, 2D, 2H, 2W)
 
 
 class MedNeXtOutBlock(nn.Module):
@@ -313,11 +255,8 @@ def _check_block_arguments(
 ) -> None:
     if spatial_dims not in (2, 3):
         raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims}.")
-    for name, value in (
-        ("in_channels", in_channels),
-        ("out_channels", out_channels),
-        ("expansion_ratio", expansion_ratio),
-    ):
+    positive = {"in_channels": in_channels, "out_channels": out_channels, "expansion_ratio": expansion_ratio}
+    for name, value in positive.items():
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} must be a positive integer, got {value!r}.")
     if not isinstance(kernel_size, int) or kernel_size < 1 or kernel_size % 2 == 0:

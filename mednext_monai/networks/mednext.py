@@ -1,27 +1,28 @@
-"""The MedNeXt network: a U-Net of MedNeXt blocks with four down- and four up-sampling steps.
+"""The MedNeXt network, a U-Net of MedNeXt blocks with four down- and four up-sampling steps, and its variants.
 
-Source: Roy et al., MICCAI 2023 (https://arxiv.org/abs/2303.09975), and the behaviour of the authors' code
-(MIC-DKFZ/MedNeXt, Apache-2.0). Written anew for MONAI; parameter names are the authors'. MONAI's own
-``monai.networks.nets.MedNeXt`` gives its down-sampling blocks the expansion ratio of the stage above and is therefore,
-for B, M and L, another network than the published one.
+Source: Roy et al., MICCAI 2023 (https://arxiv.org/abs/2303.09975), figure 1 and table 1, and the behavior of the
+authors' code (MIC-DKFZ/MedNeXt, Apache-2.0), from which the checkpointing of M and L comes. Written anew for MONAI;
+parameter names are the authors'. MONAI's own ``monai.networks.nets.MedNeXt`` gives its down-sampling blocks the
+expansion ratio of the stage above and is therefore, for B, M and L, another network than the published one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn as nn
 from monai.networks.layers.factories import Conv
 
+from . import dispatch
 from .blocks import MedNeXtBlock, MedNeXtDownBlock, MedNeXtOutBlock, MedNeXtUpBlock
-from .fast import inference as fast_inference
-from .fast.workspace import release_workspace
 
-__all__ = ["MedNeXt"]
+__all__ = ["KERNEL_SIZES", "SHAPE_FACTOR", "STAGES", "VARIANTS", "MedNeXt", "Variant", "create_mednext"]
 
 STAGES = 9  # four in the encoder, the bottleneck, four in the decoder
-FACTOR = 16  # four halvings
+SHAPE_FACTOR = 16  # by which the input's spatial sizes must be divisible: four halvings
+KERNEL_SIZES = (3, 5)  # published; other odd ones work as well
 
 
 class MedNeXt(nn.Module):
@@ -30,9 +31,8 @@ class MedNeXt(nn.Module):
 
     Maps an image ``(B, in_channels, *spatial)``, each spatial size a multiple of 16, to logits
     ``(B, out_channels, *spatial)``. With ``deep_supervision`` and in training mode it returns five such tensors at
-    full, 1/2, 1/4, 1/8 and 1/16 resolution, full resolution first, which
-    :py:class:`monai.losses.DeepSupervisionLoss` takes as they are. In evaluation mode it always returns one tensor
-    and the auxiliary heads are not computed.
+    full, 1/2, 1/4, 1/8 and 1/16 resolution, full resolution first, as :py:class:`monai.losses.DeepSupervisionLoss`
+    accepts them. In evaluation mode it always returns one tensor and does not compute the auxiliary heads.
 
     Args:
         spatial_dims: number of spatial dimensions, 2 or 3. Defaults to 3.
@@ -40,7 +40,7 @@ class MedNeXt(nn.Module):
         out_channels: number of classes, background included. Defaults to 2.
         base_channels: number of channels at full resolution, doubled at every halving. Defaults to 32.
         expansion_ratio: one ratio for every stage, or nine: four encoder stages, bottleneck, four decoder stages from
-            the lowest resolution up. A down- or up-sampling block takes the ratio of the stage it leads to.
+            the lowest resolution up. A down- or up-sampling block has the ratio of the stage it leads to.
             Defaults to 2, the S variant.
         block_counts: blocks in each of the nine stages, in the same order. Defaults to two each, the S variant.
         kernel_size: edge of the depthwise kernels in voxels, odd. Defaults to 3.
@@ -54,15 +54,15 @@ class MedNeXt(nn.Module):
         deep_supervision: whether to build the four auxiliary heads and return their outputs in training mode.
             Defaults to ``False``.
         norm: ``"group"`` (one group per channel, published) or ``"layer"`` (over channels). Defaults to ``"group"``.
-        use_grn: whether to apply global response normalisation in the blocks; as in the authors' code never in the
+        use_grn: whether to apply global response normalization in the blocks; as in the authors' code never in the
             first down-sampling block. Defaults to ``False``.
         use_checkpoint: whether to recompute blocks in the backward pass of training instead of storing their
             activations: same outputs and gradients, less memory, more time. Defaults to ``False``.
 
     Raises:
-        ValueError: when an argument is outside what is said above, or, from ``forward``, when the input has another
-            rank or channel count or a size that 16 does not divide. (Not checked in traced, scripted or compiled
-            code, whose input sizes are not plain numbers.)
+        ValueError: if an argument is invalid, or, from ``forward``, if the input has another rank or number of
+            channels or a size that is not a multiple of 16. (Not checked in traced, scripted or compiled code, whose
+            input sizes are not plain numbers.)
 
     Example::
 
@@ -89,103 +89,84 @@ class MedNeXt(nn.Module):
         use_checkpoint: bool = False,
     ) -> None:
         super().__init__()
-        if spatial_dims not in (2, 3):
-            raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims}.")
         ratios = (expansion_ratio,) * STAGES if isinstance(expansion_ratio, int) else tuple(expansion_ratio)
-        for name, value in (("in_channels", in_channels), ("out_channels", out_channels)):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a positive integer, got {value!r}.")
-        for name, values in (("expansion_ratio", ratios), ("block_counts", tuple(block_counts))):
-            if len(values) != STAGES or any(not isinstance(v, int) or v < 1 for v in values):
-                raise ValueError(f"{name} must hold {STAGES} positive integers, got {list(values)}.")
+        _check_network_arguments(spatial_dims, in_channels, out_channels, ratios, block_counts)
         self.spatial_dims = spatial_dims
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.deep_supervision = deep_supervision
+        width = [base_channels * 2**level for level in range(5)]
+        encoder = kernel_size if encoder_kernel_size is None else encoder_kernel_size
+        decoder = kernel_size if decoder_kernel_size is None else decoder_kernel_size
+        common: dict[str, Any] = {"norm": norm, "use_checkpoint": use_checkpoint}
 
-        channels = [base_channels * 2**level for level in range(5)]
-        encoder = {"kernel_size": kernel_size if encoder_kernel_size is None else encoder_kernel_size}
-        decoder = {"kernel_size": kernel_size if decoder_kernel_size is None else decoder_kernel_size}
-        common = {"norm": norm, "use_checkpoint": use_checkpoint}
-
-        def stage(index: int, level: int, kernel: dict) -> nn.Sequential:
+        def stage(index: int, kernel: int) -> nn.Sequential:
+            n, ratio = width[min(index, 8 - index)], ratios[index]
+            options = {"use_residual": use_residual, "use_grn": use_grn, **common}
             return nn.Sequential(
-                *(
-                    MedNeXtBlock(
-                        spatial_dims,
-                        channels[level],
-                        channels[level],
-                        ratios[index],
-                        use_residual=use_residual,
-                        use_grn=use_grn,
-                        **kernel,
-                        **common,
-                    )
-                    for _ in range(block_counts[index])
-                )
+                *(MedNeXtBlock(spatial_dims, n, n, ratio, kernel, **options) for _ in range(block_counts[index]))
             )
 
-        def down(level: int) -> MedNeXtDownBlock:
-            return MedNeXtDownBlock(
-                spatial_dims,
-                channels[level],
-                channels[level + 1],
-                ratios[level + 1],
-                use_residual=use_residual_resampling,
-                use_grn=use_grn and level > 0,
-                **encoder,
-                **common,
-            )
+        def down(level: int) -> MedNeXtDownBlock:  # from this level to the next lower resolution
+            n, ratio, options = width[level], ratios[level + 1], {"use_grn": use_grn and level > 0, **common}
+            return MedNeXtDownBlock(spatial_dims, n, 2 * n, ratio, encoder, use_residual_resampling, **options)
 
-        def up(level: int) -> MedNeXtUpBlock:
-            return MedNeXtUpBlock(
-                spatial_dims,
-                channels[level + 1],
-                channels[level],
-                ratios[8 - level],
-                use_residual=use_residual_resampling,
-                use_grn=use_grn,
-                **decoder,
-                **common,
-            )
+        def up(level: int) -> MedNeXtUpBlock:  # to this level
+            n, ratio, options = width[level], ratios[8 - level], {"use_grn": use_grn, **common}
+            return MedNeXtUpBlock(spatial_dims, 2 * n, n, ratio, decoder, use_residual_resampling, **options)
 
         # In the order in which the authors' code creates them, so that a seed gives the same initial weights.
-        self.stem = Conv[Conv.CONV, spatial_dims](in_channels, channels[0], kernel_size=1)
-        self.enc_block_0 = stage(0, 0, encoder)
+        self.stem = Conv[Conv.CONV, spatial_dims](in_channels, width[0], kernel_size=1)
+        self.enc_block_0 = stage(0, encoder)
         self.down_0 = down(0)
-        self.enc_block_1 = stage(1, 1, encoder)
+        self.enc_block_1 = stage(1, encoder)
         self.down_1 = down(1)
-        self.enc_block_2 = stage(2, 2, encoder)
+        self.enc_block_2 = stage(2, encoder)
         self.down_2 = down(2)
-        self.enc_block_3 = stage(3, 3, encoder)
+        self.enc_block_3 = stage(3, encoder)
         self.down_3 = down(3)
-        self.bottleneck = stage(4, 4, decoder)
+        self.bottleneck = stage(4, decoder)
         self.up_3 = up(3)
-        self.dec_block_3 = stage(5, 3, decoder)
+        self.dec_block_3 = stage(5, decoder)
         self.up_2 = up(2)
-        self.dec_block_2 = stage(6, 2, decoder)
+        self.dec_block_2 = stage(6, decoder)
         self.up_1 = up(1)
-        self.dec_block_1 = stage(7, 1, decoder)
+        self.dec_block_1 = stage(7, decoder)
         self.up_0 = up(0)
-        self.dec_block_0 = stage(8, 0, decoder)
-        self.out_0 = MedNeXtOutBlock(spatial_dims, channels[0], out_channels)
-        if deep_supervision:
-            self.out_1 = MedNeXtOutBlock(spatial_dims, channels[1], out_channels)
-            self.out_2 = MedNeXtOutBlock(spatial_dims, channels[2], out_channels)
-            self.out_3 = MedNeXtOutBlock(spatial_dims, channels[3], out_channels)
-            self.out_4 = MedNeXtOutBlock(spatial_dims, channels[4], out_channels)
-        else:  # named for TorchScript, which compiles the training branch either way
-            self.out_1, self.out_2, self.out_3, self.out_4 = (nn.Identity() for _ in range(4))
+        self.dec_block_0 = stage(8, decoder)
+        self.out_0 = MedNeXtOutBlock(spatial_dims, width[0], out_channels)
+        heads = [  # without deep supervision named for TorchScript, which compiles the training branch either way
+            MedNeXtOutBlock(spatial_dims, width[level], out_channels) if deep_supervision else nn.Identity()
+            for level in range(1, 5)
+        ]
+        self.out_1, self.out_2, self.out_3, self.out_4 = heads
 
-    def train(self, mode: bool = True) -> MedNeXt:
-        """Set training or evaluation mode; training mode lets go of the memory that fast inference works in."""
-        if mode:
-            release_workspace(self)
-        return super().train(mode)
+    def forward(
+        self, x: torch.Tensor
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        if not torch.jit.is_scripting():
+            if not torch.jit.is_tracing() and not torch.compiler.is_compiling():
+                self._check_input(x)
+            run = dispatch.find(self, x)
+            if run is not None:
+                return run(x)
+        # with n = base_channels: (B, C, D, H, W) -> (B, n, D, H, W)
+        skip_0 = self.enc_block_0(self.stem(x))
+        skip_1 = self.enc_block_1(self.down_0(skip_0))  # -> (B, 2n, D/2, H/2, W/2)
+        skip_2 = self.enc_block_2(self.down_1(skip_1))  # -> (B, 4n, D/4, H/4, W/4)
+        skip_3 = self.enc_block_3(self.down_2(skip_2))  # -> (B, 8n, D/8, H/8, W/8)
+        x_4 = self.bottleneck(self.down_3(skip_3))  # -> (B, 16n, D/16, H/16, W/16)
+        x_3 = self.dec_block_3(skip_3 + self.up_3(x_4))  # -> (B, 8n, D/8, H/8, W/8)
+        x_2 = self.dec_block_2(skip_2 + self.up_2(x_3))  # -> (B, 4n, D/4, H/4, W/4)
+        x_1 = self.dec_block_1(skip_1 + self.up_1(x_2))  # -> (B, 2n, D/2, H/2, W/2)
+        x_0 = self.dec_block_0(skip_0 + self.up_0(x_1))  # -> (B, n, D, H, W)
+        if self.deep_supervision and self.training:
+            return self.out_0(x_0), self.out_1(x_1), self.out_2(x_2), self.out_3(x_3), self.out_4(x_4)
+        return self.out_0(x_0)
 
     def shape_factor(self) -> list[int]:
         """Return the factor, per spatial axis, by which the input's size must be divisible: 16."""
-        return [FACTOR] * self.spatial_dims
+        return [SHAPE_FACTOR] * self.spatial_dims
 
     def is_valid_shape(self, x: torch.Tensor) -> bool:
         """Return whether every spatial size of ``x``, ``(B, C, *spatial)``, is a multiple of ``shape_factor()``."""
@@ -201,27 +182,79 @@ class MedNeXt(nn.Module):
             raise ValueError(f"MedNeXt expects {self.in_channels} input channels, got shape {tuple(x.shape)}.")
         if not self.is_valid_shape(x):
             raise ValueError(
-                f"MedNeXt expects spatial sizes divisible by {FACTOR}, got {tuple(x.shape[2:])}; "
+                f"MedNeXt expects spatial sizes divisible by {SHAPE_FACTOR}, got {tuple(x.shape[2:])}; "
                 "pad the input or choose another patch size."
             )
 
-    def forward(
-        self, x: torch.Tensor
-    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        if not torch.jit.is_scripting():
-            if not torch.jit.is_tracing() and not torch.compiler.is_compiling():
-                self._check_input(x)
-                if fast_inference.applies(self, x):
-                    return fast_inference.infer(self, x)
-        skip_0 = self.enc_block_0(self.stem(x))
-        skip_1 = self.enc_block_1(self.down_0(skip_0))
-        skip_2 = self.enc_block_2(self.down_1(skip_1))
-        skip_3 = self.enc_block_3(self.down_2(skip_2))
-        x_4 = self.bottleneck(self.down_3(skip_3))
-        x_3 = self.dec_block_3(skip_3 + self.up_3(x_4))
-        x_2 = self.dec_block_2(skip_2 + self.up_2(x_3))
-        x_1 = self.dec_block_1(skip_1 + self.up_1(x_2))
-        x_0 = self.dec_block_0(skip_0 + self.up_0(x_1))
-        if self.deep_supervision and self.training:
-            return self.out_0(x_0), self.out_1(x_1), self.out_2(x_2), self.out_3(x_3), self.out_4(x_4)
-        return self.out_0(x_0)
+
+class Variant(NamedTuple):
+    """What distinguishes one variant: arguments of :py:class:`MedNeXt` of the same names."""
+
+    expansion_ratio: tuple[int, ...]
+    block_counts: tuple[int, ...]
+    use_checkpoint: bool = False  # in training
+    use_grn: bool = False
+    base_channels: int = 32
+
+
+VARIANTS = {
+    "S": Variant((2, 2, 2, 2, 2, 2, 2, 2, 2), (2, 2, 2, 2, 2, 2, 2, 2, 2)),
+    "B": Variant((2, 3, 4, 4, 4, 4, 4, 3, 2), (2, 2, 2, 2, 2, 2, 2, 2, 2)),
+    "M": Variant((2, 3, 4, 4, 4, 4, 4, 3, 2), (3, 4, 4, 4, 4, 4, 4, 4, 3), use_checkpoint=True),
+    "L": Variant((3, 4, 8, 8, 8, 8, 8, 4, 3), (3, 4, 8, 8, 8, 8, 8, 4, 3), use_checkpoint=True),
+}
+
+
+def create_mednext(
+    variant: str,
+    kernel_size: int = 3,
+    spatial_dims: int = 3,
+    in_channels: int = 1,
+    out_channels: int = 2,
+    deep_supervision: bool = False,
+    use_checkpoint: bool | None = None,
+    **kwargs: Any,
+) -> MedNeXt:
+    """
+    Build a published MedNeXt.
+
+    Args:
+        variant: a name in ``VARIANTS``: ``"S"``, ``"B"``, ``"M"`` or ``"L"``.
+        kernel_size: edge of the depthwise kernels in voxels; 3 and 5 are published. Defaults to 3.
+        spatial_dims: number of spatial dimensions, 2 or 3. Defaults to 3.
+        in_channels: number of image channels. Defaults to 1.
+        out_channels: number of classes, background included. Defaults to 2.
+        deep_supervision: whether to build the auxiliary heads. Defaults to ``False``.
+        use_checkpoint: whether to recompute blocks in the backward pass to save memory. Defaults to ``None``, as
+            published: for M and L.
+        kwargs: further arguments of :py:class:`MedNeXt`; they take precedence over the variant's.
+
+    Raises:
+        ValueError: if there is no such variant, or an argument is invalid.
+    """
+    if variant not in VARIANTS:
+        raise ValueError(f"variant must be one of {list(VARIANTS)}, got {variant!r}.")
+    arguments = VARIANTS[variant]._asdict()
+    if use_checkpoint is not None:
+        arguments["use_checkpoint"] = use_checkpoint
+    return MedNeXt(
+        spatial_dims=spatial_dims,
+        in_channels=in_channels,
+        out_channels=out_channels,
+        kernel_size=kernel_size,
+        deep_supervision=deep_supervision,
+        **{**arguments, **kwargs},
+    )
+
+
+def _check_network_arguments(
+    spatial_dims: int, in_channels: int, out_channels: int, ratios: tuple[int, ...], block_counts: Sequence[int]
+) -> None:
+    if spatial_dims not in (2, 3):
+        raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims}.")
+    for name, value in (("in_channels", in_channels), ("out_channels", out_channels)):
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} must be a positive integer, got {value!r}.")
+    for name, values in (("expansion_ratio", ratios), ("block_counts", tuple(block_counts))):
+        if len(values) != STAGES or any(not isinstance(v, int) or v < 1 for v in values):
+            raise ValueError(f"{name} must hold {STAGES} positive integers, got {list(values)}.")

@@ -10,14 +10,14 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Sequence
+from functools import lru_cache
 
-__all__ = ["BYTES_PER_VOXEL", "CARDS_GIB", "PARAMETERS", "estimate_training_memory", "measure"]
+__all__ = ["BYTES_PER_VOXEL", "CARDS_GIB", "estimate_training_memory", "measure"]
 
 # Bytes per voxel of the batch that are live in one training step (mixed precision, five outputs with Dice and
 # cross-entropy, M and L checkpointed as published), without parameters and their gradients: at the backward peak in the
 # blocks of full resolution, and at the loss. The numbers below are added for each class; the larger sum counts.
 # Measured by `measure` at 2 x 128^3 with 2, 3, 150 and 250 classes, torch 2.13.
-
 BYTES_PER_VOXEL = {
     ("S", 3): (4268.5, 4119.3),
     ("S", 5): (4268.3, 4119.1),
@@ -29,18 +29,6 @@ BYTES_PER_VOXEL = {
     ("L", 5): (2098.3, 706.2),
 }
 BYTES_PER_VOXEL_AND_CLASS = (2.29, 22.57)
-# Parameters with one input channel, three classes and the deep-supervision heads.
-PARAMETERS = {
-    ("S", 3): 5_553_839,
-    ("S", 5): 5_983_471,
-    ("B", 3): 10_529_231,
-    ("B", 5): 10_958_863,
-    ("M", 3): 17_551_887,
-    ("M", 5): 18_263_759,
-    ("L", 3): 61_782_191,
-    ("L", 5): 62_995_823,
-}
-
 BYTES_PER_PARAMETER = 16  # float32 weight and gradient, and AdamW's two moments
 FIXED_GIB = 1.0  # CUDA context, cuDNN's workspace and what its trial of algorithms leaves behind: a round guess
 MARGIN = 1.1  # the caching allocator holds more than is live: fragmentation
@@ -51,7 +39,7 @@ def estimate_training_memory(patch_size: Sequence[int], batch_size: int, out_cha
     """
     Estimate the GPU memory that training takes with mixed precision, for the eight variants.
 
-    Live tensors as counted by :py:func:`measure`, plus parameters, gradients and optimiser state, times 1.1 for the
+    Live tensors as counted by :py:func:`measure`, plus parameters, gradients and optimizer state, times 1.1 for the
     allocator's fragmentation, plus 1 GiB: not yet checked on a GPU. Of published figures for the authors' code, that
     for S (20 GB at 2 x 80 x 160 x 160, MIC-DKFZ/MedNeXt issue 7) is met within a tenth, while L k3 at 2 x 128^3 is said
     to take 17.3 GB (Isensee et al. 2024, a figure that users question) and is estimated at 11.1 GiB; the convolution
@@ -69,21 +57,33 @@ def estimate_training_memory(patch_size: Sequence[int], batch_size: int, out_cha
     estimate = {}
     for (variant, kernel), bytes_per_voxel in BYTES_PER_VOXEL.items():
         peak = max(b + per_class * out_channels for b, per_class in zip(bytes_per_voxel, BYTES_PER_VOXEL_AND_CLASS))
-        live = voxels * peak + BYTES_PER_PARAMETER * PARAMETERS[variant, kernel]
+        live = voxels * peak + BYTES_PER_PARAMETER * _count_parameters(variant, kernel)
         estimate[f"{variant}_k{kernel}"] = MARGIN * live / 2**30 + FIXED_GIB
     return estimate
+
+
+@lru_cache
+def _count_parameters(variant: str, kernel_size: int) -> int:
+    """Return the number of parameters with one input channel, three classes and the deep-supervision heads."""
+    import torch
+
+    from ..networks import create_mednext
+
+    with torch.device("meta"):  # shapes without memory
+        network = create_mednext(variant, kernel_size, out_channels=3, deep_supervision=True)
+    return sum(parameter.numel() for parameter in network.parameters())
 
 
 def measure(variant: str, kernel_size: int, out_channels: int, size: int = 128, batch_size: int = 2) -> float:
     """
     Count the peak of live tensor bytes per voxel of one training step, parameters and their gradients excluded.
 
-    Runs the step with fake tensors on the CPU under bfloat16 autocast, and gives normalisation and loss float32 input,
+    Runs the step with fake tensors on the CPU under bfloat16 autocast, and gives normalization and loss float32 input,
     which is what CUDA's autocast does and the CPU's does not.
 
     Args:
-        variant: ``"S"``, ``"B"``, ``"M"`` or ``"L"``.
-        kernel_size: 3 or 5.
+        variant: a name in ``networks.VARIANTS``.
+        kernel_size: edge of the depthwise kernels in voxels.
         out_channels: number of classes, background included.
         size: edge of the cubic patch in voxels, a multiple of 16. Defaults to 128.
         batch_size: patches per batch. Defaults to 2.

@@ -20,6 +20,7 @@ from ..data.dataset import Dataset, read_dataset
 from ..data.folds import make_folds, read_groups, read_splits
 from ..data.io import file_ending
 from ..files import write_atomically
+from ..networks import SHAPE_FACTOR
 from ..preprocessing.resampling import ANISOTROPY_THRESHOLD, resampled_shape, separate_axis
 from .fingerprint import CaseFingerprint, intensity_statistics, scan
 from .memory import CARDS_GIB, estimate_training_memory
@@ -28,7 +29,6 @@ __all__ = ["make_plan", "plan"]
 
 TARGET_SPACING = (1.0, 1.0, 1.0)  # mm
 PATCH_SIZE = 128  # voxels per axis, as published
-FACTOR = 16  # the network's
 BATCH_SIZE = 2  # as published
 MASK_BELOW = 3 / 4  # median size reduction below which the statistics of z-scores leave out what is outside the mask
 FIRST_STAGE_PATCHES = 4  # a low-resolution stage is planned when the median case is larger than so many patches
@@ -195,8 +195,9 @@ def _check_patch_size(patch_size: int | Sequence[int] | None) -> None:
     if patch_size is None:
         return
     sizes = tuple(patch_size) if isinstance(patch_size, Sequence) else (patch_size,) * 3
-    if len(sizes) != 3 or any(isinstance(s, bool) or not isinstance(s, int) or s < FACTOR or s % FACTOR for s in sizes):
-        raise ValueError(f"patch_size must be one or three positive multiples of {FACTOR}, got {patch_size!r}.")
+    whole = all(isinstance(size, int) and not isinstance(size, bool) for size in sizes)
+    if len(sizes) != 3 or not whole or any(size < SHAPE_FACTOR or size % SHAPE_FACTOR for size in sizes):
+        raise ValueError(f"patch_size must be one or three positive multiples of {SHAPE_FACTOR}, got {patch_size!r}.")
 
 
 def _check_batch_size(batch_size: int) -> None:
@@ -236,14 +237,14 @@ def _patch_size(shapes: np.ndarray, patch_size: int | Sequence[int] | None) -> t
         sizes = [patch_size] * 3 if isinstance(patch_size, int) else list(patch_size)
         return sizes, f"as asked for; published is {PATCH_SIZE} x {PATCH_SIZE} x {PATCH_SIZE}"
     largest = shapes.max(0)
-    patch = [min(PATCH_SIZE, int(-(-n // FACTOR) * FACTOR)) for n in largest]
+    patch = [min(PATCH_SIZE, int(-(-n // SHAPE_FACTOR) * SHAPE_FACTOR)) for n in largest]
     published = f"published is {PATCH_SIZE} x {PATCH_SIZE} x {PATCH_SIZE}"
     if patch == [PATCH_SIZE] * 3:
         return patch, "as published"
     extent = " x ".join(map(str, largest))
     return patch, (
         f"{published}; the largest volumes at 1 mm reach {extent} voxels, so the rest would be padding: "
-        f"rounded up to multiples of {FACTOR} (patch_size {PATCH_SIZE} gives the published one)"
+        f"rounded up to multiples of {SHAPE_FACTOR} (patch_size {PATCH_SIZE} gives the published one)"
     )
 
 
@@ -368,7 +369,7 @@ def _warnings(dataset: Dataset, cases: Sequence[CaseFingerprint], patch: list[in
             warnings.append(f"channel {name!r} is normalised as {scheme}; name it exactly 'CT' to have CT's scheme")
     if len(cases) < 5:
         warnings.append(f"only {len(cases)} case{'s' * (len(cases) > 1)}: no five folds")
-    if max(patch) == FACTOR:
+    if max(patch) == SHAPE_FACTOR:
         warnings.append("the patch is so small that the bottleneck is a single voxel; set patch_size")
     return warnings
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from os import PathLike
 from typing import Any
 
@@ -20,9 +19,9 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform, Randomizable
 from monai.utils import ensure_tuple_rep
 
+from ..memory import empty
 from ..preprocessing.foreground import foreground_locations
 from .spatial import MODES, RandRotateScaled, homogeneous, interpolate_box, on_new_grid, working_dtype
-from .splines import scratch
 
 __all__ = ["RandPatchd", "read_box"]
 
@@ -49,7 +48,7 @@ def read_box(
         size: size of the box in voxels.
         fill: value outside the volume.
         mode: "image" for float32; "label" for int8 if stored so, else int16.
-        reuse_memory: give memory that the next such call overwrites. Defaults to ``False``.
+        reuse_memory: whether to allocate with :py:func:`mednext_monai.memory.empty`. Defaults to ``False``.
 
     Returns:
         ``(C, *size)``, with one channel for an array without channels; never shares memory with ``array``.
@@ -60,7 +59,7 @@ def read_box(
     high = [min(max(b + s, 0), n) for b, s, n in zip(start, size, array.shape[1:])]
     part = array[(slice(None), *(slice(a, b) for a, b in zip(low, high)))]
     stored = part.dtype if isinstance(part, torch.Tensor) else torch.from_numpy(np.empty(0, part.dtype)).dtype
-    allocate = partial(scratch, mode) if reuse_memory else torch.empty
+    allocate = empty if reuse_memory else torch.empty
     out = allocate((len(array), *size), dtype=working_dtype(stored, mode))
     inside = out
     for axis, (a, b, first) in enumerate(zip(low, high, start), start=1):  # fill what overhangs, axis by axis

@@ -17,12 +17,13 @@ mirrored about the outermost voxel centres and whose value outside of them is th
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from itertools import product
 
 import torch
+
+from ..memory import empty
 
 __all__ = ["affine_labels", "affine_spline", "apply_along_axes", "spline_matrix"]
 
@@ -31,22 +32,6 @@ SLAB, BLOCK = 8, 48  # rows of the prefilter's band taken together: first axis (
 ROW, STEP = 8, 5  # neighbouring coefficients along the last axis in one table row; voxels from row to row
 POLE = math.sqrt(3) - 2  # of the cubic spline's prefilter
 REACH, TINY = 24, 1e-14  # voxels after which the prefilter's weight has fallen to 2e-14; smallest matrix entry kept
-
-
-_memory = threading.local()
-
-
-def scratch(name: str, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-    """
-    Uninitialised memory that the next call with this name gets again, one per thread.
-
-    A fresh block of this size comes from the operating system page by page, which takes longer than writing it.
-    """
-    blocks = _memory.__dict__
-    count = math.prod(shape)
-    if name not in blocks or blocks[name].numel() < count or blocks[name].dtype != dtype:
-        blocks[name] = torch.empty(count, dtype=dtype)
-    return blocks[name][:count].view(*shape)
 
 
 def cubic_bspline(distance: torch.Tensor) -> torch.Tensor:
@@ -163,7 +148,7 @@ def _coefficient_rows(volume: torch.Tensor) -> tuple[torch.Tensor, tuple[int, in
         for channel in range(channels):
             spread[channel, :, :, channel] = band.T.unflatten(1, (-1, ROW))
         spreads_z.append((rows, columns, spread.flatten(2)))
-    table = scratch("table", (x + 3, y + 3, blocks, channels, ROW), volume.dtype)
+    table = empty((x + 3, y + 3, blocks, channels, ROW), volume.dtype)
     slab_x = volume.new_empty(SLAB, channels, y, z)
     slab_y = volume.new_empty(SLAB, y + 3, channels, z)
     for rows_x, columns_x, band_x in _bands(torch.arange(-1, x + 2), x, SLAB, volume.dtype):

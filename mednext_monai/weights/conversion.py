@@ -18,13 +18,15 @@ from typing import NamedTuple
 
 import torch
 
+from ..networks import VARIANTS
 from .description import NetworkDescription, describe, has_monai_names
 from .state_dict import find_state_dict, is_original, plain_names, read_checkpoint, write_checkpoint
 
 __all__ = ["Conversion", "convert", "from_monai", "reverse_spatial_axes", "to_monai"]
 
 LAYOUTS = ("native", "monai")
-TRAINER = re.compile(r"nnUNetTrainerV2_MedNeXt_([SBML])_kernel(\d+)")  # name of the authors' trainer class
+# Name of the authors' trainer class.
+TRAINER = re.compile(rf"nnUNetTrainerV2_MedNeXt_({'|'.join(VARIANTS)})_kernel(\d+)")
 # From names here to names in MONAI's MedNeXt, which numbers decoder stages and heads from the lowest resolution up.
 MODULES = (
     {f"enc_block_{i}": f"enc_stages.{i}" for i in range(4)}

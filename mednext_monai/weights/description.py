@@ -25,7 +25,7 @@ class NetworkDescription(NamedTuple):
     ``norm``, ``use_residual`` and ``use_checkpoint`` leave no trace in the tensors and are not included.
     """
 
-    variant: str | None  # "S", "B", "M" or "L"; None for any other
+    variant: str | None  # a name in VARIANTS; None for any other network
     encoder_kernel_size: int
     decoder_kernel_size: int
     spatial_dims: int
@@ -136,10 +136,10 @@ def _infer(state_dict: Mapping[str, torch.Tensor]) -> NetworkDescription:
     counts = tuple(len({name.split(".")[1] for name in state_dict if name.startswith(f"{stage}.")}) for stage in STAGES)
     use_grn = "enc_block_0.0.grn_gamma" in state_dict
     use_residual_resampling = "down_0.res_conv.weight" in state_dict
-    published = use_residual_resampling and not use_grn and base_channels == 32
-    numbers = {variant: (row.expansion_ratio, row.block_counts) for variant, row in VARIANTS.items()}
+    found = (ratios, counts, use_grn, base_channels) if use_residual_resampling else None
+    rows = {(row.expansion_ratio, row.block_counts, row.use_grn, row.base_channels): v for v, row in VARIANTS.items()}
     return NetworkDescription(
-        variant=next((v for v, row in numbers.items() if published and row == (ratios, counts)), None),
+        variant=rows.get(found),
         encoder_kernel_size=int(state_dict["enc_block_0.0.conv1.weight"].shape[-1]),
         decoder_kernel_size=int(state_dict["bottleneck.0.conv1.weight"].shape[-1]),
         spatial_dims=stem.ndim - 2,

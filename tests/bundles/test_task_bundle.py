@@ -112,7 +112,9 @@ def test_a_plan_is_checked_key_by_key_and_nothing_is_left_behind(tmp_path, task,
 
 
 def test_unknown_variants_files_and_full_folders_are_refused(tmp_path, task):
-    with pytest.raises(ValueError, match="variant must be S, B, M or L and kernel_size 3 or 5; got variant 'XL'"):
+    with pytest.raises(
+        ValueError, match="variant must be one of S, B, M, L and kernel_size one of 3, 5; got variant 'XL'"
+    ):
         bundles.new_bundle("XL", 3, task, tmp_path / "new")
     with pytest.raises(ValueError, match="kernel_size 7"):
         bundles.new_bundle("S", 7, task, tmp_path / "new")

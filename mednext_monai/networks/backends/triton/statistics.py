@@ -43,11 +43,11 @@ def _moments_kernel(
         value = tl.load(x + offset, mask=mask, other=0.0).to(tl.float32)
         count = tl.maximum(tl.minimum(voxels - first, BLOCK_V), 0).to(tl.float32)
         tile_mean = tl.sum(value, axis=0) / tl.maximum(count, 1.0)
-        centred = tl.where(mask, value - tile_mean[None, :], 0.0)
+        centered = tl.where(mask, value - tile_mean[None, :], 0.0)
         share = count / tl.maximum(before + count, 1.0)  # 0 for an empty tile, which then changes nothing
         difference = tile_mean - mean
         mean += difference * share
-        deviation += tl.sum(centred * centred, axis=0) + difference * difference * (before * share)
+        deviation += tl.sum(centered * centered, axis=0) + difference * difference * (before * share)
         before += count
     target = (sample * tl.num_programs(0) + part) * channels + channel
     tl.store(means + target, mean, mask=real)

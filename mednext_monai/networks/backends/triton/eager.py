@@ -55,19 +55,19 @@ def instance_statistics(x, eps):
     return mean, torch.rsqrt(variance + eps)
 
 
-def _normalised(y, mean, rstd):
+def _normalized(y, mean, rstd):
     return (_accurate(_rows(y)) - mean[:, None]) * rstd[:, None]
 
 
 def mlp(y, mean, rstd, w2, b2, w3, b3, residual, out):
-    h = F.gelu(_accurate(_normalised(y, mean, rstd).to(y.dtype) @ w2) + b2).to(y.dtype)
+    h = F.gelu(_accurate(_normalized(y, mean, rstd).to(y.dtype) @ w2) + b2).to(y.dtype)
     rows = _accurate(h @ w3) + b3
     return _write(rows if residual is None else rows + _rows(residual), out)
 
 
 def _recomputed(y, g, mean, rstd, w2, b2, w3):
     """Return z, g's rows, h and u of the docstring of ``pointwise``."""
-    z, g = _normalised(y, mean, rstd).to(y.dtype), _rows(g)
+    z, g = _normalized(y, mean, rstd).to(y.dtype), _rows(g)
     before = _accurate(z @ w2) + b2
     below = 0.5 * (1 + torch.erf(before * 0.5**0.5))
     slope = below + before * torch.exp(-0.5 * before * before) * (0.5 / torch.pi) ** 0.5
@@ -81,5 +81,5 @@ def mlp_sums(y, g, mean, rstd, w2, b2, w3):
 
 def mlp_input_gradient(y, g, mean, rstd, w2, b2, w3, average_1, average_z, gradient):
     rows = _accurate(_recomputed(y, g, mean, rstd, w2, b2, w3)[3] @ w2.t())
-    rows = rows - average_1[:, None] - _normalised(y, mean, rstd) * average_z[:, None]
+    rows = rows - average_1[:, None] - _normalized(y, mean, rstd) * average_z[:, None]
     return _write(rows * rstd[:, None], gradient)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 from unittest.mock import patch
@@ -14,8 +15,10 @@ from helpers.reference import fill_weights, load_reference, make_input
 from monai.data import MetaTensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from mednext_monai.networks import VARIANTS, MedNeXt, MedNeXtBlock, create_mednext, set_backend, using_backend
-from mednext_monai.networks.fast import depthwise, inference, pointwise, workspace
+from mednext_monai import memory
+from mednext_monai.networks import VARIANTS, MedNeXt, MedNeXtBlock, create_mednext, dispatch, set_backend, using_backend
+from mednext_monai.networks.backends.cpu import depthwise, pointwise
+from mednext_monai.networks.backends.cpu import network as cpu_network
 
 TINY = dict(base_channels=8, out_channels=3, block_counts=(1,) * 9)
 
@@ -49,16 +52,22 @@ def assert_same(result: torch.Tensor, expected: torch.Tensor) -> None:
 def assert_fast_and_same(network: nn.Module, x: torch.Tensor) -> None:
     with torch.no_grad():
         expected = plainly(network, x)
-        with patch.object(inference, "infer", wraps=inference.infer) as infer:
+        with patch.object(cpu_network, "run", wraps=cpu_network.run) as run:
             result = network(x)
-    infer.assert_called_once()
+    run.assert_called_once()
     assert_same(result, expected)
 
 
+def dispatched(network: nn.Module, x: torch.Tensor) -> bool:
+    """Return whether the network's implementation for a CPU is what would compute it now."""
+    found = dispatch.find(network, x)
+    return found is not None and found.func is cpu_network.run
+
+
 def is_fast(network: nn.Module, x: torch.Tensor) -> bool:
-    with patch.object(inference, "infer", wraps=inference.infer) as infer:
+    with patch.object(cpu_network, "run", wraps=cpu_network.run) as run:
         network(x)
-    return infer.called
+    return run.called
 
 
 # --- the same numbers ------------------------------------------------------------------------------------------------
@@ -72,7 +81,7 @@ def test_it_computes_the_published_outputs(name):
     recorded = figures["outputs"][0]
     with torch.no_grad():
         x = make_input(figures["input_shape"])
-        assert inference.applies(network, x)
+        assert dispatched(network, x)
         output = network(x)
     expected = torch.tensor(recorded["value"])
     torch.testing.assert_close(
@@ -120,18 +129,11 @@ def test_slabs_and_chunks_of_any_size_give_the_same(elements, kernel_size):
 
 
 def test_without_the_fused_expansion_of_onednn_it_gives_the_same():
-    assert pointwise._linear_gelu() is not None  # else nothing is compared
+    assert pointwise._fused_linear_gelu() is not None  # else nothing is compared
     network, x = make_network(kernel_size=5), torch.randn(2, 1, 32, 16, 32)
-    with patch.object(pointwise, "_linear_gelu", return_value=None):
+    with patch.object(pointwise, "_fused_linear_gelu", return_value=None):
         assert_fast_and_same(network, x)
     assert_fast_and_same(network, x)
-
-
-@pytest.mark.parametrize("broken", [AttributeError("gone"), TypeError("arguments"), lambda *_: torch.zeros(8, 32)])
-def test_a_fused_expansion_that_is_missing_or_wrong_is_not_used(broken):
-    search = pointwise._linear_gelu.__wrapped__  # without the cache
-    with patch.object(torch.ops.mkldnn, "_linear_pointwise", side_effect=broken):
-        assert search() is None
 
 
 def test_a_large_mean_costs_no_digits():
@@ -161,29 +163,8 @@ def test_memory_formats_and_views_of_input_and_weights_give_the_same():
         for weights in (torch.contiguous_format, torch.channels_last_3d):
             network = network.to(memory_format=weights)
             for view, output in zip(views, expected):
-                assert inference.applies(network, view)
+                assert dispatched(network, view)
                 assert_same(network(view), output)
-
-
-def test_transposed_phases_are_the_transposed_convolution():
-    x = torch.randn(1, 6, 4, 5, 3)
-    for kernel in (3, 5, 7):
-        weight = torch.randn(6, 1, kernel, kernel, kernel)
-        expected = nn.functional.conv_transpose3d(x, weight, stride=2, padding=kernel // 2, groups=6)
-        for phase in depthwise.transposed_phases(weight):
-            part = expected[(slice(None), slice(None), *(slice(p, None, 2) for p in phase.parity))]
-            result = nn.functional.conv3d(x, phase.weight, padding=phase.padding, groups=6)
-            torch.testing.assert_close(result, part, rtol=1e-5, atol=1e-5)
-
-
-def test_statistics_of_parts_are_those_of_the_whole():
-    rows = torch.randn(1000, 4) * torch.tensor([1.0, 1e-3, 10, 1]) + torch.tensor([0.0, 1, 1e3, -5])
-    statistics = pointwise.ChannelStatistics()
-    for part in rows.split(300):
-        statistics.add(part)
-    mean, variance = statistics.mean_and_variance()
-    torch.testing.assert_close(mean, rows.double().mean(0), rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(variance, rows.double().var(0, correction=0), rtol=1e-4, atol=0)
 
 
 # --- when it is chosen -----------------------------------------------------------------------------------------------
@@ -248,9 +229,9 @@ ALTERATIONS = {
 def test_an_altered_network_takes_the_plain_path(alteration):
     network, x = make_network(), torch.randn(1, 1, 16, 16, 16)
     with torch.no_grad():
-        assert inference.applies(network, x)
+        assert dispatched(network, x)
         ALTERATIONS[alteration](network)
-        assert not inference.applies(network, x)
+        assert not dispatched(network, x)
 
 
 def test_a_hook_on_all_modules_is_called():
@@ -290,16 +271,16 @@ def test_gradients_and_transforms_take_the_plain_path():
 def test_whatever_observes_or_changes_operations_takes_the_plain_path(context):
     network, x = make_network(), torch.randn(1, 1, 16, 16, 16)
     with torch.no_grad(), context():
-        assert not inference.applies(network, x)
+        assert not dispatched(network, x)
     with torch.no_grad():
-        assert inference.applies(network, x)
+        assert dispatched(network, x)
 
 
 def test_tracing_scripting_and_export_record_the_modules():
     network, x = make_network(), torch.randn(1, 1, 32, 32, 32)
     with torch.no_grad():
         expected = plainly(network, x)
-        assert_same(network(x), expected)  # so that there is a workspace
+        assert_same(network(x), expected)  # so that there is memory to reuse
         assert_same(torch.jit.script(network)(x), expected)
         assert_same(torch.jit.trace(network, x)(x), expected)
         program = torch.export.export(network, (x,))
@@ -307,7 +288,7 @@ def test_tracing_scripting_and_export_record_the_modules():
     assert any("group_norm" in str(node.target) for node in program.graph.nodes)
 
 
-# --- a workspace that nobody notices ---------------------------------------------------------------------------------
+# --- reused memory that nobody notices -------------------------------------------------------------------------------
 
 
 def test_results_stay_when_the_network_is_used_again():
@@ -337,7 +318,7 @@ def test_threads_do_not_disturb_each_other():
             assert_same(result, one)
 
 
-def test_copies_and_pickles_hold_no_workspace():
+def test_copies_and_pickles_hold_no_memory():
     network, x = make_network(), torch.randn(1, 1, 32, 32, 32)
     fresh = len(pickle.dumps(network))
     with torch.no_grad():
@@ -348,26 +329,29 @@ def test_copies_and_pickles_hold_no_workspace():
             assert torch.equal(other(x), expected)
 
 
-def test_networks_share_one_workspace_until_the_last_is_gone_or_trains():
-    networks, x = [make_network(), make_network()], torch.randn(1, 1, 16, 16, 16)
-    with torch.no_grad():
-        for network in networks:
-            network(x)
-    held = workspace._users[networks[0]]
-    assert held is workspace._users[networks[1]]
-    networks[0].train()
-    assert networks[0] not in workspace._users
-    assert networks[1] in workspace._users
-
-
-def test_a_failure_gives_the_workspace_back():
-    network, x = make_network(), torch.randn(1, 1, 16, 16, 16)
-    with torch.no_grad():
+def test_memory_is_freed_with_the_network():
+    network, x = make_network(), torch.randn(1, 1, 32, 32, 32)
+    with patch.object(memory, "SMALLEST", 256), torch.no_grad():
         network(x)
-        with patch.object(inference, "expand_compress", side_effect=RuntimeError), pytest.raises(RuntimeError):
-            network(x)
-        assert not workspace._users[network].lock.locked()
-        assert_same(network(x), plainly(network, x))
+    assert memory._unused
+    del network
+    gc.collect()
+    assert not memory._unused
+
+
+def test_a_training_step_after_inference_takes_no_more_memory_than_it_needs():
+    network, x = make_network(), torch.randn(1, 1, 32, 32, 32)
+    with patch.object(memory, "SMALLEST", 256):
+        held = []
+        for infer_first in (False, True):
+            memory.release()
+            if infer_first:
+                with torch.no_grad():
+                    network.eval()(x)
+            network.train()(x).sum().backward()
+            held.append(sum(block.nbytes for block in memory._unused.values()))
+    memory.release()
+    assert held[1] <= 1.1 * held[0]
 
 
 def test_a_meta_tensor_comes_back_as_from_the_modules():
@@ -376,9 +360,9 @@ def test_a_meta_tensor_comes_back_as_from_the_modules():
     x.is_batch = True
     with torch.no_grad():
         expected = plainly(network, x)
-        with patch.object(inference, "infer", wraps=inference.infer) as infer:
+        with patch.object(cpu_network, "run", wraps=cpu_network.run) as run:
             result = network(x)
-    infer.assert_called_once()
+    run.assert_called_once()
     assert type(result) is type(expected) is MetaTensor
     assert result.is_batch == expected.is_batch
     assert result.meta.keys() == expected.meta.keys() and result.meta["name"] == expected.meta["name"]

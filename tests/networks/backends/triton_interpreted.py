@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from mednext_monai.networks import MedNeXtBlock, MedNeXtDownBlock, MedNeXtUpBlock, using_backend
-from mednext_monai.networks.triton import depthwise, depthwise_conv3d, norm_mlp, operators, pointwise, statistics
+from mednext_monai.networks.backends.triton import depthwise, operators, pointwise, statistics
+from mednext_monai.networks.backends.triton.operators import depthwise_conv3d, norm_mlp
 
 HALVES = (torch.float16, torch.bfloat16)
 

@@ -14,10 +14,10 @@ import torch
 from torch.library import custom_op
 
 from . import eager
+from .block import DTYPES
 
-__all__ = ["DTYPES", "depthwise_conv3d", "interpreted", "norm_mlp"]
+__all__ = ["depthwise_conv3d", "interpreted", "norm_mlp"]
 
-DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 MAX_ROW = 512  # bytes of a voxel's channels, 256 in half precision: what fits the shared memory of every recent GPU
 
 if importlib.util.find_spec("triton") is not None:

@@ -1,27 +1,14 @@
-"""How a MedNeXt block runs on the operators of this package, and when it does."""
+"""How a MedNeXt block runs on the operators of this package."""
 
 from __future__ import annotations
 
 import torch
-import torch.nn as nn
 import torch.nn.functional as F
 
 from . import operators
+from .block import Block
 
-__all__ = ["block_forward", "takes"]
-
-
-def takes(block: nn.Module, x: torch.Tensor) -> bool:
-    """Return whether the operators compute ``block`` for ``x``: 3D, one group per channel, no GRN, no float64."""
-    norm = block.norm
-    return (
-        block.spatial_dims == 3
-        and x.dtype in operators.DTYPES
-        and block.conv1.groups == block.conv1.in_channels
-        and isinstance(norm, nn.GroupNorm)
-        and norm.num_groups == norm.num_channels
-        and not block.use_grn
-    )
+__all__ = ["block_forward"]
 
 
 def _check_device(x: torch.Tensor) -> None:
@@ -37,39 +24,39 @@ def _check_device(x: torch.Tensor) -> None:
     )
 
 
-def block_forward(block: nn.Module, x: torch.Tensor) -> torch.Tensor:
+def block_forward(block: Block, x: torch.Tensor) -> torch.Tensor:
     """
-    Compute what ``block(x)`` does, for a block and input that :py:func:`takes` accepts.
+    Compute a block that :py:func:`.block.takes` accepts.
 
     Args:
-        block: a ``MedNeXtBlock``, ``MedNeXtDownBlock`` or ``MedNeXtUpBlock``.
-        x: (B, C, *spatial) of a type in ``operators.DTYPES``.
+        block: the block.
+        x: its input, ``(B, C, D, H, W)``.
 
     Raises:
-        RuntimeError: when Triton is not installed, or ``x`` is not on a CUDA device and Triton does not interpret.
+        RuntimeError: if Triton is not installed, or ``x`` is not on a CUDA device and Triton does not interpret.
     """
     _check_device(x)
     if torch.is_autocast_enabled(x.device.type):
         x = x.to(torch.get_autocast_dtype(x.device.type))
     conv = block.conv1
-    y = operators.depthwise_conv3d(x, conv.weight, conv.bias, conv.stride[0], conv.transposed)
-    if conv.transposed:
+    y = operators.depthwise_conv3d(x, conv.weight, conv.bias, block.stride, block.transposed)
+    if block.transposed:
         return F.pad(_up(block, x, y), [1, 0, 1, 0, 1, 0])
-    if conv.stride[0] == 2:
+    if block.stride == 2:
         residual = None if block.res_conv is None else block.res_conv(x)
     else:
         residual = x if block.use_residual else None
     return _norm_mlp(block, y, block.conv3.bias, residual)
 
 
-def _norm_mlp(block: nn.Module, y: torch.Tensor, b3: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
+def _norm_mlp(block: Block, y: torch.Tensor, b3: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
     norm, conv2, conv3 = block.norm, block.conv2, block.conv3
     return operators.norm_mlp(
         y, norm.weight, norm.bias, conv2.weight.flatten(1), conv2.bias, conv3.weight.flatten(1), b3, residual, norm.eps
     )[0]
 
 
-def _up(block: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+def _up(block: Block, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """The block before padding. Its residual is the bias, and at every second voxel the product at low resolution."""
     if block.res_conv is None:
         return _norm_mlp(block, y, block.conv3.bias, None)

@@ -15,16 +15,13 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.parallel import DistributedDataParallel
 
 from mednext_monai.networks import (
+    SHAPE_FACTOR,
     VARIANTS,
     MedNeXt,
-    MedNeXtBlock,
-    MedNeXtDownBlock,
-    MedNeXtOutBlock,
-    MedNeXtUpBlock,
+    Variant,
     create_mednext,
     using_backend,
 )
-from mednext_monai.networks.norms import ChannelLayerNorm
 
 VARIANT_FIGURES = load_reference("variants")
 OPTION_FIGURES = load_reference("options")
@@ -136,6 +133,15 @@ def test_only_the_large_variants_checkpoint_and_arguments_win_over_the_variant(v
     assert network.stem.out_channels == 8
 
 
+def test_a_variant_with_grn_is_one_row(monkeypatch):
+    monkeypatch.setitem(VARIANTS, "G", Variant((2,) * 9, (1,) * 9, use_grn=True, base_channels=4))
+    with torch.device("meta"):
+        network = create_mednext("G")
+    assert network.stem.out_channels == 4
+    grn = {name for name, module in network.named_modules() if getattr(module, "use_grn", False)}
+    assert len(grn) == 16 and "down_0" not in grn  # as in the authors' code
+
+
 # --- training and evaluation -----------------------------------------------------------------------------------------
 
 
@@ -197,6 +203,13 @@ def test_training_gives_five_outputs_and_evaluation_one_without_computing_the_ot
 
 def test_without_deep_supervision_training_gives_one_tensor():
     assert small().train()(make_input([1, 1, 16, 16, 32])).shape == (1, 3, 16, 16, 32)
+
+
+def test_the_smallest_input_has_one_voxel_at_the_bottleneck():
+    network = MedNeXt(base_channels=4, deep_supervision=True)
+    for mode in (True, False):
+        output = network.train(mode)(torch.rand(1, 1, 16, 16, 16))
+        assert all(torch.isfinite(tensor).all() for tensor in (output if mode else (output,)))
 
 
 def test_one_voxel_per_channel_at_the_bottleneck_keeps_loss_and_gradients_finite():
@@ -286,7 +299,7 @@ def test_shape_rule_is_offered_as_methods():
     assert network.shape_factor() == [16, 16, 16]
     assert network.is_valid_shape(torch.zeros(1, 1, 32, 16, 48))
     assert not network.is_valid_shape(torch.zeros(1, 1, 32, 17, 48))
-    assert small(spatial_dims=2).shape_factor() == [16, 16]
+    assert small(spatial_dims=2).shape_factor() == [16, 16] == [SHAPE_FACTOR] * 2
 
 
 # --- what PyTorch offers ---------------------------------------------------------------------------------------------
@@ -393,104 +406,3 @@ def test_distributed_training_finds_no_unused_parameter(process_group, use_check
     with pytest.raises(RuntimeError, match="Expected to have finished reduction"):  # the check itself works
         for _ in range(2):
             parallel(make_input([1, 1, 16, 16, 32]))[0].square().mean().backward()
-
-
-# --- the blocks alone ------------------------------------------------------------------------------------------------
-
-BLOCK_OPTIONS = [
-    {},
-    {"groups": 2},
-    {"norm": "layer"},
-    {"use_grn": True},
-    {"use_residual": False, "expansion_ratio": 3},
-    {"use_checkpoint": True, "kernel_size": 5},
-]
-
-
-@pytest.mark.parametrize("options", BLOCK_OPTIONS, ids=str)
-@pytest.mark.parametrize("spatial_dims, size", [(2, (7, 10)), (3, (5, 6, 9))])
-def test_blocks_work_alone_on_odd_sizes(spatial_dims, size, options):
-    x = make_input([2, 4, *size]).requires_grad_()
-    expected = {
-        MedNeXtBlock: (2, 4, *size),
-        MedNeXtDownBlock: (2, 6, *((n + 1) // 2 for n in size)),
-        MedNeXtUpBlock: (2, 6, *(2 * n for n in size)),
-    }
-    for block_type, shape in expected.items():
-        block = block_type(spatial_dims, 4, shape[1], **options)
-        y = block(x)
-        assert tuple(y.shape) == shape, block_type
-        y.square().mean().backward()
-        assert all(parameter.grad is not None for parameter in block.parameters()), block_type
-        groups = options.get("groups", 4)
-        assert block.conv1.weight.shape[1] == 4 // groups
-        assert block.conv2.out_channels == options.get("expansion_ratio", 4) * 4
-    assert MedNeXtOutBlock(spatial_dims, 4, 3)(x).shape == (2, 3, *size)
-
-
-def test_residual_of_a_block_is_its_input():
-    block = MedNeXtBlock(3, 4, 4)
-    torch.nn.init.zeros_(block.conv3.weight)
-    torch.nn.init.zeros_(block.conv3.bias)
-    x = make_input([1, 4, 5, 5, 5])
-    assert torch.equal(block(x), x)
-
-
-def test_up_block_puts_one_plane_of_zeros_before_the_first():
-    y = MedNeXtUpBlock(3, 4, 2)(make_input([1, 4, 3, 4, 5]))
-    assert y[:, :, 0].abs().max() == y[:, :, :, 0].abs().max() == y[..., 0].abs().max() == 0
-    assert y[:, :, 1:, 1:, 1:].abs().min() > 0
-
-
-def test_zero_initialised_grn_changes_nothing():
-    plain, grn = MedNeXtBlock(3, 4, 4), MedNeXtBlock(3, 4, 4, use_grn=True)
-    grn.load_state_dict(plain.state_dict(), strict=False)
-    x = make_input([1, 4, 6, 6, 6])
-    torch.testing.assert_close(grn(x), plain(x))
-
-
-def test_grn_equals_its_definition():
-    block = MedNeXtBlock(2, 2, 2, use_grn=True, use_residual=False)
-    torch.nn.init.constant_(block.grn_gamma, 0.5)
-    torch.nn.init.constant_(block.grn_beta, 0.25)
-    hidden = make_input([1, 8, 3, 4])
-    response = hidden.square().sum(dim=(2, 3), keepdim=True).sqrt()
-    expected = 0.5 * hidden * response / (response.mean(dim=1, keepdim=True) + 1e-6) + 0.25 + hidden
-    torch.testing.assert_close(block._grn(hidden), expected)
-
-
-@pytest.mark.parametrize(
-    "options, message",
-    [
-        ({"out_channels": 6}, "use_residual=True needs out_channels equal to in_channels, got 4 and 6"),
-        ({"in_channels": 0}, "in_channels must be a positive integer, got 0"),
-        ({"out_channels": -1}, "out_channels must be a positive integer, got -1"),
-        ({"expansion_ratio": 0}, "expansion_ratio must be a positive integer, got 0"),
-        ({"spatial_dims": 4}, "spatial_dims must be 2 or 3, got 4"),
-        ({"kernel_size": 2}, "kernel_size must be a positive odd integer, got 2"),
-        ({"norm": "instance"}, "norm must be one of ('group', 'layer'), got 'instance'"),
-        ({"groups": 3}, "groups must divide in_channels=4, got 3"),
-        ({"groups": 0}, "groups must divide in_channels=4, got 0"),
-    ],
-)
-def test_block_arguments_outside_what_is_allowed_are_errors_that_say_so(options, message):
-    with pytest.raises(ValueError, match=re.escape(message)):
-        MedNeXtBlock(**{"spatial_dims": 3, "in_channels": 4, "out_channels": 4, **options})
-
-
-@pytest.mark.parametrize("size", [(5, 7), (3, 4, 5)])
-def test_channel_layer_norm_equals_torchs_on_channels_last(size):
-    ours, theirs = ChannelLayerNorm(6), torch.nn.LayerNorm(6)
-    for norm in (ours, theirs):
-        norm.weight.data.copy_(torch.arange(6) + 0.5)
-        norm.bias.data.copy_(torch.arange(6) - 2.0)
-    x = 10 + make_input([2, 6, *size])
-    expected = theirs.double()(x.double().movedim(1, -1)).movedim(-1, 1)
-    torch.testing.assert_close(ours(x).double(), expected, rtol=1e-4, atol=1e-4)
-
-
-def test_the_smallest_input_has_one_voxel_at_the_bottleneck():
-    network = MedNeXt(base_channels=4, deep_supervision=True)
-    for mode in (True, False):
-        output = network.train(mode)(torch.rand(1, 1, 16, 16, 16))
-        assert all(torch.isfinite(tensor).all() for tensor in (output if mode else (output,)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import gc
 import pickle
 
 import pytest
@@ -11,9 +10,11 @@ import torch
 from monai.data import MetaTensor
 from torch.autograd.graph import saved_tensors_hooks
 
+from mednext_monai import memory
 from mednext_monai.networks import MedNeXt, MedNeXtBlock, MedNeXtDownBlock, MedNeXtUpBlock, using_backend
-from mednext_monai.networks.fast import autograd, depthwise_training, memory
-from mednext_monai.networks.fast.training import can_train_fast
+from mednext_monai.networks.backends.cpu import autograd, depthwise, pointwise
+from mednext_monai.networks.backends.cpu import block as cpu_block
+from mednext_monai.networks.backends.cpu.common import BlockParameters
 
 BLOCKS = {"same": MedNeXtBlock, "down": MedNeXtDownBlock, "up": MedNeXtUpBlock}
 SIZE = (5, 6, 7)
@@ -59,23 +60,23 @@ def calls(monkeypatch) -> list[str]:
     """The kinds of the blocks that the function has computed since the start of the test."""
     kinds = []
 
-    def counted(x, parameters, kind, use_residual, eps):
-        kinds.append(kind)
-        return autograd.block_function(x, parameters, kind, use_residual, eps)
+    def counted(x, parameters, stride, transposed, *rest):
+        kinds.append("up" if transposed else {1: "same", 2: "down"}[stride])
+        return autograd.block_function(x, parameters, stride, transposed, *rest)
 
-    monkeypatch.setattr("mednext_monai.networks.fast.training.block_function", counted)
+    monkeypatch.setattr(cpu_block, "block_function", counted)
     return kinds
 
 
 @pytest.fixture
 def small_chunks(monkeypatch):
     """Chunks and slabs so small that the volumes of these tests have several."""
-    monkeypatch.setattr(autograd, "CHUNK_ELEMENTS", 400)
-    monkeypatch.setattr(depthwise_training, "SLAB_ELEMENTS", 2 * 6 * 7 * 4)
+    monkeypatch.setattr(pointwise, "CHUNK_ELEMENTS", 400)
+    monkeypatch.setattr(depthwise, "SLAB_ELEMENTS", 2 * 6 * 7 * 4)
     monkeypatch.setattr(memory, "SMALLEST", 256)
 
 
-# --- the functions alone ---------------------------------------------------------------------------------------------
+# --- the function alone ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("use_residual", [True, False])
@@ -87,39 +88,12 @@ def test_gradients_are_those_of_finite_differences(kind, use_residual, small_chu
     parameters = [p for module in modules for p in module.parameters()] + list(residual)
 
     def function(x, *values):
-        values = autograd.BlockParameters(*values, *(() if residual else (None, None)))
-        return autograd.block_function(x, values, kind, use_residual, 1e-5)
+        values = BlockParameters(*values, *(() if residual else (None, None)))
+        return autograd.block_function(x, values, block.stride, block.transposed, use_residual, 1e-5)
 
     x = make_input(2, 4, 3, 2, 3).requires_grad_()
     assert torch.autograd.gradcheck(function, (x, *parameters), fast_mode=True)
     assert torch.autograd.gradgradcheck(function, (x, *parameters), fast_mode=True)
-
-
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("kernel_size", [1, 3, 5, 7])
-@pytest.mark.parametrize("channels, dtype, tolerance", [(3, torch.float64, 1e-12), (16, torch.float32, 1e-5)])
-def test_depthwise_gradients_equal_pytorchs(kernel_size, stride, channels, dtype, tolerance, small_chunks):
-    for size in (SIZE, (1, 2, 3), (8, 1, 4), (9, 8, 2)):
-        x = make_input(2, channels, *size, dtype=dtype).to(memory_format=CHANNELS_LAST)
-        weight = make_input(channels, 1, *[kernel_size] * 3, dtype=dtype)
-        # The truth in float64 and channels-first: torch 2.13's float32 channels-last gradient of k7 stride 2 is wrong.
-        exact = [tensor.double().contiguous().requires_grad_() for tensor in (x, weight)]
-        y = torch.conv3d(*exact, None, stride, kernel_size // 2, groups=channels)
-        grad = make_input(*y.shape, dtype=dtype).to(memory_format=CHANNELS_LAST)
-        expected = dict(zip(("x", "weight"), torch.autograd.grad(y, exact, grad.double())))
-        expected["y"] = y.detach()
-        found = {"weight": depthwise_training.backward_weight(x, grad, kernel_size, stride)}
-        if stride == 2:
-            found["x"] = depthwise_training.backward_data(grad, weight, size)
-            del expected["y"]
-        else:
-            parts = [depthwise_training.convolve_slabs(x[i : i + 1], weight, None) for i in range(2)]
-            found["y"] = torch.cat([torch.cat([slab for _, slab in part], 2) for part in parts])
-            parts = [depthwise_training.convolve_slabs(grad[i : i + 1], weight.flip(2, 3, 4), None) for i in range(2)]
-            found["x"] = torch.cat([torch.cat([slab for _, slab in part], 2) for part in parts])
-        for name, value in expected.items():
-            error = (found[name].double() - value).abs().max()
-            assert error <= tolerance * value.abs().max(), (name, size, error)
 
 
 # --- blocks and networks against the plain path ----------------------------------------------------------------------
@@ -174,7 +148,7 @@ def test_network_equals_the_plain_path(ratios, kernel_size, calls):
 def test_outputs_do_not_depend_on_the_size_of_chunks_beyond_rounding(monkeypatch):
     block, x = make_block("same", torch.float32), make_input(1, 4, *SIZE, dtype=torch.float32)
     expected = run(block, x, "auto")
-    monkeypatch.setattr(autograd, "CHUNK_ELEMENTS", 64)
+    monkeypatch.setattr(pointwise, "CHUNK_ELEMENTS", 64)
     assert_same(run(block, x, "auto"), expected, 1e-5)
 
 
@@ -338,7 +312,7 @@ def test_another_block_goes_the_plain_way(options, calls):
     torch.manual_seed(0)
     block, x = MedNeXtBlock(3, 4, 4, **options).double(), make_input(1, 4, *SIZE)
     assert_same(run(block, x, "auto"), run(block, x, "plain"), 1e-12)
-    assert not can_train_fast(block, x, "same")
+    assert not cpu_block.takes(block, x)
     assert calls == []
 
 
@@ -376,36 +350,3 @@ def test_other_modes_go_the_plain_way(calls):
     torch.testing.assert_close(torch.jit.script(block)(x), expected)
     torch.testing.assert_close(torch.compile(block, backend="eager")(x), expected)
     assert calls == []
-
-
-# --- memory ----------------------------------------------------------------------------------------------------------
-
-
-def test_memory_is_used_again_only_when_nothing_shares_it(monkeypatch):
-    monkeypatch.setattr(memory, "SMALLEST", 256)
-    memory.release()
-    first = memory.empty((40, 50), torch.float32).fill_(1)
-    view, address = first[3:].t(), first.data_ptr()
-    del first
-    gc.collect()
-    second = memory.empty((40, 50), torch.float32).fill_(2)
-    assert second.data_ptr() != address
-    assert view.unique().tolist() == [1]
-    del view
-    gc.collect()
-    assert memory.empty((40, 50), torch.float32).data_ptr() == address
-    assert address % memory.ALIGNMENT == 0
-
-
-def test_unused_memory_is_dropped_before_more_is_taken(monkeypatch):
-    monkeypatch.setattr(memory, "SMALLEST", 256)
-    memory.release()
-    tensors = [memory.empty((100, 100), torch.float64) for _ in range(4)]
-    tensors.clear()
-    gc.collect()
-    assert len(memory._unused) == 4
-    kept = memory.empty((300, 100), torch.float64)
-    assert len(memory._unused) == 1  # three of 80 kB went for one of 240 kB
-    del kept
-    memory.release()
-    assert len(memory._unused) == 0

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from mednext_monai.networks import BACKENDS, MedNeXtBlock, MedNeXtDownBlock, MedNeXtUpBlock, using_backend
-from mednext_monai.networks import triton as triton_package
-from mednext_monai.networks.triton import block as triton_block
-from mednext_monai.networks.triton import depthwise_conv3d, norm_mlp, operators
+from mednext_monai.networks.backends.triton import block as triton_block
+from mednext_monai.networks.backends.triton import forward, operators
+from mednext_monai.networks.backends.triton.operators import depthwise_conv3d, norm_mlp
 
 if operators.installed:
     import triton
@@ -32,7 +32,7 @@ def test_kernels_compute_the_formulas_under_the_interpreter():
     tests = Path(__file__).with_name("triton_interpreted.py")
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tests)]
-    result = subprocess.run(command, cwd=tests.parents[1], env=environment, capture_output=True, text=True)
+    result = subprocess.run(command, cwd=tests.parents[3], env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout[-8000:] + result.stderr[-2000:]
 
 
@@ -52,7 +52,7 @@ def test_kernels_compile_for_nvidia_gpus(monkeypatch, tmp_path, capability, dtyp
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(triton.JITFunction, "run", record)
     monkeypatch.setattr(operators, "_on_kernels", lambda x: True)
-    monkeypatch.setattr(triton_block, "_check_device", lambda x: None)
+    monkeypatch.setattr(forward, "_check_device", lambda x: None)
     for kind, channels, outputs, kernel_size, size in (
         (MedNeXtBlock, 32, 32, 3, 16),
         (MedNeXtBlock, 64, 64, 5, 1),
@@ -135,7 +135,7 @@ def test_operators_keep_half_precision():
 
 def test_only_the_backend_triton_runs_it(monkeypatch):
     calls = []
-    monkeypatch.setattr(triton_package, "block_forward", lambda block, x: calls.append(block) or x)
+    monkeypatch.setattr(triton_block, "run", lambda block, x: calls.append(block) or x)
     block, x = MedNeXtBlock(3, 4, 4), torch.randn(1, 4, 4, 4, 4)
     for backend in BACKENDS:
         with using_backend(backend):

@@ -32,12 +32,12 @@ def _gelu(x):
 
 
 @triton.jit
-def _normalised(y, mean, rstd, sample, row, channel, mask, channels):
+def _normalized(y, mean, rstd, sample, row, channel, mask, channels):
     """Load a tile of ``y`` and normalise it; 0 outside of the tensor."""
     value = tl.load(y + row[:, None] * channels + channel[None, :], mask=mask, other=0.0).to(tl.float32)
-    centre = tl.load(mean + sample * channels + channel, mask=channel < channels, other=0.0)
+    center = tl.load(mean + sample * channels + channel, mask=channel < channels, other=0.0)
     scale = tl.load(rstd + sample * channels + channel, mask=channel < channels, other=0.0)
-    return tl.where(mask, (value - centre[None, :]) * scale[None, :], 0.0)
+    return tl.where(mask, (value - center[None, :]) * scale[None, :], 0.0)
 
 
 @triton.jit
@@ -74,7 +74,7 @@ def _mlp_kernel(
     row = sample * voxels + voxel
     channel = tl.arange(0, BLOCK_C)
     mask = (voxel < voxels)[:, None] & (channel < channels)[None, :]
-    z = rounded(_normalised(y, mean, rstd, sample, row, channel, mask, channels), y.dtype.element_ty)
+    z = rounded(_normalized(y, mean, rstd, sample, row, channel, mask, channels), y.dtype.element_ty)
     output = tl.arange(0, BLOCK_O)
     total = tl.zeros([BLOCK_V, BLOCK_O], tl.float32)
     for first in range(0, expanded, BLOCK_E):
@@ -137,7 +137,7 @@ def _sums_kernel(
         voxel = tile * BLOCK_V + tl.arange(0, BLOCK_V)
         row = sample * voxels + voxel
         mask = (voxel < voxels)[:, None] & (channel < channels)[None, :]
-        z = rounded(_normalised(y, mean, rstd, sample, row, channel, mask, channels), y.dtype.element_ty)
+        z = rounded(_normalized(y, mean, rstd, sample, row, channel, mask, channels), y.dtype.element_ty)
         mask = (voxel < voxels)[:, None] & (output < outputs)[None, :]
         gradient = tl.load(g + row[:, None] * outputs + output[None, :], mask=mask, other=0.0)
         h, u = _recomputed(z, gradient, w2_tile, b2_tile, w3_tile, PRECISION)
@@ -180,7 +180,7 @@ def _input_gradient_kernel(
     row = sample * voxels + voxel
     channel, output = tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_O)
     inside = (voxel < voxels)[:, None] & (channel < channels)[None, :]
-    exact = _normalised(y, mean, rstd, sample, row, channel, inside, channels)
+    exact = _normalized(y, mean, rstd, sample, row, channel, inside, channels)
     z = rounded(exact, y.dtype.element_ty)
     mask = (voxel < voxels)[:, None] & (output < outputs)[None, :]
     upstream = tl.load(g + row[:, None] * outputs + output[None, :], mask=mask, other=0.0)
@@ -227,7 +227,7 @@ def mlp(
     out: torch.Tensor,
 ) -> torch.Tensor:
     """
-    Write compression(GELU(expansion(normalised y))) [+ residual] into ``out``.
+    Write compression(GELU(expansion(normalized y))) [+ residual] into ``out``.
 
     Args:
         y: (N, C, *spatial), channels-last in memory.
@@ -284,7 +284,8 @@ def mlp_sums(
     _sums_kernel[(blocks_e, parts, samples)](
         y, g, mean, rstd, w2, b2, w3, *sums, *sizes, tiles, PRECISION=precision(), **tile
     )
-    return tuple(total.sum(1) for total in sums)
+    sum_z, sum_1, sum_g = (total.sum(1) for total in sums)
+    return sum_z, sum_1, sum_g
 
 
 def mlp_input_gradient(

@@ -1,0 +1,16 @@
+"""Inference and training on a CPU in less time and memory, registered under the backend ``"auto"``.
+
+- ``network``: the whole network in evaluation mode.
+- ``block``: one block in training.
+- ``autograd``: its autograd function.
+- ``depthwise``, ``pointwise``: the convolutions and products that both are made of.
+- ``common``: when both may be used, and what they read from a block.
+
+The memory that both work in is ``mednext_monai.memory``.
+"""
+
+from ... import dispatch
+from . import block, network
+
+dispatch.register("auto", network)
+dispatch.register("auto", block)

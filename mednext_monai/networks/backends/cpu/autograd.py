@@ -1,0 +1,301 @@
+"""A whole MedNeXt block as one autograd function on the CPU: exact gradients, half the memory.
+
+The block computes, for every sample with depthwise output ``Y`` of V voxels (rows) and C channels (columns)::
+
+    s = gamma / sqrt(variance + eps)         mean and variance of each column of Y
+    P = (Y - mean) diag(s) W2' + beta W2' + b2
+    out = GELU(P) W3' + b3 + residual
+
+``P`` and ``GELU(P)`` have 2 to 8 times the channels. They are made for some thousand voxels at a time, so that they
+stay in the cache, and never stored: the backward pass makes them again from ``Y``. Kept from forward to backward are
+the input, ``Y``, its means and scales, and the parameters. With ``G`` the gradient of the output, the backward pass is
+
+    Gp = GELU'(P) * (G W3)                   dW3 = G' GELU(P)      db3 = column sums of G
+    M = Gp' (Y - mean)    m = column sums of Gp
+    dW2 = M diag(s) + m beta'    db2 = m    dbeta = W2' m    ds = column sums of W2 * M    dgamma = ds / sigma
+    dY = Gp W2 diag(s) - s * dbeta / V - (Y - mean) * ds * s / (sigma^2 V)
+
+followed by the gradients of the depthwise convolution (``depthwise``) and of the residual. The gradient of the
+depthwise bias is zero, because the norm takes away whatever constant it adds to a channel.
+
+The first-order formulas are written out here. A backward pass that is itself to be differentiated goes through
+PyTorch's own operators instead.
+
+Volumes are ``(B, D, H, W, C)``, or ``(D, H, W, C)`` for one sample; only the function's input and output are
+channels-first, in channels-last storage.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from ....memory import empty
+from .common import BlockParameters
+from .depthwise import backward_data, backward_weight, depthwise_slabs
+from .pointwise import (
+    PointwiseWeights,
+    PreciseChannelStatistics,
+    as_rows,
+    chunk_buffers,
+    chunks,
+    expand_compress,
+    fold_norm,
+)
+
+__all__ = ["block_function"]
+
+Gradients = list["torch.Tensor | None"]
+
+
+class _Kind(NamedTuple):
+    """What the block is, apart from its parameters; ``stride`` and ``transposed`` are of the depthwise convolution."""
+
+    stride: int
+    transposed: bool
+    use_residual: bool
+    eps: float
+
+
+def block_function(
+    x: torch.Tensor, parameters: BlockParameters, stride: int, transposed: bool, use_residual: bool, eps: float
+) -> torch.Tensor:
+    """
+    Compute a MedNeXt block with group norm, differentiable in the input and in every parameter.
+
+    Args:
+        x: ``(B, C, D, H, W)`` on the CPU, float32 or float64.
+        parameters: those of the block, shaped as its modules hold them.
+        stride: of the depthwise convolution, 1 or 2.
+        transposed: whether it is transposed; then the stride is 2.
+        use_residual: whether the input is added: as it is for stride 1, through ``res_conv`` otherwise.
+        eps: added to the variance.
+
+    Returns:
+        the block's output in channels-last storage.
+    """
+    x = x.contiguous(memory_format=torch.channels_last_3d)
+    return _Block.apply(x, *parameters, _Kind(stride, transposed, use_residual, eps))
+
+
+class _Block(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, *arguments):
+        parameters, ctx.kind = BlockParameters(*arguments[:-1]), arguments[-1]
+        volume = x.permute(0, 2, 3, 4, 1)
+        y, means, scales = _depthwise(volume, parameters, ctx.kind)
+        out = _pointwise(volume, y, means, scales, parameters, ctx.kind)
+        ctx.save_for_backward(x, y, means, scales, *parameters)
+        return out.permute(0, 4, 1, 2, 3)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, y, means, scales, *saved = ctx.saved_tensors
+        parameters, needed = BlockParameters(*saved), ctx.needs_input_grad[:-1]
+        with torch.autocast("cpu", enabled=False):
+            if torch.is_grad_enabled():  # create_graph=True: this pass is to be differentiated
+                out = _plain(x, parameters, ctx.kind)
+                gradients = _differentiable_gradients(out, grad, (x, *parameters), needed)
+            else:
+                grad = grad.contiguous(memory_format=torch.channels_last_3d)
+                volumes = (volume.permute(0, 2, 3, 4, 1) for volume in (grad, x))
+                gradients = _backward(*volumes, y, means, scales, parameters, ctx.kind, needed)
+        return (*gradients, None)
+
+
+# --- forward ---------------------------------------------------------------------------------------------------------
+
+
+def _depthwise(
+    x: torch.Tensor, parameters: BlockParameters, kind: _Kind
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the depthwise convolution and, ``(B, C)`` each, its output's means and 1/sigma."""
+    weight, bias = parameters.depthwise_weight, parameters.depthwise_bias
+    batch, *size, channels = x.shape
+    size = [2 * n - 1 if kind.transposed else (n - 1) // kind.stride + 1 for n in size]
+    y = empty((batch, *size, channels), x.dtype)
+    means, scales = x.new_empty(batch, channels), x.new_empty(batch, channels)
+    for i in range(batch):
+        statistics = PreciseChannelStatistics(channels, x.dtype)
+        if kind.transposed:
+            backward_data(x[i], weight, y[i])
+            y[i] += bias
+            statistics.add(as_rows(y[i]))
+        else:
+            for planes, slab in depthwise_slabs(x[i], weight, bias, [weight.shape[2] // 2] * 3, kind.stride):
+                y[i, planes] = slab
+                statistics.add(as_rows(y[i, planes]))
+        means[i], scales[i] = statistics.mean_and_scale(kind.eps)
+    return y, means, scales
+
+
+def _pointwise(x, y, means, scales, parameters: BlockParameters, kind: _Kind) -> torch.Tensor:
+    """Return everything after the depthwise convolution."""
+    channels = parameters.compression_weight.shape[0]
+    size = [2 * n for n in x.shape[1:4]] if kind.transposed else y.shape[1:4]
+    out = empty((x.shape[0], *size, channels), x.dtype)
+    inner = empty((y[0, ..., 0].numel(), channels), x.dtype) if kind.transposed else None
+    for i in range(x.shape[0]):
+        target = out[i].view(-1, channels) if inner is None else inner
+        base = None
+        if kind.use_residual and not kind.transposed:
+            base = as_rows(x[i]) if kind.stride == 1 else as_rows(_even(x[i])) @ _residual_matrix(parameters).t()
+        expand_compress(as_rows(y[i]), fold_norm(parameters, scales[i]), target, base, means[i])
+        if inner is not None:
+            _pad(inner.view(*y.shape[1:4], channels), out[i])
+            if kind.use_residual:
+                residual = as_rows(x[i]) @ _residual_matrix(parameters)
+                out[i, 1::2, 1::2, 1::2] += residual.view(*x.shape[1:4], channels)
+    return out
+
+
+def _pad(inner: torch.Tensor, out: torch.Tensor) -> None:
+    """Write ``inner`` into ``out``, both ``(D, H, W, C)``, after one plane of zeros on every axis."""
+    out[0] = 0
+    out[:, 0] = 0
+    out[:, :, 0] = 0
+    out[1:, 1:, 1:] = inner
+
+
+# --- backward --------------------------------------------------------------------------------------------------------
+
+
+def _backward(grad, x, y, means, scales, parameters: BlockParameters, kind: _Kind, needed) -> Gradients:
+    """Return the gradients of the input and of each parameter, where needed."""
+    inner = grad if not kind.transposed else empty(grad[:, 1:, 1:, 1:].shape, grad.dtype).copy_(grad[:, 1:, 1:, 1:])
+    grad_y = empty(y.shape, y.dtype)
+    sums = [torch.zeros_like(parameter) for parameter in parameters[2:8]]
+    for i in range(x.shape[0]):
+        weights = fold_norm(parameters, scales[i])
+        rows, grad_rows = as_rows(y[i]), as_rows(grad_y[i])
+        sample = _backward_rows(as_rows(inner[i]), rows, means[i], scales[i], parameters, weights, grad_rows, needed)
+        for total, part in zip(sums, sample):
+            total += part.view_as(total)
+    gradients: Gradients = [None, None, torch.zeros_like(parameters.depthwise_bias), *sums, None, None]
+    if needed[1]:
+        gradients[1] = grad_weight = torch.zeros_like(parameters.depthwise_weight)
+        for source, target in zip(grad_y, x) if kind.transposed else zip(x, grad_y):
+            backward_weight(source, target, kind.stride, grad_weight)
+    grad_x = _backward_depthwise(grad_y, x, grad, parameters.depthwise_weight, kind) if needed[0] else None
+    if kind.use_residual and kind.stride > 1:
+        gradients[9] = _backward_residual(inner, x, grad_x, parameters, kind)
+        gradients[10] = gradients[8]
+    gradients[0] = None if grad_x is None else grad_x.permute(0, 4, 1, 2, 3)
+    return [gradient if need else None for gradient, need in zip(gradients, needed)]
+
+
+def _backward_depthwise(grad_y, x, grad, weight, kind: _Kind) -> torch.Tensor:
+    """Return the gradient of the input through the depthwise convolution, for stride 1 with that of the residual."""
+    grad_x = empty(x.shape, x.dtype)
+    if kind.stride == 1:
+        weight = weight.flip(2, 3, 4)
+    for i in range(x.shape[0]):
+        if kind.stride == 2 and not kind.transposed:
+            backward_data(grad_y[i], weight, grad_x[i])
+            continue
+        for planes, slab in depthwise_slabs(grad_y[i], weight, None, [weight.shape[2] // 2] * 3, kind.stride):
+            if kind.use_residual and kind.stride == 1:
+                torch.add(slab, grad[i, planes], out=grad_x[i, planes])
+            else:
+                grad_x[i, planes] = slab
+    return grad_x
+
+
+def _backward_rows(
+    grad, rows, mean, scale, parameters: BlockParameters, weights: PointwiseWeights, grad_rows, needed
+) -> tuple[torch.Tensor, ...]:
+    """
+    Backward pass of ``expand_compress``, the norm's statistics included, for one sample.
+
+    Writes the gradient of ``rows`` into ``grad_rows`` and returns those of the norm's, the expansion's and the
+    compression's weight and bias.
+    """
+    expansion, offset, compression = weights.expand, weights.expand_bias, weights.compress.t()
+    moment, moment_1 = torch.zeros_like(expansion), torch.zeros_like(offset)  # M and m of the module's docstring
+    grad_compression, grad_bias = torch.zeros_like(compression), grad.new_zeros(grad.shape[1])
+    width, columns = expansion.shape
+    total = grad.new_zeros(columns)  # of grad_rows: what is subtracted below is then exact to the sum's rounding
+    buffers = chunk_buffers(rows, width, columns, width, width, width)
+    for part, chunk in chunks(rows, width):
+        centered, hidden, grad_hidden, active = (buffer[: len(chunk)] for buffer in buffers)
+        grad_bias += grad[part].sum(0)
+        torch.sub(chunk, mean, out=centered)
+        torch.addmm(offset, centered, expansion.t(), out=hidden)
+        if needed[7]:
+            torch.ops.aten.gelu.out(hidden, out=active)
+            grad_compression.addmm_(grad[part].t(), active)
+        if any(needed[:7]):
+            torch.mm(grad[part], compression, out=grad_hidden)
+            torch.ops.aten.gelu_backward.grad_input(grad_hidden, hidden, grad_input=grad_hidden)
+            moment.addmm_(grad_hidden.t(), centered)
+            moment_1 += grad_hidden.sum(0)
+            total += torch.mm(grad_hidden, expansion, out=grad_rows[part]).sum(0)
+    weight = parameters.expansion_weight.flatten(1)
+    folded = parameters.norm_weight * scale
+    grad_norm_bias = weight.t() @ moment_1
+    grad_folded = (weight * moment).sum(0)
+    if any(needed[:2]):
+        _backward_statistics(rows, mean, -grad_folded * folded * scale.square() / len(rows), -total, grad_rows)
+    grad_expansion = torch.addr(moment * folded, moment_1, parameters.norm_bias)
+    return grad_folded * scale, grad_norm_bias, grad_expansion, moment_1, grad_compression, grad_bias
+
+
+def _backward_statistics(rows, mean, slope, total, grad_rows) -> None:
+    """Add the gradients through the variance, ``slope`` times deviation, and through the mean to ``grad_rows``."""
+    columns = rows.shape[1]
+    constant = total / len(rows)
+    (buffer,) = chunk_buffers(rows, columns, columns)
+    for part, chunk in chunks(rows, columns):
+        centered = torch.sub(chunk, mean, out=buffer[: len(chunk)])
+        grad_rows[part].addcmul_(centered, slope).add_(constant)
+
+
+def _backward_residual(grad, x, grad_x, parameters: BlockParameters, kind: _Kind) -> torch.Tensor:
+    """Add the gradient through ``res_conv`` to ``grad_x``, unless that is None; return the gradient of its weight."""
+    matrix = _residual_matrix(parameters)  # (C', C), transposed (C, C')
+    total = torch.zeros_like(matrix)
+    for i in range(x.shape[0]):
+        source, target = (x[i], _even(grad[i])) if kind.transposed else (_even(x[i]), grad[i])
+        rows, grad_rows = as_rows(source), as_rows(target)
+        total += rows.t() @ grad_rows if kind.transposed else grad_rows.t() @ rows
+        if grad_x is not None:
+            part = grad_rows @ (matrix.t() if kind.transposed else matrix)
+            target = grad_x[i] if kind.transposed else _even(grad_x[i])
+            target += part.view(source.shape)
+    return total.view(*total.shape, 1, 1, 1)
+
+
+def _even(volume: torch.Tensor) -> torch.Tensor:
+    """Return the voxels ``(D, H, W, C)`` with even indices, which a 1x1 convolution with stride 2 reads."""
+    return volume[::2, ::2, ::2]
+
+
+def _residual_matrix(parameters: BlockParameters) -> torch.Tensor:
+    assert parameters.residual_weight is not None  # narrows the type
+    return parameters.residual_weight.flatten(1)
+
+
+# --- the same with PyTorch's operators, for gradients of gradients ---------------------------------------------------
+
+
+def _plain(x: torch.Tensor, parameters: BlockParameters, kind: _Kind) -> torch.Tensor:
+    weight, channels = parameters.depthwise_weight, x.shape[1]
+    conv = F.conv_transpose3d if kind.transposed else F.conv3d
+    padding = weight.shape[2] // 2
+    y = conv(x, weight, parameters.depthwise_bias, stride=kind.stride, padding=padding, groups=channels)
+    y = torch.group_norm(y, channels, parameters.norm_weight, parameters.norm_bias, kind.eps)
+    y = F.gelu(F.conv3d(y, parameters.expansion_weight, parameters.expansion_bias))
+    y = F.conv3d(y, parameters.compression_weight, parameters.compression_bias)
+    if kind.use_residual and kind.stride == 1:
+        y = y + x
+    elif parameters.residual_weight is not None:
+        y = y + conv(x, parameters.residual_weight, parameters.residual_bias, stride=kind.stride)
+    return F.pad(y, [1, 0] * 3) if kind.transposed else y
+
+
+def _differentiable_gradients(out, grad, inputs, needed) -> Gradients:
+    wanted = [tensor for tensor, need in zip(inputs, needed) if need]
+    gradients = iter(torch.autograd.grad(out, wanted, grad, create_graph=True))
+    return [next(gradients) if need else None for need in needed]

@@ -1,0 +1,73 @@
+"""One block in training on the CPU, where its autograd function computes it.
+
+Everything that the function does not know is left to the plain modules: other devices and types, autocast, other norms,
+groups, modules that were replaced or have hooks, and everything that looks at the operators (tracing, compiling,
+``torch.func``, forward-mode derivatives, dispatch modes).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn as nn
+from monai.data.meta_tensor import MetaTensor
+
+from ...blocks import MedNeXtBlock, MedNeXtDownBlock, MedNeXtUpBlock
+from .autograd import block_function
+from .common import (
+    Block,
+    block_parameters,
+    has_residual,
+    is_observed,
+    is_on_cpu,
+    is_parameter_like,
+    is_published_block,
+    keeps_metadata,
+)
+
+__all__ = ["run", "takes"]
+
+TYPES = (MedNeXtBlock, MedNeXtDownBlock, MedNeXtUpBlock)  # themselves: a subclass may compute something else
+
+
+def takes(block: nn.Module, x: torch.Tensor) -> bool:
+    """Return whether ``block`` is a published block and a gradient of what it computes for ``x`` is wanted."""
+    return (
+        type(block) in TYPES
+        and torch.is_grad_enabled()
+        and not is_observed()
+        and (is_parameter_like(x) or type(x) is MetaTensor)
+        and is_on_cpu(x, torch.float32, torch.float64)
+        and x.dim() == 5
+        and x.numel() > 0
+        and _is_ordinary_block(block, x)
+    )
+
+
+def _is_ordinary_block(block: Any, x: torch.Tensor) -> bool:
+    """Return whether the block is as it was built, its parameters are like the input, and a gradient is wanted."""
+    out_channels = x.shape[1] if block.stride == 1 and block.use_residual else None
+    if not is_published_block(block, x.shape[1], out_channels):
+        return False
+    parameters = [parameter for parameter in block_parameters(block) if parameter is not None]
+    return all(is_parameter_like(p) and p.dtype == x.dtype and p.device == x.device for p in parameters) and (
+        x.requires_grad or any(p.requires_grad for p in parameters)
+    )
+
+
+@keeps_metadata
+def run(block: Block, x: torch.Tensor) -> torch.Tensor:
+    """
+    Compute a block that :py:func:`takes` accepts, differentiable in the input and in every parameter.
+
+    Args:
+        block: the block.
+        x: its input, ``(B, C, D, H, W)``.
+
+    Returns:
+        the block's output in channels-last storage.
+    """
+    return block_function(
+        x, block_parameters(block), block.stride, block.transposed, has_residual(block), block.norm.eps
+    )

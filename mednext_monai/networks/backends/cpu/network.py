@@ -1,0 +1,234 @@
+"""The whole MedNeXt in evaluation mode on the CPU: the same function in a fraction of the time and memory.
+
+Activations are channels-last volumes ``(D, H, W, C)``. One sample after the other passes through the network; every
+volume of the encoder is changed in place, kept as the skip connection, and then becomes the decoder's. That is why the
+whole network is computed here and not block by block, where every block needs a volume for its output. What a block
+saves is explained in ``depthwise`` and ``pointwise``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from math import prod
+from typing import Any
+
+import torch
+import torch.nn as nn
+from monai.data.meta_tensor import MetaTensor
+
+from ....memory import empty, release_with
+from ...blocks import MedNeXtBlock, MedNeXtDownBlock, MedNeXtOutBlock, MedNeXtUpBlock
+from ...mednext import MedNeXt
+from .common import (
+    Block,
+    block_parameters,
+    is_exactly,
+    is_observed,
+    is_on_cpu,
+    is_parameter_like,
+    is_pointwise,
+    is_published_block,
+    keeps_metadata,
+)
+from .depthwise import Phase, depthwise_slabs, slab_ranges, transposed_phases
+from .pointwise import ChannelStatistics, PointwiseWeights, as_rows, expand_compress, fold_norm
+
+__all__ = ["run", "takes"]
+
+LEVELS = 4  # of the encoder and of the decoder; the bottleneck is below
+
+
+def takes(network: nn.Module, x: torch.Tensor) -> bool:
+    """
+    Return whether :py:func:`run` computes what the modules of ``network`` would compute for ``x``.
+
+    It does for a MedNeXt in evaluation mode on the CPU in float32, if no gradient is asked for, nothing observes or
+    transforms the operations, and the network consists of the unaltered 3D blocks with one norm group per channel and
+    no GRN.
+    """
+    return bool(
+        isinstance(network, MedNeXt)
+        and not network.training
+        and not is_observed()
+        and torch.backends.mkldnn.enabled
+        and torch.backends.mkldnn.is_available()
+        and (is_parameter_like(x) or type(x) is MetaTensor)
+        and _needs_no_gradient(x)
+        and _has_published_structure(network)
+        and all(_needs_no_gradient(p) and is_parameter_like(p) for p in network.parameters())
+    )
+
+
+def _needs_no_gradient(x: torch.Tensor) -> bool:
+    """Return whether ``x`` is an ordinary float32 tensor on the CPU that needs no gradient now."""
+    return is_on_cpu(x, torch.float32) and not (x.requires_grad and torch.is_grad_enabled())
+
+
+def _has_published_structure(network: MedNeXt) -> bool:
+    """Return whether the network is made of the unaltered modules, whose channel numbers fit each other."""
+    levels = range(LEVELS)
+    encoder = [getattr(network, f"enc_block_{level}") for level in levels]
+    decoder = [getattr(network, f"dec_block_{level}") for level in levels]
+    down = [getattr(network, f"down_{level}") for level in levels]
+    up = [getattr(network, f"up_{level}") for level in levels]
+    kinds = [(network.stem, nn.Conv3d), (network.out_0, MedNeXtOutBlock)]
+    kinds += [(stage, nn.Sequential) for stage in (*encoder, network.bottleneck, *decoder)]
+    kinds += [(block, MedNeXtDownBlock) for block in down] + [(block, MedNeXtUpBlock) for block in up]
+    kinds += [(block, MedNeXtBlock) for stage in (*encoder, network.bottleneck, *decoder) for block in stage]
+    if network.spatial_dims != 3 or not all(is_exactly(module, kind) for module, kind in kinds):
+        return False
+    head = network.out_0.conv_out
+    if not (is_pointwise(network.stem, nn.Conv3d) and is_pointwise(head, nn.ConvTranspose3d)):
+        return False
+    width = [network.stem.out_channels] + [block.conv3.out_channels for block in down]
+    stages = list(zip((*encoder, network.bottleneck, *decoder), (*width, *width[:LEVELS])))
+    return (
+        head.in_channels == width[0]
+        and all(is_published_block(block, n, n) for stage, n in stages for block in stage)
+        and all(is_published_block(down[i], width[i], width[i + 1]) for i in levels)
+        and all(is_published_block(up[i], width[i + 1], width[i]) for i in levels)
+        and all(block.conv1.kernel_size[0] > 1 for block in up)
+    )
+
+
+@keeps_metadata
+def run(network: MedNeXt, x: torch.Tensor) -> torch.Tensor:
+    """
+    Compute a network that :py:func:`takes` accepts.
+
+    Args:
+        network: the network.
+        x: ``(B, in_channels, D, H, W)``.
+
+    Returns:
+        logits ``(B, out_channels, D, H, W)``, in memory of their own.
+    """
+    release_with(network)
+    with torch.no_grad():
+        logits = x.new_empty((x.shape[0], network.out_0.conv_out.out_channels, *x.shape[2:]))
+        for image, target in zip(x, logits):
+            _run_one(network, image, target)
+    return logits
+
+
+def _run_one(network: MedNeXt, image: torch.Tensor, logits: torch.Tensor) -> None:
+    """Put the logits ``(out_channels, D, H, W)`` of ``image``, ``(in_channels, D, H, W)``, into ``logits``."""
+    width = [network.stem.out_channels] + [getattr(network, f"down_{i}").conv3.out_channels for i in range(LEVELS)]
+    shapes = [(*(size >> level for size in image.shape[1:]), n) for level, n in enumerate(width)]
+    volumes = [empty(shape) for shape in shapes]
+    memory = empty([max(map(prod, shapes))])  # for the depthwise values of one block after the other
+    _stem(network.stem, image, volumes[0])
+    for level in range(LEVELS):
+        _stage(getattr(network, f"enc_block_{level}"), volumes[level], memory)
+        _down(getattr(network, f"down_{level}"), volumes[level], volumes[level + 1], memory)
+    _stage(network.bottleneck, volumes[LEVELS], memory)
+    for level in reversed(range(LEVELS)):
+        _add_up(getattr(network, f"up_{level}"), volumes[level + 1], volumes[level], memory)
+        _stage(getattr(network, f"dec_block_{level}"), volumes[level], memory)
+    head = network.out_0.conv_out
+    torch.addmm(head.bias.unsqueeze(1), head.weight.flatten(1).t(), as_rows(volumes[0]).t(), out=logits.flatten(1))
+
+
+def _stem(stem: Any, image: torch.Tensor, out: torch.Tensor) -> None:
+    for plane, target in zip(image.unbind(1), out):
+        torch.addmm(stem.bias, plane.flatten(1).t(), stem.weight.flatten(1).t(), out=as_rows(target))
+
+
+def _stage(blocks: nn.Sequential, x: torch.Tensor, memory: torch.Tensor) -> None:
+    """Replace ``x``, ``(D, H, W, C)``, by what the blocks make of it."""
+    block: Any
+    for block in blocks:
+        y = _view(memory, x.shape)
+        weights = _depthwise(block, x, y)
+        expand_compress(as_rows(y), weights, as_rows(x), as_rows(x) if block.use_residual else None)
+
+
+def _depthwise(block: MedNeXtBlock | MedNeXtDownBlock, x: torch.Tensor, out: torch.Tensor) -> PointwiseWeights:
+    """
+    Put the block's depthwise convolution of ``x`` less a constant per channel into ``out``; return what follows it.
+
+    The norm removes any constant, so the convolution's bias plays no part. Subtracting the first slab's mean instead
+    brings the values near zero, where folding the norm costs no digits.
+    """
+    conv = block.conv1
+    statistics = ChannelStatistics()
+    pivot = x.new_zeros(conv.out_channels)
+    for planes, slab in depthwise_slabs(x, conv.weight, pivot, conv.padding, conv.stride[0]):
+        if statistics.is_empty:
+            torch.mean(slab, dim=(0, 1, 2), out=pivot).neg_()
+            torch.add(slab, pivot, out=out[planes])
+        else:
+            out[planes].copy_(slab)
+        statistics.add(as_rows(out[planes]))
+    return _weights(block, statistics)
+
+
+def _weights(block: Block, statistics: ChannelStatistics) -> PointwiseWeights:
+    mean, scale = statistics.mean_and_scale(block.norm.eps)
+    return fold_norm(block_parameters(block), scale, mean)
+
+
+def _down(block: MedNeXtDownBlock, x: torch.Tensor, out: torch.Tensor, memory: torch.Tensor) -> None:
+    """Put the down-sampling block's value at ``x`` into ``out``."""
+    y = _view(memory, (*out.shape[:3], x.shape[3]))
+    weights = _depthwise(block, x, y)
+    residual = block.res_conv
+    if residual is not None:
+        for plane, target in zip(x[::2, ::2, ::2], out):
+            torch.mm(as_rows(plane), residual.weight.flatten(1).t(), out=as_rows(target))
+    expand_compress(as_rows(y), weights, as_rows(out), None if residual is None else as_rows(out))
+
+
+def _add_up(block: MedNeXtUpBlock, x: torch.Tensor, out: torch.Tensor, memory: torch.Tensor) -> None:
+    """
+    Add the up-sampling block's value at ``x`` to ``out``, the skip connection.
+
+    The block puts a plane of zeros before the first plane of each axis: parity 0 lands on odd voxels, parity 1 on even
+    ones from 2 on. The transposed 1x1 residual reaches the voxels of parity (0, 0, 0); the others get its bias. The
+    depthwise convolution is needed twice, for the statistics and for use: as many phases as ``memory`` holds are kept,
+    the others computed again.
+    """
+    pivot = x.new_zeros(x.shape[3])
+    statistics = ChannelStatistics()
+    phases = transposed_phases(block.conv1.weight)
+    kept = _phase_memory(phases, x, memory[: out.numel()])
+    for i, phase in enumerate(phases):
+        for planes, slab in depthwise_slabs(x, phase.weight, pivot, phase.padding):
+            if statistics.is_empty:
+                torch.mean(slab, dim=(0, 1, 2), out=pivot).neg_()
+                slab = slab + pivot
+            if i < len(kept):
+                slab = kept[i][planes].copy_(slab)
+            statistics.add(as_rows(slab))
+    weights = _weights(block, statistics)
+    for i, phase in enumerate(phases):
+        slabs: Iterable[tuple[slice, torch.Tensor]]
+        if i < len(kept):
+            slabs = ((planes, kept[i][planes]) for planes in slab_ranges(kept[i].shape))
+        else:
+            slabs = depthwise_slabs(x, phase.weight, pivot, phase.padding)
+        target = out[tuple(slice(1 + parity, None, 2) for parity in phase.parity)]
+        residual = block.res_conv if phase.parity == (0, 0, 0) else None
+        for planes, slab in slabs:
+            value = empty((*slab.shape[:3], out.shape[3]))
+            expand_compress(as_rows(slab), weights, as_rows(value))
+            if residual is not None:
+                as_rows(value).addmm_(as_rows(x[planes]), residual.weight.flatten(1))
+            target[planes].add_(value)
+            del value  # its memory serves the next slab
+
+
+def _phase_memory(phases: list[Phase], x: torch.Tensor, memory: torch.Tensor) -> list[torch.Tensor]:
+    """Divide flat ``memory`` into volumes for the first phases of ``x``, as many as fit."""
+    volumes, used = [], 0
+    for shape in (phase.output_shape(x) for phase in phases):
+        if used + prod(shape) > memory.numel():
+            break
+        volumes.append(_view(memory[used:], shape))
+        used += prod(shape)
+    return volumes
+
+
+def _view(memory: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """Return the beginning of flat ``memory`` as a contiguous tensor of ``shape``."""
+    return memory[: prod(shape)].view(shape)

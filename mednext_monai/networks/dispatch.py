@@ -1,0 +1,106 @@
+"""The switch between implementations of the network, and the list of those that registered.
+
+- ``"auto"``: the optimized implementations that match the modules to rounding error and were measured to be faster on
+  the device in use; the plain modules otherwise, and always under tracing, scripting, export and ``torch.compile``.
+- ``"plain"``: the modules as written in ``blocks`` and ``mednext``, the readable reference.
+- ``"triton"``: the Triton kernels on a GPU; ``"auto"`` never selects them.
+
+All compute the same function of the same parameters. The environment variable ``MEDNEXT_BACKEND`` sets the initial one.
+
+This module imports none of its neighbors: ``blocks`` and ``mednext`` ask :py:func:`find`, and the packages in
+``backends`` call :py:func:`register` when they are imported.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+import torch.nn as nn
+
+__all__ = ["BACKENDS", "Implementation", "find", "get_backend", "register", "set_backend", "using_backend"]
+
+BACKENDS = ("auto", "plain", "triton")
+
+
+def _checked(name: str, source: str) -> str:
+    if name not in BACKENDS:
+        raise ValueError(f"{source} must be one of {BACKENDS}, got {name!r}.")
+    return name
+
+
+_backend = _checked(os.environ.get("MEDNEXT_BACKEND", "auto"), "the environment variable MEDNEXT_BACKEND")
+
+
+def get_backend() -> str:
+    """Return the backend in use: one of ``BACKENDS``."""
+    return _backend
+
+
+def set_backend(name: str) -> None:
+    """
+    Set the backend of this process.
+
+    Args:
+        name: one of ``BACKENDS``.
+
+    Raises:
+        ValueError: if it is none of them.
+    """
+    global _backend
+    _backend = _checked(name, "name")
+
+
+@contextmanager
+def using_backend(name: str) -> Iterator[None]:
+    """Set the backend within a ``with`` block; arguments and errors as for :py:func:`set_backend`."""
+    before = get_backend()
+    set_backend(name)
+    try:
+        yield
+    finally:
+        set_backend(before)
+
+
+class Implementation(Protocol):
+    """What a backend registers: any object, such as a module, with these two functions."""
+
+    @property
+    def takes(self) -> Callable[[nn.Module, torch.Tensor], bool]:
+        """Return whether ``run`` computes what the module's own operations compute for the input."""
+
+    @property
+    def run(self) -> Callable[[Any, torch.Tensor], Any]:
+        """Compute the module's output for an input that ``takes`` accepts."""
+
+
+_implementations: list[tuple[str, Implementation]] = []
+
+
+def register(backend: str, implementation: Implementation) -> None:
+    """Add an implementation to those of a backend; the first one that takes a module and input computes it."""
+    _implementations.append((_checked(backend, "backend"), implementation))
+
+
+def find(module: nn.Module, x: torch.Tensor) -> Callable[[torch.Tensor], Any] | None:
+    """
+    Return the function with which the backend in use computes ``module(x)``.
+
+    Nothing is remembered between calls, since hooks, parametrizations and replaced submodules change the answer.
+
+    Args:
+        module: a block or a network.
+        x: its input.
+
+    Returns:
+        a function of ``x``, or ``None`` where the module's own operations are to be used.
+    """
+    if not torch.jit.is_tracing():
+        for backend, implementation in _implementations:
+            if backend == _backend and implementation.takes(module, x):
+                return partial(implementation.run, module)
+    return None
