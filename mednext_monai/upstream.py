@@ -132,42 +132,31 @@ class MedNeXtBlock(networks.MedNeXtBlock):
         )
 
 
-class MedNeXtDownBlock(networks.MedNeXtDownBlock):
+class _ResamplingBlock:
+    """The arguments that the two resampling blocks share."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        exp_r: int = 4,
+        kernel_size: int = 7,
+        do_res: bool = False,
+        norm_type: str = "group",
+        dim: str = "3d",
+        grn: bool = False,
+    ) -> None:
+        super().__init__(  # type: ignore[call-arg]  # of the block that follows in the order of bases
+            _spatial_dims(dim), in_channels, out_channels, exp_r, kernel_size, do_res, norm_type, use_grn=grn
+        )
+
+
+class MedNeXtDownBlock(_ResamplingBlock, networks.MedNeXtDownBlock):
     """:py:class:`mednext_monai.networks.MedNeXtDownBlock` with the original's argument names and defaults."""
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        exp_r: int = 4,
-        kernel_size: int = 7,
-        do_res: bool = False,
-        norm_type: str = "group",
-        dim: str = "3d",
-        grn: bool = False,
-    ) -> None:
-        super().__init__(
-            _spatial_dims(dim), in_channels, out_channels, exp_r, kernel_size, do_res, norm_type, use_grn=grn
-        )
 
-
-class MedNeXtUpBlock(networks.MedNeXtUpBlock):
+class MedNeXtUpBlock(_ResamplingBlock, networks.MedNeXtUpBlock):
     """:py:class:`mednext_monai.networks.MedNeXtUpBlock` with the original's argument names and defaults."""
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        exp_r: int = 4,
-        kernel_size: int = 7,
-        do_res: bool = False,
-        norm_type: str = "group",
-        dim: str = "3d",
-        grn: bool = False,
-    ) -> None:
-        super().__init__(
-            _spatial_dims(dim), in_channels, out_channels, exp_r, kernel_size, do_res, norm_type, use_grn=grn
-        )
 
 
 class OutBlock(networks.MedNeXtOutBlock):

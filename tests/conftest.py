@@ -8,10 +8,11 @@ import nibabel
 import numpy as np
 import pytest
 from helpers.bundles import BundleRunner
-from helpers.datasets import example, make_boxes, rotated_affine
+from helpers.datasets import example, make_boxes, rotated_affine, save
 from helpers.patches import numbered_case
 
 from mednext_monai import bundles
+from mednext_monai.data import training_cases
 
 
 @pytest.fixture
@@ -52,3 +53,22 @@ def example_files(tmp_path: Path) -> dict[str, str]:
         paths[name] = str(tmp_path / f"{name}_1.nii.gz")
         nibabel.save(file, paths[name])
     return paths
+
+
+@pytest.fixture
+def images(tmp_path):
+    """Write images, each of the given channels, and return their folder."""
+
+    def make(*names: str, channels: int = 1) -> Path:
+        folder = tmp_path / "images"
+        for name in names:
+            values = np.arange(120 * channels, dtype=np.float32).reshape(4, 5, 6, channels)
+            save(folder / name, values if channels > 1 else values[..., 0])
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def cases(dataset):
+    return training_cases(dataset, "all")

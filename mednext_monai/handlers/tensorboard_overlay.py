@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import nibabel as nib
 import numpy as np
 import torch
 from ignite.engine import Events
@@ -16,7 +15,7 @@ from monai.handlers import TensorBoardHandler
 from monai.utils import CommonKeys, convert_to_numpy
 
 from ..pictures import draw_overlay
-from ..preprocessing.geometry import Geometry
+from ..preprocessing.geometry import Geometry, reorient, spacing_of
 from .case_names import case_names
 
 if TYPE_CHECKING:
@@ -54,16 +53,13 @@ class TensorBoardOverlay(TensorBoardHandler):
     def __call__(self, engine: Engine) -> None:
         for name, sample, output in zip(case_names(engine.state.batch), engine.state.batch, engine.state.output):
             affine = _affine(sample, output[CommonKeys.IMAGE])
-            orientation = nib.io_orientation(affine)  # of each axis: the anatomical axis and the direction
-            spacing = nib.affines.voxel_sizes(affine)[np.argsort(orientation[:, 0])]
-            image, label, prediction = (
-                nib.apply_orientation(convert_to_numpy(volume), orientation)
-                for volume in (
-                    output[CommonKeys.IMAGE][0],
-                    _classes(output[CommonKeys.LABEL]),
-                    _classes(output[CommonKeys.PRED]),
-                )
+            volumes = (
+                output[CommonKeys.IMAGE][0],
+                _classes(output[CommonKeys.LABEL]),
+                _classes(output[CommonKeys.PRED]),
             )
+            turned = [reorient(convert_to_numpy(volume)[None], affine, "RAS") for volume in volumes]
+            (image, label, prediction), spacing = (array[0] for array, _ in turned), spacing_of(turned[0][1])
             picture = draw_overlay(image, {"label": label, "prediction": prediction}, spacing, name)
             self._writer.add_image(f"validation/{name}", np.asarray(picture), engine.state.epoch, dataformats="HWC")
 

@@ -32,7 +32,7 @@ from ..data.io import image_paths, read_image, read_label, strip_ending, to_labe
 from ..preprocessing.case import check_settings, preprocess_case
 from ..preprocessing.geometry import Geometry, restore_axes, restore_image, restore_labels, restore_probabilities
 
-__all__ = ["CASE_ID", "NONZERO", "LoadLabeld", "Preprocessd", "RestoreClassesd", "SaveImageOnSourceGridd"]
+__all__ = ["LoadLabeld", "Preprocessd", "RestoreClassesd", "SaveImageOnSourceGridd"]
 
 CASE_ID = "case_id"  # in the image's metadata: the name of the case, which its segmentation gets
 NONZERO = "nonzero"  # in the image's metadata: the region in which the image is not zero, holes filled, (X, Y, Z)

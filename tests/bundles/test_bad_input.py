@@ -2,21 +2,8 @@
 
 from __future__ import annotations
 
-import nibabel as nib
-import numpy as np
 import pytest
-
-from mednext_monai.data import training_cases
-
-
-@pytest.fixture
-def cases(dataset):
-    return training_cases(dataset, "all")
-
-
-def rewrite(path: str, change, affine=None) -> None:
-    image = nib.load(path)
-    nib.save(nib.Nifti1Image(change(np.asarray(image.dataobj)), image.affine if affine is None else affine), path)
+from helpers.datasets import rewrite
 
 
 @pytest.mark.parametrize(

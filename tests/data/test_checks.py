@@ -8,7 +8,7 @@ import re
 import nibabel as nib
 import numpy as np
 import pytest
-from helpers.datasets import AFFINE, SHAPE, describe, make_case, make_decathlon, make_nnunet, save
+from helpers.datasets import AFFINE, SHAPE, describe, make_case, make_decathlon, make_nnunet, rewrite, save
 
 from mednext_monai.data import (
     DatasetError,
@@ -17,7 +17,6 @@ from mednext_monai.data import (
     checks,
     preprocessed_cases,
     read_dataset,
-    training_cases,
 )
 from mednext_monai.planning import scan
 
@@ -121,16 +120,6 @@ def test_one_label_file_for_two_cases_is_found(tmp_path):
         training=[{"image": f"imagesTr/case_0{i}.nii.gz", "label": "labelsTr/case_00.nii.gz"} for i in range(2)],
     )
     assert problems_of(tmp_path) == ["case_00.nii.gz: label file of 2 cases"]
-
-
-@pytest.fixture
-def cases(dataset):
-    return training_cases(dataset, "all")
-
-
-def rewrite(path: str, change, affine=None) -> None:
-    image = nib.load(path)
-    nib.save(nib.Nifti1Image(change(np.asarray(image.dataobj)), image.affine if affine is None else affine), path)
 
 
 def problem(cases: list[dict], in_channels: int = 1, out_channels: int = 3) -> str:

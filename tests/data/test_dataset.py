@@ -162,20 +162,6 @@ def test_images_to_segment_come_from_the_list_a_folder_or_a_file(dataset):
     assert [case["id"] for case in inference_cases(dataset)] == ["box_9"]
 
 
-@pytest.fixture
-def images(tmp_path):
-    """Write images, each of the given channels, and return their folder."""
-
-    def make(*names: str, channels: int = 1) -> Path:
-        folder = tmp_path / "images"
-        for name in names:
-            values = np.arange(120 * channels, dtype=np.float32).reshape(4, 5, 6, channels)
-            save(folder / name, values if channels > 1 else values[..., 0])
-        return folder
-
-    return make
-
-
 def listed(cases: list[dict]) -> dict[str, list[str]]:
     """File names by id."""
     return {case["id"]: [Path(path).name for path in ensure_tuple(case["image"])] for case in cases}

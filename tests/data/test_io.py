@@ -10,7 +10,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
-from helpers.datasets import make_decathlon, save
+from helpers.datasets import make_decathlon
 
 from mednext_monai.data import (
     check_cases,
@@ -62,20 +62,6 @@ def test_a_corrupt_file_is_named_as_such(tmp_path):
     shutil.rmtree(tmp_path / "imagesTr")
     with pytest.raises(FileNotFoundError, match="no such file"):
         read_image(path)
-
-
-@pytest.fixture
-def images(tmp_path):
-    """Write images, each of the given channels, and return their folder."""
-
-    def make(*names: str, channels: int = 1) -> Path:
-        folder = tmp_path / "images"
-        for name in names:
-            values = np.arange(120 * channels, dtype=np.float32).reshape(4, 5, 6, channels)
-            save(folder / name, values if channels > 1 else values[..., 0])
-        return folder
-
-    return make
 
 
 def test_nrrd_and_mha_are_listed_checked_and_read_like_nifti(images, dataset):

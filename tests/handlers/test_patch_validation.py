@@ -7,9 +7,9 @@ from ignite.engine import Engine
 from monai.data import DataLoader
 from monai.engines import SupervisedEvaluator
 
+from mednext_monai.data.patches import EpochSampler, PatchDataset
 from mednext_monai.handlers import MovingAverage, PatchValidation
 from mednext_monai.metrics import PooledDice
-from mednext_monai.transforms import EpochSampler, PatchDataset
 
 
 def validated(epochs):

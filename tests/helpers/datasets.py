@@ -130,3 +130,9 @@ def example(shape=(14, 22, 17)) -> tuple[np.ndarray, np.ndarray]:
     label[6:9, 9:13, 7:10] = 2
     label[0, 0, 0] = label[3, 5, 1] = 1
     return image, label
+
+
+def rewrite(path: str, change, affine=None) -> None:
+    """Replace the values of a NIfTI file by ``change(values)``, and its affine if one is given."""
+    image = nib.load(path)
+    nib.save(nib.Nifti1Image(change(np.asarray(image.dataobj)), image.affine if affine is None else affine), path)

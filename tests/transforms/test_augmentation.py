@@ -1,14 +1,14 @@
-"""Augmentation: how often, in what range, and the same numbers as a float64 computation for fixed draws."""
+"""The whole augmentation: order, probabilities, and that image and label stay together."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
+from helpers.augmentation import label_map, volume, within
 from monai.data import MetaTensor
 from monai.losses import DeepSupervisionLoss, DiceCELoss
 from monai.transforms import Compose, RandFlipd
-from scipy import ndimage
 
 from mednext_monai.transforms import (
     CleanOutsided,
@@ -19,23 +19,6 @@ from mednext_monai.transforms import (
     RandRotateScaled,
     training_augmentation,
 )
-
-
-def within(count: int, n: int, p: float) -> bool:
-    """Whether a fair draw would give this count, all but once in 15000."""
-    return abs(count - n * p) < 4 * (n * p * (1 - p)) ** 0.5
-
-
-def volume(shape, channels=2, seed=0) -> np.ndarray:
-    return np.random.RandomState(seed).standard_normal((channels, *shape))
-
-
-def label_map(shape, seed=0) -> np.ndarray:
-    smooth_noise = ndimage.gaussian_filter(volume(shape, 1, seed)[0], 2)
-    label = np.digitize(smooth_noise, np.quantile(smooth_noise, [0.4, 0.6, 0.8])).astype(np.int16)
-    label[: shape[0] // 5] = -1
-    return label
-
 
 ALONE = {
     "spatial": RandRotateScaled("image", rotate_prob=1, scale_prob=1),

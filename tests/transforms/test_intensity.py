@@ -1,10 +1,11 @@
-"""Augmentation: how often, in what range, and the same numbers as a float64 computation for fixed draws."""
+"""Smoothing, lower resolution and gamma: how often, in what range, and the numbers of a float64 computation."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
+from helpers.augmentation import assert_half_below_one, volume, within
 from scipy import ndimage
 
 from mednext_monai.transforms import (
@@ -13,24 +14,6 @@ from mednext_monai.transforms import (
     RandChannelSmoothd,
 )
 from mednext_monai.transforms.intensity import adjust_gamma, lower_resolution, smooth
-
-
-def within(count: int, n: int, p: float) -> bool:
-    """Whether a fair draw would give this count, all but once in 15000."""
-    return abs(count - n * p) < 4 * (n * p * (1 - p)) ** 0.5
-
-
-def volume(shape, channels=2, seed=0) -> np.ndarray:
-    return np.random.RandomState(seed).standard_normal((channels, *shape))
-
-
-def assert_half_below_one(factors: np.ndarray, low: float, high: float) -> None:
-    """Uniform in (low, 1) half of the time and in (1, high) otherwise."""
-    below, above = factors[factors < 1], factors[factors >= 1]
-    assert within(len(below), len(factors), 0.5)
-    for part, a, b in ((below, low, 1), (above, 1, high)):
-        assert a <= part.min() < a + 0.02 * (b - a) and b - 0.02 * (b - a) < part.max() <= b
-        assert abs(part.mean() - (a + b) / 2) < 4 * (b - a) / 12**0.5 / len(part) ** 0.5
 
 
 @pytest.mark.parametrize("sigma", [0.5, 0.61, 0.83, 1.0])

@@ -1,25 +1,14 @@
-"""Augmentation: how often, in what range, and the same numbers as a float64 computation for fixed draws."""
+"""Interpolation of images and labels gives the numbers of SciPy in float64."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
+from helpers.augmentation import MAPS, affine, label_map, volume
 from scipy import ndimage
 
-from mednext_monai.transforms.spatial import rotation_matrix
 from mednext_monai.transforms.splines import affine_labels, affine_spline, apply_along_axes, spline_matrix
-
-
-def volume(shape, channels=2, seed=0) -> np.ndarray:
-    return np.random.RandomState(seed).standard_normal((channels, *shape))
-
-
-def label_map(shape, seed=0) -> np.ndarray:
-    smooth_noise = ndimage.gaussian_filter(volume(shape, 1, seed)[0], 2)
-    label = np.digitize(smooth_noise, np.quantile(smooth_noise, [0.4, 0.6, 0.8])).astype(np.int16)
-    label[: shape[0] // 5] = -1
-    return label
 
 
 def reference_labels(label, matrix, offset, size) -> np.ndarray:
@@ -32,21 +21,6 @@ def reference_labels(label, matrix, offset, size) -> np.ndarray:
     last = np.reshape(label.shape, (3, 1, 1, 1)) - 1
     out[((points < 0) | (points > last)).any(0)] = -1
     return out
-
-
-MAPS = {  # angles in radians, factor
-    "rotation": ((0.4, -0.3, 0.2), 1.0),
-    "rotation and zoom out": ((0.1, 0.5, -0.2), 1.37),
-    "rotation and zoom in": ((-0.5, 0.3, 0.4), 0.71),
-    "zoom out": ((0, 0, 0), 1.31),
-    "zoom in": ((0, 0, 0), 0.77),
-}
-
-
-def affine(name, shape, size):
-    angles, factor = MAPS[name]
-    matrix = rotation_matrix(angles) * factor
-    return matrix, (np.array(shape) - 1) / 2 - matrix @ ((np.array(size) - 1) / 2)
 
 
 @pytest.mark.parametrize("name", MAPS)
