@@ -125,7 +125,10 @@ def test_misuse_ends_with_status_2_before_anything_is_done(capsys, monkeypatch, 
             ["bundle", "new", "S", "3", "absent.json", "out"],
             "plan: the file absent.json does not exist; create one with",
         ),
-        (["bundle", "new", "S", "4", "absent.json", "out"], "kernel_size 3 or 5; got variant 'S' and kernel_size 4"),
+        (
+            ["bundle", "new", "S", "4", "absent.json", "out"],
+            "kernel_size one of 3, 5; got variant 'S' and kernel_size 4",
+        ),
     ],
 )
 def test_user_errors_are_one_message_and_status_1(capsys, monkeypatch, tmp_path, arguments, message):

@@ -10,7 +10,7 @@ from helpers.datasets import rewrite
     ("options", "message"),
     [
         (("--fold", "7"), "fold must be one of"),
-        (("--in_channels", "2"), "in_channels is 2"),
+        (("--in_channels", "2"), "expected 2 (in_channels)"),
         (("--out_channels", "2"), "holds the label value(s) 2"),
         (("--resume", "True"), "cannot resume"),
         (("--upkern_checkpoint", "none.pt"), "none.pt, does not exist"),

@@ -187,7 +187,9 @@ def test_all_48_axis_orders_come_back(tmp_path, channels):
 
 def test_a_prediction_is_named_after_its_case_or_else_its_file(tmp_path):
     pred = MetaTensor(torch.ones(1, 4, 5, 6), affine=torch.eye(4) * 2, meta={"filename_or_obj": "in/a.b_0000.mha"})
-    named = MetaTensor(torch.ones(1, 4, 5, 6), affine=torch.eye(4) * 2, meta={**pred.meta, "case_id": "a.b"})
+    named = MetaTensor(
+        torch.ones(1, 4, 5, 6), affine=torch.eye(4) * 2, meta={"filename_or_obj": "in/a.b_0000.mha", "case_id": "a.b"}
+    )
     save = SaveImageOnSourceGridd("pred", tmp_path)
     save({"pred": pred})
     save({"pred": named})
