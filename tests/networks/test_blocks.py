@@ -56,7 +56,7 @@ def test_up_block_puts_one_plane_of_zeros_before_the_first():
     assert y[:, :, 1:, 1:, 1:].abs().min() > 0
 
 
-def test_zero_initialised_grn_changes_nothing():
+def test_zero_initialized_grn_changes_nothing():
     plain, grn = MedNeXtBlock(3, 4, 4), MedNeXtBlock(3, 4, 4, use_grn=True)
     grn.load_state_dict(plain.state_dict(), strict=False)
     x = make_input([1, 4, 6, 6, 6])

@@ -28,7 +28,8 @@ __all__ = [
     "fold_norm",
 ]
 
-CHUNK_ELEMENTS = 1 << 18  # of the expanded tensor that exist at a time: four such buffers stay in the caches
+CHUNK_ELEMENTS = 1 << 18  # of the expanded tensor at a time: the four such buffers of training stay in the caches
+INFERENCE_CHUNKS = 2  # times as long: there is only one buffer
 
 
 def as_rows(volume: torch.Tensor) -> torch.Tensor:
@@ -36,17 +37,17 @@ def as_rows(volume: torch.Tensor) -> torch.Tensor:
     return volume.reshape(-1, volume.shape[-1])
 
 
-def chunks(rows: torch.Tensor, width: int) -> Iterator[tuple[slice, torch.Tensor]]:
-    """Yield slices of the rows, and the rows in them: as many as give ``CHUNK_ELEMENTS`` with ``width`` columns."""
-    length = max(1, CHUNK_ELEMENTS // width)
+def chunks(rows: torch.Tensor, width: int, factor: int = 1) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Yield slices of the rows, and the rows in them: with ``width`` columns, ``factor * CHUNK_ELEMENTS`` at a time."""
+    length = max(1, factor * CHUNK_ELEMENTS // width)
     for start in range(0, len(rows), length):
         part = slice(start, start + length)
         yield part, rows[part]
 
 
-def chunk_buffers(rows: torch.Tensor, width: int, *columns: int) -> list[torch.Tensor]:
-    """Return uninitialized matrices with the rows of one chunk and the given numbers of columns."""
-    length = min(len(rows), max(1, CHUNK_ELEMENTS // width))
+def chunk_buffers(rows: torch.Tensor, width: int, *columns: int, factor: int = 1) -> list[torch.Tensor]:
+    """Return uninitialized matrices with the rows of one of the ``chunks`` and the given numbers of columns."""
+    length = min(len(rows), max(1, factor * CHUNK_ELEMENTS // width))
     return [empty((length, count), rows.dtype) for count in columns]
 
 
@@ -173,8 +174,9 @@ def expand_compress(
     """
     width, columns = weights.expand.shape
     linear_gelu = _fused_linear_gelu() if mean is None else None
-    buffers = chunk_buffers(rows, width, columns, width) if linear_gelu is None else []
-    for part, chunk in chunks(rows, width):
+    factor = INFERENCE_CHUNKS if mean is None else 1
+    buffers = chunk_buffers(rows, width, columns, width, factor=factor) if linear_gelu is None else []
+    for part, chunk in chunks(rows, width, factor):
         if linear_gelu is not None:
             hidden = linear_gelu(chunk, weights.expand, weights.expand_bias)
         else:

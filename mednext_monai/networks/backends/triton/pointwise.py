@@ -33,7 +33,7 @@ def _gelu(x):
 
 @triton.jit
 def _normalized(y, mean, rstd, sample, row, channel, mask, channels):
-    """Load a tile of ``y`` and normalise it; 0 outside of the tensor."""
+    """Load a tile of ``y`` and normalize it; 0 outside of the tensor."""
     value = tl.load(y + row[:, None] * channels + channel[None, :], mask=mask, other=0.0).to(tl.float32)
     center = tl.load(mean + sample * channels + channel, mask=channel < channels, other=0.0)
     scale = tl.load(rstd + sample * channels + channel, mask=channel < channels, other=0.0)
