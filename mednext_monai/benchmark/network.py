@@ -14,7 +14,7 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from itertools import product
+from itertools import combinations, product
 
 import torch
 from monai.inferers import SlidingWindowInferer
@@ -28,28 +28,53 @@ from .timing import Measurement, compare, seconds
 __all__ = ["case_name", "measure_networks", "measure_window", "reference", "relative_error", "run_once", "step_inputs"]
 
 Tensors = Sequence[torch.Tensor]
+Errors = Callable[[Contestant, Tensors], dict[str, float]]
 WINDOWS = {"sw_batch_size": 1, "overlap": 0.5, "mode": "gaussian", "sigma_scale": 0.125}
 
 
 def measure_networks(options: Namespace, training: bool) -> Iterator[Measurement]:
     """Time a forward pass, or a training step, of every variant at every size."""
+    section = "training" if training else "forward"
     for variant, size in product(options.variants, options.size):
-        yield _measure_step(options, training, variant, size)
+        x, gradients = step_inputs(size, options.batch, options.device, training)
+        errors = reference(options, variant, x, gradients)
+        contestants = build(options, variant, names_for(options, variant), training)
+        step = partial(run_once, x=x, gradients=gradients, context=autocast(options))
+        yield _measure(options, section, case_name(options, variant, size), contestants, step, errors, x.numel())
 
 
-def _measure_step(options: Namespace, training: bool, variant: str, size: int) -> Measurement:
-    x, gradients = step_inputs(size, options.batch, options.device, training)
-    errors = reference(options, variant, x, gradients)
-    contestants = build(options, variant, names_for(options, variant), training)
+def measure_window(options: Namespace) -> Iterator[Measurement]:
+    """Time the prediction of the volume with every variant, without and with mirror images as ``--mirror`` says."""
+    mirrors = {"off": [False], "on": [True], "both": [False, True]}[options.mirror]
+    for variant, mirror in product(options.variants, mirrors):
+        volume = make_input(options.volume, options.batch, options.device)
+        contestants = build(options, variant, names_for(options, variant), training=False)
+        plain = build(options, variant, ["plain"], training=False)["plain"]
+        with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            expected = SlidingWindowInferer(options.roi, **WINDOWS)(volume, partial(_probabilities, plain, mirror))
+        shape, on_or_off = "x".join(map(str, options.volume)), "on" if mirror else "off"
+        case = f"{variant.replace('_', ' ')}, {shape} by {options.roi}^3, mirror {on_or_off}"
+        step = partial(_predict, options=options, mirror=mirror, volume=volume)
+        yield _measure(options, "window", case, contestants, step, partial(_errors, [expected], {}), volume.numel())
+
+
+def _measure(
+    options: Namespace,
+    section: str,
+    case: str,
+    contestants: dict[str, Contestant],
+    step: Callable[[Contestant], Tensors],
+    errors: Errors,
+    voxels: int,
+) -> Measurement:
     compared = compare(
-        {name: partial(run_once, c, x, gradients, autocast(options)) for name, c in contestants.items()},
+        {name: partial(step, contestant) for name, contestant in contestants.items()},
         partial(seconds, device=options.device),
         options.repeats,
         options.warmup,
         lambda name, outputs: errors(contestants[name], outputs),
     )
-    section, case = "training" if training else "forward", case_name(options, variant, size)
-    return Measurement(section, case, "s", **compared, work=x.numel() / 1e6, work_unit="Mvoxel/s")
+    return Measurement(section, case, "s", **compared, work=voxels / 1e6, work_unit="Mvoxel/s")
 
 
 def case_name(options: Namespace, variant: str, size: int) -> str:
@@ -84,25 +109,24 @@ def run_once(
     return tuple(output.detach() for output in outputs)
 
 
-def reference(
-    options: Namespace, variant: str, x: torch.Tensor, gradients: Tensors | None
-) -> Callable[[Contestant, Tensors], dict[str, float]]:
+def reference(options: Namespace, variant: str, x: torch.Tensor, gradients: Tensors | None) -> Errors:
     """Run the plain modules in the type ``--reference``, without TF32, and return a function that gives the errors."""
     dtype, training = getattr(torch, options.reference), gradients is not None
     plain = build(options, variant, ["plain"], training)["plain"]
     plain.network.to(dtype)
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         expected = run_once(plain, x.to(dtype), gradients, nullcontext())
-    expected_gradients = plain.gradients() if training else {}
+    return partial(_errors, expected, plain.gradients() if training else {})
 
-    def errors(contestant: Contestant, outputs: Tensors) -> dict[str, float]:
-        found = {"output": relative_error(outputs, expected)}
-        if training:
-            own = contestant.gradients()
-            found["gradient"] = relative_error([own[name] for name in expected_gradients], expected_gradients.values())
-        return found
 
-    return errors
+def _errors(
+    expected: Tensors, gradients: dict[str, torch.Tensor], contestant: Contestant, outputs: Tensors
+) -> dict[str, float]:
+    found = {"output": relative_error(outputs, expected)}
+    if gradients:
+        own = contestant.gradients()
+        found["gradient"] = relative_error([own[name] for name in gradients], gradients.values())
+    return found
 
 
 def relative_error(found: Tensors, expected: Tensors) -> float:
@@ -111,43 +135,15 @@ def relative_error(found: Tensors, expected: Tensors) -> float:
     return float(differences.max() / torch.stack([b.double().abs().max() for b in expected]).max())
 
 
-def measure_window(options: Namespace) -> Iterator[Measurement]:
-    """Time the prediction of the volume with every variant, without and with mirror images as ``--mirror`` says."""
-    mirrors = {"off": [False], "on": [True], "both": [False, True]}[options.mirror]
-    for variant, mirror in product(options.variants, mirrors):
-        yield _measure_window(options, variant, mirror)
-
-
-def _measure_window(options: Namespace, variant: str, mirror: bool) -> Measurement:
-    volume = make_input(options.volume, options.batch, options.device)
-    contestants = build(options, variant, names_for(options, variant), training=False)
-    plain = build(options, variant, ["plain"], training=False)["plain"]
-    with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        expected = SlidingWindowInferer(options.roi, **WINDOWS)(volume, partial(_probabilities, plain, mirror))
-    compared = compare(
-        {name: partial(_predictor(c, mirror, options), volume) for name, c in contestants.items()},
-        partial(seconds, device=options.device),
-        options.repeats,
-        options.warmup,
-        lambda name, found: {"output": relative_error([found], [expected])},
-    )
-    shape = "x".join(map(str, options.volume))
-    case = f"{variant.replace('_', ' ')}, {shape} by {options.roi}^3, mirror {'on' if mirror else 'off'}"
-    return Measurement("window", case, "s", **compared, work=volume.numel() / 1e6, work_unit="Mvoxel/s")
-
-
-def _predictor(contestant: Contestant, mirror: bool, options: Namespace) -> Callable[[torch.Tensor], torch.Tensor]:
-    network = partial(_probabilities, contestant, mirror)
-    inferer = SlidingWindowInferer(options.roi, **WINDOWS)
+def _predict(contestant: Contestant, options: Namespace, mirror: bool, volume: torch.Tensor) -> Tensors:
     if contestant.kind in ("ours", "plain"):
-        network = partial(_logits, contestant)
         inferer = MedNeXtInferer(options.roi, mirror=mirror, windows="monai", **WINDOWS)
-
-    def predict(volume: torch.Tensor) -> torch.Tensor:
-        with torch.no_grad(), autocast(options):
-            return inferer(volume, network)
-
-    return predict
+        network = partial(_logits, contestant)
+    else:
+        inferer = SlidingWindowInferer(options.roi, **WINDOWS)
+        network = partial(_probabilities, contestant, mirror)
+    with torch.no_grad(), autocast(options):
+        return [inferer(volume, network)]
 
 
 def _logits(contestant: Contestant, window: torch.Tensor) -> torch.Tensor:
@@ -155,6 +151,5 @@ def _logits(contestant: Contestant, window: torch.Tensor) -> torch.Tensor:
 
 
 def _probabilities(contestant: Contestant, mirror: bool, window: torch.Tensor) -> torch.Tensor:
-    axes = [[axis for axis, flip in zip((2, 3, 4), flips) if flip] for flips in product((False, True), repeat=3)]
-    axes = axes if mirror else [[]]
-    return sum(contestant(window.flip(a))[0].float().softmax(1).flip(a) for a in axes) / len(axes)
+    flips = [axes for count in range(4) for axes in combinations((2, 3, 4), count)] if mirror else [()]
+    return sum(contestant(window.flip(axes))[0].float().softmax(1).flip(axes) for axes in flips) / len(flips)

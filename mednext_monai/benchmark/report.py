@@ -25,8 +25,10 @@ __all__ = ["as_markdown", "as_text", "describe_machine", "one_line", "write_json
 
 def describe_machine(device: str) -> dict:
     """Return processor, threads, versions and, if it is used, the GPU."""
+    info = Path("/proc/cpuinfo")
+    names = re.findall(r"^model name\s*:\s*(.+)$", info.read_text(), re.MULTILINE) if info.exists() else []
     machine = {
-        "cpu": _cpu_name(),
+        "cpu": names[0].strip() if names else platform.processor() or platform.machine(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
         "system": platform.platform(),
@@ -45,18 +47,11 @@ def describe_machine(device: str) -> dict:
     return machine
 
 
-def _cpu_name() -> str:
-    file = Path("/proc/cpuinfo")
-    names = re.findall(r"^model name\s*:\s*(.+)$", file.read_text(), re.MULTILINE) if file.exists() else []
-    return names[0].strip() if names else platform.processor() or platform.machine()
-
-
 def one_line(machine: dict) -> str:
     """Return the machine as a line of text."""
-    processor = f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads"
-    parts = [*([machine["gpu"]] if "gpu" in machine else []), processor]
-    parts += [f"torch {machine['torch']}, MONAI {machine['monai']}", f"backend {machine['backend']}"]
-    return "; ".join(parts)
+    gpu = f"{machine['gpu']}; " if "gpu" in machine else ""
+    cpu = f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads"
+    return f"{gpu}{cpu}; torch {machine['torch']}, MONAI {machine['monai']}; backend {machine['backend']}"
 
 
 def _command_line(arguments: Sequence[str]) -> str:
