@@ -146,11 +146,11 @@ def _nnunet_v2_transforms(patch_size: int) -> Callable:
         (GammaTransform(gamma, 1, False, 1, 1), 0.1),
         (GammaTransform(gamma, 0, False, 1, 1), 0.3),
     ]
-    angle = math.pi / 6
-    rotation = {"p_rotation": 0.2, "rotation": (-angle, angle)}
+    rotation = {"p_rotation": 0.2, "rotation": (-math.pi / 6, math.pi / 6)}
     scaling = {"p_scaling": 0.2, "scaling": (0.7, 1.4), "p_synchronize_scaling_across_axes": 1}
+    center = {"patch_center_dist_from_border": 0, "random_crop": False}
     transforms = [
-        SpatialTransform((patch_size,) * 3, 0, False, **rotation, **scaling, bg_style_seg_sampling=False),
+        SpatialTransform((patch_size,) * 3, **center, **rotation, **scaling, bg_style_seg_sampling=False),
         *(RandomTransform(transform, apply_probability=p) for transform, p in sometimes),
         MirrorTransform((0, 1, 2)),
         MaskImageTransform(list(MASK_CHANNELS)),

@@ -25,7 +25,7 @@ from mednext_monai.networks import MedNeXt, create_mednext, get_backend, using_b
 from mednext_monai.weights.conversion import from_monai, to_monai
 from mednext_monai.weights.state_dict import DUMMY
 
-__all__ = ["COMPILED", "OUT_CHANNELS", "Contestant", "autocast", "build", "make_input", "names_for"]
+__all__ = ["COMPILED", "IN_CHANNELS", "OUT_CHANNELS", "Contestant", "autocast", "build", "names_for"]
 
 IN_CHANNELS, OUT_CHANNELS = 1, 3
 COMMON = {"in_channels": IN_CHANNELS, "out_channels": OUT_CHANNELS, "deep_supervision": True}
@@ -119,12 +119,6 @@ def _original(options: Namespace, letter: str, kernel_size: int) -> torch.nn.Mod
 
 
 BUILDERS = {"ours": _ours, "plain": _ours, "monai": _monai, "original": _original}
-
-
-def make_input(shape: Sequence[int], batch: int, device: str) -> torch.Tensor:
-    """Return a random input ``(batch, 1, *shape)``, the same in every run."""
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(batch, IN_CHANNELS, *shape, generator=generator).to(device)
 
 
 def autocast(options: Namespace) -> AbstractContextManager:

@@ -22,7 +22,7 @@ from monai.inferers import SlidingWindowInferer
 from mednext_monai.inferers import MedNeXtInferer
 from mednext_monai.networks import using_backend
 
-from .contestants import OUT_CHANNELS, Contestant, autocast, build, make_input, names_for
+from .contestants import IN_CHANNELS, OUT_CHANNELS, Contestant, autocast, build, names_for
 from .timing import Measurement, compare, seconds
 
 __all__ = ["case_name", "measure_networks", "measure_window", "reference", "relative_error", "run_once", "step_inputs"]
@@ -38,43 +38,38 @@ def measure_networks(options: Namespace, training: bool) -> Iterator[Measurement
     for variant, size in product(options.variants, options.size):
         x, gradients = step_inputs(size, options.batch, options.device, training)
         errors = reference(options, variant, x, gradients)
-        contestants = build(options, variant, names_for(options, variant), training)
         step = partial(run_once, x=x, gradients=gradients, context=autocast(options))
-        yield _measure(options, section, case_name(options, variant, size), contestants, step, errors, x.numel())
+        fields = _compare(options, variant, training, step, errors, x)
+        yield Measurement(section, case_name(options, variant, size), "s", **fields)
 
 
 def measure_window(options: Namespace) -> Iterator[Measurement]:
     """Time the prediction of the volume with every variant, without and with mirror images as ``--mirror`` says."""
     mirrors = {"off": [False], "on": [True], "both": [False, True]}[options.mirror]
+    shape = "x".join(map(str, options.volume))
     for variant, mirror in product(options.variants, mirrors):
-        volume = make_input(options.volume, options.batch, options.device)
-        contestants = build(options, variant, names_for(options, variant), training=False)
+        volume = torch.randn(options.batch, IN_CHANNELS, *options.volume, generator=torch.Generator().manual_seed(0))
+        volume = volume.to(options.device)
         plain = build(options, variant, ["plain"], training=False)["plain"]
         with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             expected = SlidingWindowInferer(options.roi, **WINDOWS)(volume, partial(_probabilities, plain, mirror))
-        shape, on_or_off = "x".join(map(str, options.volume)), "on" if mirror else "off"
-        case = f"{variant.replace('_', ' ')}, {shape} by {options.roi}^3, mirror {on_or_off}"
         step = partial(_predict, options=options, mirror=mirror, volume=volume)
-        yield _measure(options, "window", case, contestants, step, partial(_errors, [expected], {}), volume.numel())
+        fields = _compare(options, variant, False, step, partial(_errors, [expected], {}), volume)
+        case = f"{variant.replace('_', ' ')}, {shape} by {options.roi}^3, mirror {'on' if mirror else 'off'}"
+        yield Measurement("window", case, "s", **fields)
 
 
-def _measure(
-    options: Namespace,
-    section: str,
-    case: str,
-    contestants: dict[str, Contestant],
-    step: Callable[[Contestant], Tensors],
-    errors: Errors,
-    voxels: int,
-) -> Measurement:
+def _compare(
+    options: Namespace, variant: str, training: bool, step: Callable, errors: Errors, x: torch.Tensor
+) -> dict[str, object]:
+    """Time a step, a function of the contestant, of all contestants; return fields of a ``Measurement``."""
+    contestants = build(options, variant, names_for(options, variant), training)
+    steps = {name: partial(step, contestant) for name, contestant in contestants.items()}
+    measure = partial(seconds, device=options.device)
     compared = compare(
-        {name: partial(step, contestant) for name, contestant in contestants.items()},
-        partial(seconds, device=options.device),
-        options.repeats,
-        options.warmup,
-        lambda name, outputs: errors(contestants[name], outputs),
+        steps, measure, options.repeats, options.warmup, lambda name, out: errors(contestants[name], out)
     )
-    return Measurement(section, case, "s", **compared, work=voxels / 1e6, work_unit="Mvoxel/s")
+    return {**compared, "work": x.numel() / 1e6, "work_unit": "Mvoxel/s"}
 
 
 def case_name(options: Namespace, variant: str, size: int) -> str:
@@ -85,7 +80,7 @@ def case_name(options: Namespace, variant: str, size: int) -> str:
 
 def step_inputs(size: int, batch: int, device: str, training: bool) -> tuple[torch.Tensor, Tensors | None]:
     """Return an input ``(batch, 1, size, size, size)`` and, for training, gradients of the outputs, each of norm 1."""
-    x = make_input((size,) * 3, batch, device)
+    x = torch.randn(batch, IN_CHANNELS, size, size, size, generator=torch.Generator().manual_seed(0)).to(device)
     if not training:
         return x, None
     generator = torch.Generator().manual_seed(1)

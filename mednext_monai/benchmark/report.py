@@ -105,14 +105,14 @@ def as_markdown(machine: dict, arguments: Sequence[str], measurements: Sequence[
         errors = [error for of_one in m.agreement.values() for error in of_one.values()]
         largest = (f"{max(errors):.0e}" if any(errors) else "0") if errors else ""
         own = f"{_number(spread(m.values[OURS])['median'])} {m.unit}"
-        rows.append([f"{m.section} {m.title}", own, *(_ratio(found.get(name)) for name in others), largest])
+        rows.append(
+            [f"{m.section} {m.title}", own, *(_ratio(found[name]) if name in found else "" for name in others), largest]
+        )
     table = [f"| {' | '.join(row)} |" for row in rows]
     text = "Medians (smallest to largest) of the ratios within the rounds; above 1, ours is faster, or smaller."
     return "\n".join([*table, "", f"{text} {one_line(machine)}. `{_command_line(arguments)}`"])
 
 
-def _ratio(found: dict[str, float] | None) -> str:
-    if found is None:
-        return ""
+def _ratio(found: dict[str, float]) -> str:
     limits = f" ({found['min']:.2f} to {found['max']:.2f})" if found["min"] < found["max"] else ""
     return f"{found['median']:.2f}{limits}"
