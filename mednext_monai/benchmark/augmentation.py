@@ -4,96 +4,69 @@ Both read from memory-mapped two-channel cases, apply the recipe's nine augmenta
 ranges, and pass batches of two through a ``DataLoader``, whose start is timed as well. Differences that remain: ours
 interpolates images with cubic splines as published, ``batchgeneratorsv2`` linearly, which also enlarges lower
 resolutions linearly; ours returns uint8 labels, it int16. Both are random, so there is no agreement to show.
-
-Where ours spends its time (single process, two channels, per patch on average): rotation, which applies to a fifth of
-the patches, takes more than half, most of it in the 64-neighbor sums and the prefilter; then scaling, gamma, noise
-(MONAI's, in float64), and copying the patch between processes.
+A third of the patches is interpolated: use many.
 """
 
 from __future__ import annotations
 
 import math
-import resource
 import tempfile
-import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from functools import partial
+from importlib.util import find_spec
+from itertools import count
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, default_collate
 
-from mednext_monai.data.patches import PatchDataset, is_forced_slot
+from mednext_monai.data.patches import PatchDataset
 from mednext_monai.preprocessing.foreground import foreground_locations
 from mednext_monai.transforms.augmentation import training_augmentation
-from mednext_monai.transforms.patch import read_box
+from mednext_monai.transforms.patch import RandPatchd, read_box
 from mednext_monai.transforms.spatial import RandRotateScaled
 
 from .preprocessing import make_ball
-from .timing import OURS, Measurement, compare
+from .timing import OURS, Measurement, compare, seconds
 
-__all__ = ["make_cases", "measure_augmentation"]
+__all__ = ["measure_augmentation"]
 
 PEER = "batchgeneratorsv2"
 MASK_CHANNELS = (0, 1)
 
 
 def measure_augmentation(options: Namespace) -> Iterator[Measurement]:
-    """
-    Load patches through both pipelines in turn, from the same stored volumes, other patches in every round.
-
-    The values are seconds per patch. A third of the patches is interpolated, so use many.
-    """
-    size, missing = options.patch_size, {}
+    """Load patches through both pipelines in turn, other patches in every round; the values are seconds per patch."""
+    size = options.patch_size
     with tempfile.TemporaryDirectory() as folder:
-        cases = make_cases(Path(folder), shape=(size * 3 // 2, size * 3 // 2, size * 5 // 4))
-        datasets = {OURS: PatchDataset(cases, training_augmentation(size, mask_channels=MASK_CHANNELS))}
-        try:
-            datasets[PEER] = _NnUNetV2Patches(cases, size)
-        except ImportError:
-            missing[PEER] = "not installed"
-        cpu: dict[str, list[float]] = {name: [] for name in datasets}
-
-        def load(name: str) -> float:
-            first = len(cpu[name]) * options.patches
-            seconds, seconds_of_workers = _load(datasets[name], first, options.patches, options.workers)
-            cpu[name].append(seconds_of_workers / options.patches)
-            return seconds / options.patches
-
-        compared = compare({name: partial(load, name) for name in datasets}, lambda step: step(), options.repeats)
-    compared["skipped"] |= missing
-    busy = ", ".join(f"{name} {1000 * np.mean(cpu[name]):.0f} ms" for name in compared["values"])
-    yield Measurement(
-        "augmentation",
-        f"patch of {size}^3, 2 channels, {options.workers} workers",
-        "s",
-        **compared,
-        notes=[f"CPU time of the workers per patch: {busy}."] if options.workers else [],
-        work=1,
-        work_unit="patches/s",
-    )
+        cases = _make_cases(Path(folder), shape=(size * 3 // 2, size * 3 // 2, size * 5 // 4))
+        transforms = {OURS: training_augmentation(size, mask_channels=MASK_CHANNELS)}
+        if find_spec(PEER):
+            transforms[PEER] = _NnUNetV2Patch(size)
+        datasets = {name: PatchDataset(cases, transform) for name, transform in transforms.items()}
+        steps = {name: partial(_load, data, options, count(0, options.patches)) for name, data in datasets.items()}
+        compared = compare(steps, lambda step: seconds(step) / options.patches, options.repeats)
+    if PEER not in steps:
+        compared["skipped"][PEER] = "not installed"
+    case = f"patch of {size}^3, 2 channels, {options.workers} workers"
+    yield Measurement("augmentation", case, "s", **compared, work=1, work_unit="patches/s")
 
 
-def _load(dataset: Dataset, first: int, count: int, workers: int) -> tuple[float, float]:
-    """Return the elapsed seconds, and the workers' CPU seconds, for ``count`` patches from position ``first``."""
-    loader = DataLoader(
+def _load(dataset: PatchDataset, options: Namespace, starts: Iterator[int]) -> None:
+    """Load the next ``options.patches`` patches in batches of two."""
+    first = next(starts)
+    for _ in DataLoader(
         dataset,
         batch_size=2,
-        sampler=range(first, first + count),
-        num_workers=workers,
+        sampler=range(first, first + options.patches),
+        num_workers=options.workers,
         collate_fn=_stack,
         worker_init_fn=_one_thread,
-    )
-    cpu = resource.getrusage(resource.RUSAGE_CHILDREN)
-    started = time.perf_counter()
-    for _ in loader:
+    ):
         pass
-    seconds = time.perf_counter() - started
-    del loader
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return seconds, after.ru_utime + after.ru_stime - cpu.ru_utime - cpu.ru_stime
 
 
 def _one_thread(worker: int) -> None:
@@ -105,50 +78,45 @@ def _stack(items: list[dict]) -> dict[str, torch.Tensor]:
     return default_collate([{key: item[key].as_subclass(torch.Tensor) for key in ("image", "label")} for item in items])
 
 
-def make_cases(folder: Path, shape: tuple[int, int, int], cases: int = 4, channels: int = 2) -> list[dict]:
-    """Write smooth random volumes with three nested classes and an outside; return a dictionary of paths per case."""
-    random = np.random.RandomState(0)
-    data = []
-    for case in range(cases):
-        radius, label = make_ball(shape, phase=case)
+def _make_cases(folder: Path, shape: tuple[int, int, int]) -> list[dict]:
+    """Write four smooth random cases with three nested classes and an outside, and return their paths."""
+    random, cases = np.random.RandomState(0), []
+    for number in range(4):
+        radius, label = make_ball(shape, phase=number)
         label[radius >= 1.1] = -1
-        image = random.standard_normal((channels, *shape)).astype(np.float32) * 0.2 + np.cos(9 * radius)
-        paths = {name: str(folder / f"case{case}_{name}") for name in ("image.npy", "label.npy", "foreground.npz")}
-        np.save(paths["image.npy"], np.where(label < 0, 0, image).astype(np.float32))
-        np.save(paths["label.npy"], label[None])
-        np.savez(paths["foreground.npz"], **{str(k): v for k, v in foreground_locations(label).items()})
-        data.append({"id": f"case{case}"} | {name.split(".")[0]: path for name, path in paths.items()})
-    return data
+        image = random.standard_normal((2, *shape)).astype(np.float32) * 0.2 + np.cos(9 * radius)
+        files = {"image": f"{number}_image.npy", "label": f"{number}_label.npy", "foreground": f"{number}.npz"}
+        case = {key: str(folder / file) for key, file in files.items()}
+        np.save(case["image"], np.where(label < 0, 0, image).astype(np.float32))
+        np.save(case["label"], label[None])
+        np.savez(case["foreground"], **{str(value): voxels for value, voxels in foreground_locations(label).items()})
+        cases.append(case)
+    return cases
 
 
-class _NnUNetV2Patches(Dataset):
-    """Cut the enlarged box from the memory-mapped arrays and transform it, as nnU-Net v2's loader does."""
+class _NnUNetV2Patch(RandPatchd):
+    """Read the enlarged box from the memory-mapped arrays and transform it, as nnU-Net v2's loader does."""
 
-    def __init__(self, data: list[dict], patch_size: int) -> None:
-        self.data, self.patch_size = data, patch_size
+    def __init__(self, patch_size: int) -> None:
+        super().__init__(("image", "label"), patch_size, augmentation=RandRotateScaled("image"))
         self.transforms = _nnunet_v2_transforms(patch_size)
-        self.box = RandRotateScaled("image").box_size((patch_size,) * 3)
         blur = next(t.transform for t in self.transforms.transforms[1:] if hasattr(t.transform, "benchmark"))
         for _ in range(12):  # it measures which of two methods is faster for a kernel size; not to be timed here
-            blur(image=torch.zeros(2, *(patch_size,) * 3))
+            blur(image=torch.zeros(2, *self.patch_size))
 
-    def __getitem__(self, index: int) -> dict:
-        random = np.random.RandomState([1, index])
-        np.random.seed(random.randint(2**31))
-        torch.manual_seed(int(random.randint(2**31)))
-        case = self.data[random.randint(len(self.data))]
-        image, label = (np.load(case[key], mmap_mode="r") for key in ("image", "label"))
-        margins = [b - self.patch_size for b in self.box]
-        if is_forced_slot(index % 2, 2):
-            with np.load(case["foreground"]) as stored:
-                voxels = stored[stored.files[random.randint(len(stored.files))]]
-            start = [int(v) - b // 2 for v, b in zip(voxels[random.randint(len(voxels))], self.box)]
-        else:
-            shape = image.shape[1:]
-            start = [random.randint(-m // 2, n + m // 2 + m % 2 - b + 1) for m, n, b in zip(margins, shape, self.box)]
+    def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> _NnUNetV2Patch:
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        return super().set_random_state(seed, state)
+
+    def __call__(self, case: dict) -> dict:
+        image, label = (np.load(case[key], mmap_mode="r") for key in self.keys)
+        with np.load(case["foreground"]) if case["force_foreground"] else nullcontext() as locations:
+            self.randomize(image.shape[1:], locations)
+        start = [s - (b - p) // 2 for s, b, p in zip(self.start, self.box_size, self.patch_size)]
         patch = self.transforms(
-            image=read_box(image, start, self.box, 0, "image"),
-            segmentation=read_box(label, start, self.box, -1, "label").to(torch.int16),
+            image=read_box(image, start, self.box_size, self.fill["image"], "image"),
+            segmentation=read_box(label, start, self.box_size, self.fill["label"], "label").to(torch.int16),
         )
         return {"image": patch["image"], "label": patch["segmentation"]}
 
@@ -178,23 +146,14 @@ def _nnunet_v2_transforms(patch_size: int) -> Callable:
         (GammaTransform(gamma, 1, False, 1, 1), 0.1),
         (GammaTransform(gamma, 0, False, 1, 1), 0.3),
     ]
-    spatial = SpatialTransform(
-        (patch_size,) * 3,
-        patch_center_dist_from_border=0,
-        random_crop=False,
-        p_rotation=0.2,
-        rotation=(-math.pi / 6, math.pi / 6),
-        p_scaling=0.2,
-        scaling=(0.7, 1.4),
-        p_synchronize_scaling_across_axes=1,
-        bg_style_seg_sampling=False,
-    )
-    return ComposeTransforms(
-        [
-            spatial,
-            *(RandomTransform(transform, apply_probability=p) for transform, p in sometimes),
-            MirrorTransform((0, 1, 2)),
-            MaskImageTransform(list(MASK_CHANNELS)),
-            RemoveLabelTansform(-1, 0),
-        ]
-    )
+    rotation = {"p_rotation": 0.2, "rotation": (-math.pi / 6, math.pi / 6)}
+    scaling = {"p_scaling": 0.2, "scaling": (0.7, 1.4), "p_synchronize_scaling_across_axes": 1}
+    center = {"patch_center_dist_from_border": 0, "random_crop": False}
+    transforms = [
+        SpatialTransform((patch_size,) * 3, **center, **rotation, **scaling, bg_style_seg_sampling=False),
+        *(RandomTransform(transform, apply_probability=p) for transform, p in sometimes),
+        MirrorTransform((0, 1, 2)),
+        MaskImageTransform(list(MASK_CHANNELS)),
+        RemoveLabelTansform(-1, 0),
+    ]
+    return ComposeTransforms(transforms)

@@ -10,7 +10,6 @@ All but ours also under ``torch.compile``, where ours is the plain modules.
 
 from __future__ import annotations
 
-import copy
 import importlib
 import sys
 from argparse import Namespace
@@ -26,9 +25,10 @@ from mednext_monai.networks import MedNeXt, create_mednext, get_backend, using_b
 from mednext_monai.weights.conversion import from_monai, to_monai
 from mednext_monai.weights.state_dict import DUMMY
 
-__all__ = ["COMPILED", "OUT_CHANNELS", "Contestant", "autocast", "build", "make_input", "names_for"]
+__all__ = ["COMPILED", "IN_CHANNELS", "OUT_CHANNELS", "Contestant", "autocast", "build", "names_for"]
 
 IN_CHANNELS, OUT_CHANNELS = 1, 3
+COMMON = {"in_channels": IN_CHANNELS, "out_channels": OUT_CHANNELS, "deep_supervision": True}
 COMPILED = " compiled"
 UPSTREAM_MODULE = "nnunet_mednext.network_architecture.mednextv1.create_mednext_v1"
 
@@ -70,13 +70,12 @@ def build(options: Namespace, variant: str, names: Sequence[str], training: bool
     """
     if any(name.endswith(COMPILED) for name in names):
         torch.compiler.reset()  # otherwise torch gives up compiling after eight versions of the same code
-    ours = _our_network(options, variant)
-    networks: dict[str, torch.nn.Module] = {}
-    contestants = {}
+    letter, kernel_size = variant.split("_k")  # "S_k3"
+    networks, contestants = {}, {}
     for name in names:
         kind = name.removesuffix(COMPILED)
         if kind not in networks:
-            networks[kind] = _network(kind, ours, options, variant).to(options.device).train(training)
+            networks[kind] = BUILDERS[kind](options, letter, int(kernel_size)).to(options.device).train(training)
             if kind in ("monai", "original"):  # the original returns five outputs in both modes unless told otherwise
                 networks[kind].do_ds = training
         network = networks[kind]
@@ -85,61 +84,41 @@ def build(options: Namespace, variant: str, names: Sequence[str], training: bool
     return contestants
 
 
-def _our_network(options: Namespace, variant: str) -> MedNeXt:
-    letter, kernel_size = variant.split("_k")  # "S_k3"
+def _ours(options: Namespace, letter: str, kernel_size: int) -> MedNeXt:
+    """Build our network; its weights are always the same."""
+    given = {"use_checkpoint": None if options.checkpoint else False, "base_channels": options.base_channels}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return create_mednext(
-            letter,
-            int(kernel_size),
-            in_channels=IN_CHANNELS,
-            out_channels=OUT_CHANNELS,
-            deep_supervision=True,
-            use_checkpoint=None if options.checkpoint else False,
-            base_channels=options.base_channels,
-        )
+        return create_mednext(letter, kernel_size, **COMMON, **given)
 
 
-def _network(kind: str, ours: MedNeXt, options: Namespace, variant: str) -> torch.nn.Module:
-    if kind in ("ours", "plain"):
-        return copy.deepcopy(ours)
-    letter, kernel_size = variant.split("_k")
-    if kind == "original":
-        create = _import_original(options.upstream).create_mednext_v1
-        network = create(IN_CHANNELS, OUT_CHANNELS, letter, kernel_size=int(kernel_size), deep_supervision=True)
-        keys = network.load_state_dict(ours.state_dict(), strict=False)
-        if keys.unexpected_keys or any(key.split(".")[-1] != DUMMY for key in keys.missing_keys):
-            raise ValueError(f"--upstream {options.upstream} has a network with other parameters: {keys}.")
-        return network
-    network = MonaiMedNeXt(  # its MedNeXtS, written out because that does not take a number of channels
-        init_filters=options.base_channels,
-        in_channels=IN_CHANNELS,
-        out_channels=OUT_CHANNELS,
-        kernel_size=int(kernel_size),
-        deep_supervision=True,
-        use_residual_connection=True,
-    )
-    network.load_state_dict(to_monai(ours.state_dict()))
+def _monai(options: Namespace, letter: str, kernel_size: int) -> MonaiMedNeXt:
+    """Build MONAI's ``MedNeXtS``, written out because that does not take a number of channels."""
+    given = {"init_filters": options.base_channels, "kernel_size": kernel_size, "use_residual_connection": True}
+    network = MonaiMedNeXt(**COMMON, **given)
+    network.load_state_dict(to_monai(_ours(options, letter, kernel_size).state_dict()))
     return network
 
 
-def _import_original(upstream: str):
-    folder = Path(upstream).resolve()
+def _original(options: Namespace, letter: str, kernel_size: int) -> torch.nn.Module:
+    folder = Path(options.upstream).resolve()
     expected = folder.joinpath(*UPSTREAM_MODULE.split(".")).with_suffix(".py")
     if not expected.is_file():
         raise ValueError(f"--upstream must be a checkout of MIC-DKFZ/MedNeXt, but {expected} does not exist.")
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
     try:
-        return importlib.import_module(UPSTREAM_MODULE)
+        create = importlib.import_module(UPSTREAM_MODULE).create_mednext_v1
     except ImportError as error:
         raise ValueError(f"--upstream {folder} cannot be imported: {error}") from error
+    network = create(IN_CHANNELS, OUT_CHANNELS, letter, kernel_size=kernel_size, deep_supervision=True)
+    keys = network.load_state_dict(_ours(options, letter, kernel_size).state_dict(), strict=False)
+    if keys.unexpected_keys or any(key.split(".")[-1] != DUMMY for key in keys.missing_keys):
+        raise ValueError(f"--upstream {options.upstream} has a network with other parameters: {keys}.")
+    return network
 
 
-def make_input(shape: Sequence[int], batch: int, device: str) -> torch.Tensor:
-    """Return a random input ``(batch, 1, *shape)``, the same in every run."""
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(batch, IN_CHANNELS, *shape, generator=generator).to(device)
+BUILDERS = {"ours": _ours, "plain": _ours, "monai": _monai, "original": _original}
 
 
 def autocast(options: Namespace) -> AbstractContextManager:

@@ -4,8 +4,6 @@ On a CPU it is the growth of the process's peak resident size over its size befo
 input, which loads libraries and starts threads. Linux can reset that peak; without ``/proc``, ``getrusage`` is used.
 On a GPU it is the growth of ``torch.cuda.max_memory_allocated`` after a first step of the same size, so that cuDNN's
 search for algorithms is not counted.
-
-A server process imports torch and MONAI once and is forked for each measurement.
 """
 
 from __future__ import annotations
@@ -18,9 +16,10 @@ import re
 import resource
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -29,7 +28,7 @@ from mednext_monai.networks import SHAPE_FACTOR
 
 from .contestants import COMPILED, autocast, build, names_for
 from .network import case_name, run_once, step_inputs
-from .timing import Measurement, compare
+from .timing import Measurement, Step, compare
 
 __all__ = ["measure_memory", "peak_of"]
 
@@ -40,29 +39,23 @@ UNCERTAIN = "The C library's reuse of memory makes runs of the same code differ 
 
 def measure_memory(options: Namespace) -> Iterator[Measurement]:
     """Measure one forward and one training step of every contestant at every variant and size."""
-    for variant in options.variants:
-        for size in options.size:
-            for step in ("forward", "training"):
-                yield _measure(options, variant, size, step)
+    on_cpu = torch.device(options.device).type == "cpu"
+    for variant, size, step in product(options.variants, options.size, ("forward", "training")):
+        names = names_for(options, variant)
+        left_out = [name for name in names if on_cpu and COMPILED in name]
+        arguments = options, variant, size, step == "training"
+        steps = {name: partial(_peak_in_a_process, *arguments, name) for name in names if name not in left_out}
+        compared = compare(steps, lambda step: step(), min(options.repeats, ROUNDS))
+        compared["skipped"] |= dict.fromkeys(left_out, "on a CPU the compiler's own memory would be counted")
+        case, notes = f"{step} {case_name(options, variant, size)}", [UNCERTAIN] * on_cpu
+        yield Measurement("memory", case, "MiB", **compared, notes=notes)
 
 
-def _measure(options: Namespace, variant: str, size: int, step: str) -> Measurement:
-    names, skipped, notes = names_for(options, variant), {}, []
-    if torch.device(options.device).type == "cpu":
-        skipped = {name: "on a CPU the compiler's own memory would be counted" for name in names if COMPILED in name}
-        notes = [UNCERTAIN]
-    peak = partial(_in_a_process, _peak, options, variant, size, step == "training")
-    peaks = {name: partial(peak, name) for name in names if name not in skipped}
-    compared = compare(peaks, lambda step: step(), min(options.repeats, ROUNDS))
-    compared["skipped"] |= skipped
-    return Measurement("memory", f"{step} {case_name(options, variant, size)}", "MiB", **compared, notes=notes)
-
-
-def _in_a_process(function: Callable[..., float], *arguments: object) -> float:
+def _peak_in_a_process(*arguments: object) -> float:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    context.set_forkserver_preload([__name__])  # torch and MONAI are imported once
     with ProcessPoolExecutor(1, mp_context=context) as pool:  # raises a RuntimeError if the process is killed
-        return pool.submit(function, *arguments).result()
+        return pool.submit(_peak, *arguments).result()
 
 
 def _peak(options: Namespace, variant: str, size: int, training: bool, name: str) -> float:
@@ -72,7 +65,7 @@ def _peak(options: Namespace, variant: str, size: int, training: bool, name: str
         torch.set_num_threads(options.threads)
     contestant = build(options, variant, [name], training)[name]
 
-    def step_at(size: int, batch: int) -> Callable[[], object]:
+    def step_at(size: int, batch: int) -> Step:
         return partial(run_once, contestant, *step_inputs(size, batch, options.device, training), autocast(options))
 
     step = step_at(size, options.batch)
@@ -82,7 +75,7 @@ def _peak(options: Namespace, variant: str, size: int, training: bool, name: str
     return peak_of(step, device)
 
 
-def peak_of(step: Callable[[], object], device: torch.device) -> float:
+def peak_of(step: Step, device: torch.device) -> float:
     """Run a step and return by how many MiB the memory in use grew at its peak."""
     gc.collect()
     if device.type == "cuda":

@@ -14,7 +14,7 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from itertools import product
+from itertools import combinations, product
 
 import torch
 from monai.inferers import SlidingWindowInferer
@@ -22,34 +22,54 @@ from monai.inferers import SlidingWindowInferer
 from mednext_monai.inferers import MedNeXtInferer
 from mednext_monai.networks import using_backend
 
-from .contestants import OUT_CHANNELS, Contestant, autocast, build, make_input, names_for
+from .contestants import IN_CHANNELS, OUT_CHANNELS, Contestant, autocast, build, names_for
 from .timing import Measurement, compare, seconds
 
 __all__ = ["case_name", "measure_networks", "measure_window", "reference", "relative_error", "run_once", "step_inputs"]
 
 Tensors = Sequence[torch.Tensor]
+Errors = Callable[[Contestant, Tensors], dict[str, float]]
 WINDOWS = {"sw_batch_size": 1, "overlap": 0.5, "mode": "gaussian", "sigma_scale": 0.125}
 
 
 def measure_networks(options: Namespace, training: bool) -> Iterator[Measurement]:
     """Time a forward pass, or a training step, of every variant at every size."""
+    section = "training" if training else "forward"
     for variant, size in product(options.variants, options.size):
-        yield _measure_step(options, training, variant, size)
+        x, gradients = step_inputs(size, options.batch, options.device, training)
+        errors = reference(options, variant, x, gradients)
+        step = partial(run_once, x=x, gradients=gradients, context=autocast(options))
+        fields = _compare(options, variant, training, step, errors, x)
+        yield Measurement(section, case_name(options, variant, size), "s", **fields)
 
 
-def _measure_step(options: Namespace, training: bool, variant: str, size: int) -> Measurement:
-    x, gradients = step_inputs(size, options.batch, options.device, training)
-    errors = reference(options, variant, x, gradients)
+def measure_window(options: Namespace) -> Iterator[Measurement]:
+    """Time the prediction of the volume with every variant, without and with mirror images as ``--mirror`` says."""
+    mirrors = {"off": [False], "on": [True], "both": [False, True]}[options.mirror]
+    shape = "x".join(map(str, options.volume))
+    for variant, mirror in product(options.variants, mirrors):
+        volume = torch.randn(options.batch, IN_CHANNELS, *options.volume, generator=torch.Generator().manual_seed(0))
+        volume = volume.to(options.device)
+        plain = build(options, variant, ["plain"], training=False)["plain"]
+        with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            expected = SlidingWindowInferer(options.roi, **WINDOWS)(volume, partial(_probabilities, plain, mirror))
+        step = partial(_predict, options=options, mirror=mirror, volume=volume)
+        fields = _compare(options, variant, False, step, partial(_errors, [expected], {}), volume)
+        case = f"{variant.replace('_', ' ')}, {shape} by {options.roi}^3, mirror {'on' if mirror else 'off'}"
+        yield Measurement("window", case, "s", **fields)
+
+
+def _compare(
+    options: Namespace, variant: str, training: bool, step: Callable, errors: Errors, x: torch.Tensor
+) -> dict[str, object]:
+    """Time a step, a function of the contestant, of all contestants; return fields of a ``Measurement``."""
     contestants = build(options, variant, names_for(options, variant), training)
+    steps = {name: partial(step, contestant) for name, contestant in contestants.items()}
+    measure = partial(seconds, device=options.device)
     compared = compare(
-        {name: partial(run_once, c, x, gradients, autocast(options)) for name, c in contestants.items()},
-        partial(seconds, device=options.device),
-        options.repeats,
-        options.warmup,
-        lambda name, outputs: errors(contestants[name], outputs),
+        steps, measure, options.repeats, options.warmup, lambda name, out: errors(contestants[name], out)
     )
-    section, case = "training" if training else "forward", case_name(options, variant, size)
-    return Measurement(section, case, "s", **compared, work=x.numel() / 1e6, work_unit="Mvoxel/s")
+    return {**compared, "work": x.numel() / 1e6, "work_unit": "Mvoxel/s"}
 
 
 def case_name(options: Namespace, variant: str, size: int) -> str:
@@ -60,7 +80,7 @@ def case_name(options: Namespace, variant: str, size: int) -> str:
 
 def step_inputs(size: int, batch: int, device: str, training: bool) -> tuple[torch.Tensor, Tensors | None]:
     """Return an input ``(batch, 1, size, size, size)`` and, for training, gradients of the outputs, each of norm 1."""
-    x = make_input((size,) * 3, batch, device)
+    x = torch.randn(batch, IN_CHANNELS, size, size, size, generator=torch.Generator().manual_seed(0)).to(device)
     if not training:
         return x, None
     generator = torch.Generator().manual_seed(1)
@@ -84,25 +104,24 @@ def run_once(
     return tuple(output.detach() for output in outputs)
 
 
-def reference(
-    options: Namespace, variant: str, x: torch.Tensor, gradients: Tensors | None
-) -> Callable[[Contestant, Tensors], dict[str, float]]:
+def reference(options: Namespace, variant: str, x: torch.Tensor, gradients: Tensors | None) -> Errors:
     """Run the plain modules in the type ``--reference``, without TF32, and return a function that gives the errors."""
     dtype, training = getattr(torch, options.reference), gradients is not None
     plain = build(options, variant, ["plain"], training)["plain"]
     plain.network.to(dtype)
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         expected = run_once(plain, x.to(dtype), gradients, nullcontext())
-    expected_gradients = plain.gradients() if training else {}
+    return partial(_errors, expected, plain.gradients() if training else {})
 
-    def errors(contestant: Contestant, outputs: Tensors) -> dict[str, float]:
-        found = {"output": relative_error(outputs, expected)}
-        if training:
-            own = contestant.gradients()
-            found["gradient"] = relative_error([own[name] for name in expected_gradients], expected_gradients.values())
-        return found
 
-    return errors
+def _errors(
+    expected: Tensors, gradients: dict[str, torch.Tensor], contestant: Contestant, outputs: Tensors
+) -> dict[str, float]:
+    found = {"output": relative_error(outputs, expected)}
+    if gradients:
+        own = contestant.gradients()
+        found["gradient"] = relative_error([own[name] for name in gradients], gradients.values())
+    return found
 
 
 def relative_error(found: Tensors, expected: Tensors) -> float:
@@ -111,43 +130,15 @@ def relative_error(found: Tensors, expected: Tensors) -> float:
     return float(differences.max() / torch.stack([b.double().abs().max() for b in expected]).max())
 
 
-def measure_window(options: Namespace) -> Iterator[Measurement]:
-    """Time the prediction of the volume with every variant, without and with mirror images as ``--mirror`` says."""
-    mirrors = {"off": [False], "on": [True], "both": [False, True]}[options.mirror]
-    for variant, mirror in product(options.variants, mirrors):
-        yield _measure_window(options, variant, mirror)
-
-
-def _measure_window(options: Namespace, variant: str, mirror: bool) -> Measurement:
-    volume = make_input(options.volume, options.batch, options.device)
-    contestants = build(options, variant, names_for(options, variant), training=False)
-    plain = build(options, variant, ["plain"], training=False)["plain"]
-    with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        expected = SlidingWindowInferer(options.roi, **WINDOWS)(volume, partial(_probabilities, plain, mirror))
-    compared = compare(
-        {name: partial(_predictor(c, mirror, options), volume) for name, c in contestants.items()},
-        partial(seconds, device=options.device),
-        options.repeats,
-        options.warmup,
-        lambda name, found: {"output": relative_error([found], [expected])},
-    )
-    shape = "x".join(map(str, options.volume))
-    case = f"{variant.replace('_', ' ')}, {shape} by {options.roi}^3, mirror {'on' if mirror else 'off'}"
-    return Measurement("window", case, "s", **compared, work=volume.numel() / 1e6, work_unit="Mvoxel/s")
-
-
-def _predictor(contestant: Contestant, mirror: bool, options: Namespace) -> Callable[[torch.Tensor], torch.Tensor]:
-    network = partial(_probabilities, contestant, mirror)
-    inferer = SlidingWindowInferer(options.roi, **WINDOWS)
+def _predict(contestant: Contestant, options: Namespace, mirror: bool, volume: torch.Tensor) -> Tensors:
     if contestant.kind in ("ours", "plain"):
-        network = partial(_logits, contestant)
         inferer = MedNeXtInferer(options.roi, mirror=mirror, windows="monai", **WINDOWS)
-
-    def predict(volume: torch.Tensor) -> torch.Tensor:
-        with torch.no_grad(), autocast(options):
-            return inferer(volume, network)
-
-    return predict
+        network = partial(_logits, contestant)
+    else:
+        inferer = SlidingWindowInferer(options.roi, **WINDOWS)
+        network = partial(_probabilities, contestant, mirror)
+    with torch.no_grad(), autocast(options):
+        return [inferer(volume, network)]
 
 
 def _logits(contestant: Contestant, window: torch.Tensor) -> torch.Tensor:
@@ -155,6 +146,5 @@ def _logits(contestant: Contestant, window: torch.Tensor) -> torch.Tensor:
 
 
 def _probabilities(contestant: Contestant, mirror: bool, window: torch.Tensor) -> torch.Tensor:
-    axes = [[axis for axis, flip in zip((2, 3, 4), flips) if flip] for flips in product((False, True), repeat=3)]
-    axes = axes if mirror else [[]]
-    return sum(contestant(window.flip(a))[0].float().softmax(1).flip(a) for a in axes) / len(axes)
+    flips = [axes for count in range(4) for axes in combinations((2, 3, 4), count)] if mirror else [()]
+    return sum(contestant(window.flip(axes))[0].float().softmax(1).flip(axes) for axes in flips) / len(flips)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-__all__ = ["parse", "variant_names"]
+__all__ = ["parse"]
 
 SECTIONS = ("forward", "training", "memory", "window", "augmentation", "preprocessing")
 CONTESTANTS = ("ours", "plain", "monai", "original")
@@ -13,20 +13,15 @@ QUICK = "--variants S_k3 --size 32 --repeats 3 --volume 48x32x32 --roi 32 --mirr
 QUICK += "--patch_size 48 --patches 16 --case_shape 96x96x24".split()
 
 
-def variant_names() -> tuple[str, ...]:
-    """Return the published networks as the command line names them: letter and kernel size, such as ``S_k3``."""
-    from mednext_monai.networks import KERNEL_SIZES, VARIANTS  # imports torch, for which --help does not wait
-
-    return tuple(f"{letter}_k{kernel}" for letter in VARIANTS for kernel in KERNEL_SIZES)
-
-
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Read the command line; a ``ValueError`` names the option that is invalid and what it allows."""
     parser = _parser()
     options = parser.parse_args(arguments)
+    from mednext_monai.networks import KERNEL_SIZES, VARIANTS  # imports torch, for which --help does not wait
+
     if options.quick:
         options = parser.parse_args([*QUICK, *arguments])  # the last value of an option counts
-    published = variant_names()
+    published = tuple(f"{letter}_k{kernel}" for letter in VARIANTS for kernel in KERNEL_SIZES)
     options.variants = published if options.variants == "all" else _names(options, "variants", published)
     options.sections = _names(options, "sections", SECTIONS)
     options.contestants = _names(options, "contestants", CONTESTANTS)

@@ -8,7 +8,7 @@ every label, of which the one with the largest weight is taken; and MONAI's ``Cr
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from importlib.util import find_spec
 
@@ -22,7 +22,7 @@ from mednext_monai.preprocessing.geometry import plan_geometry
 from mednext_monai.preprocessing.nonzero import bounding_box, crop, fill_holes, mark_outside, nonzero_mask
 from mednext_monai.preprocessing.normalization import normalize_channels
 
-from .timing import OURS, Measurement, compare, seconds
+from .timing import OURS, Measurement, Step, compare, seconds
 
 __all__ = ["make_ball", "measure_preprocessing"]
 
@@ -32,6 +32,37 @@ NOTES = {
     "scikit-image": "which of two labels of equal weight is taken depends on rounding.",
     "monai": "Spacingd(mode=3) computes another function: another grid, no clipping, the nearest label.",
 }
+MONAI = Compose(
+    [
+        CropForegroundd(["image", "label"], source_key="image", select_fn=lambda x: x != 0, allow_smaller=True),
+        Spacingd(["image", "label"], PLAN["spacing"], mode=(3, "nearest"), padding_mode=("nearest", "border")),
+        NormalizeIntensityd("image", channel_wise=True),
+    ]
+)
+
+
+def measure_preprocessing(options: Namespace) -> Iterator[Measurement]:
+    """Preprocess a synthetic case with every pipeline in turn; the throughput counts output voxels."""
+    case = _make_case(options.case_shape)
+    expected = preprocess_case(*case, PLAN)
+    steps: dict[str, Step] = {OURS: partial(preprocess_case, *case, PLAN)}
+    if find_spec("skimage"):
+        steps["scikit-image"] = partial(_with_skimage, *case)
+    steps["monai"] = partial(_with_monai, *case)
+
+    def check(name: str, found: PreprocessedCase | dict) -> dict[str, float]:
+        if name == "monai":
+            return {}
+        error = np.abs(found.image - expected.image).max() / np.abs(expected.image).max()
+        return {"output": float(error), "labels": float((found.label != expected.label).mean())}
+
+    compared = compare(steps, seconds, options.repeats, options.warmup, check)
+    if "scikit-image" not in steps:
+        compared["skipped"]["scikit-image"] = "not installed"
+    before, after = ("x".join(map(str, shape)) for shape in (options.case_shape, expected.label.shape))
+    work = {"work": expected.label.size / 1e6, "work_unit": "Mvoxel/s"}
+    notes = [f"{name}: {note}" for name, note in NOTES.items() if name in compared["values"]]
+    yield Measurement("preprocessing", f"{before} to {after}, 4 labels", "s", **compared, **work, notes=notes)
 
 
 def make_ball(shape: tuple[int, ...], phase: float = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -47,36 +78,6 @@ def _make_case(shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarr
     noise = np.random.RandomState(0).standard_normal(shape)
     image = np.where(radius < 0.95, 10 + np.cos(9 * radius) + 0.2 * noise, 0)[None].astype(np.float32)
     return image, label, np.diag([*SPACING, 1.0])
-
-
-def measure_preprocessing(options: Namespace) -> Iterator[Measurement]:
-    """Preprocess a synthetic case with every pipeline in turn; the throughput counts output voxels."""
-    case = _make_case(options.case_shape)
-    expected = preprocess_case(*case, PLAN)
-    steps: dict[str, Callable[[], object]] = {OURS: partial(preprocess_case, *case, PLAN)}
-    if find_spec("skimage"):
-        steps["scikit-image"] = partial(_with_skimage, *case)
-    steps["monai"] = partial(_with_monai, _monai_transform(), *case)
-
-    def check(name: str, found: PreprocessedCase | dict) -> dict[str, float]:
-        if name == "monai":
-            return {}
-        error = np.abs(found.image - expected.image).max() / np.abs(expected.image).max()
-        return {"output": float(error), "labels": float((found.label != expected.label).mean())}
-
-    compared = compare(steps, seconds, options.repeats, options.warmup, check)
-    if "scikit-image" not in steps:
-        compared["skipped"]["scikit-image"] = "not installed"
-    sizes = ["x".join(map(str, shape)) for shape in (options.case_shape, expected.label.shape)]
-    yield Measurement(
-        "preprocessing",
-        f"{sizes[0]} to {sizes[1]}, 4 labels",
-        "s",
-        **compared,
-        notes=[f"{name}: {note}" for name, note in NOTES.items() if name in compared["values"]],
-        work=expected.label.size / 1e6,
-        work_unit="Mvoxel/s",
-    )
 
 
 def _with_skimage(image: np.ndarray, label: np.ndarray, affine: np.ndarray) -> PreprocessedCase:
@@ -97,17 +98,6 @@ def _with_skimage(image: np.ndarray, label: np.ndarray, affine: np.ndarray) -> P
     return PreprocessedCase(normalize_channels(np.stack(channels), PLAN["normalization"]), resampled, geometry)
 
 
-def _monai_transform() -> Compose:
-    keys, modes = ["image", "label"], (3, "nearest")
-    return Compose(
-        [
-            CropForegroundd(keys, source_key="image", select_fn=lambda x: x != 0, allow_smaller=True),
-            Spacingd(keys, PLAN["spacing"], mode=modes, padding_mode=("nearest", "border")),
-            NormalizeIntensityd("image", channel_wise=True),
-        ]
-    )
-
-
-def _with_monai(transform: Compose, image: np.ndarray, label: np.ndarray, affine: np.ndarray) -> dict[str, MetaTensor]:
+def _with_monai(image: np.ndarray, label: np.ndarray, affine: np.ndarray) -> dict[str, MetaTensor]:
     arrays = {"image": image, "label": label[None]}
-    return transform({key: MetaTensor(torch.from_numpy(array), affine=affine) for key, array in arrays.items()})
+    return MONAI({key: MetaTensor(torch.from_numpy(array), affine=affine) for key, array in arrays.items()})

@@ -25,8 +25,10 @@ __all__ = ["as_markdown", "as_text", "describe_machine", "one_line", "write_json
 
 def describe_machine(device: str) -> dict:
     """Return processor, threads, versions and, if it is used, the GPU."""
+    info = Path("/proc/cpuinfo")
+    names = re.findall(r"^model name\s*:\s*(.+)$", info.read_text(), re.MULTILINE) if info.exists() else []
     machine = {
-        "cpu": _cpu_name(),
+        "cpu": names[0].strip() if names else platform.processor() or platform.machine(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
         "system": platform.platform(),
@@ -45,18 +47,11 @@ def describe_machine(device: str) -> dict:
     return machine
 
 
-def _cpu_name() -> str:
-    file = Path("/proc/cpuinfo")
-    names = re.findall(r"^model name\s*:\s*(.+)$", file.read_text(), re.MULTILINE) if file.exists() else []
-    return names[0].strip() if names else platform.processor() or platform.machine()
-
-
 def one_line(machine: dict) -> str:
     """Return the machine as a line of text."""
-    processor = f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads"
-    parts = [*([machine["gpu"]] if "gpu" in machine else []), processor]
-    parts += [f"torch {machine['torch']}, MONAI {machine['monai']}", f"backend {machine['backend']}"]
-    return "; ".join(parts)
+    gpu = f"{machine['gpu']}; " if "gpu" in machine else ""
+    cpu = f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads"
+    return f"{gpu}{cpu}; torch {machine['torch']}, MONAI {machine['monai']}; backend {machine['backend']}"
 
 
 def _command_line(arguments: Sequence[str]) -> str:
@@ -110,14 +105,14 @@ def as_markdown(machine: dict, arguments: Sequence[str], measurements: Sequence[
         errors = [error for of_one in m.agreement.values() for error in of_one.values()]
         largest = (f"{max(errors):.0e}" if any(errors) else "0") if errors else ""
         own = f"{_number(spread(m.values[OURS])['median'])} {m.unit}"
-        rows.append([f"{m.section} {m.title}", own, *(_ratio(found.get(name)) for name in others), largest])
+        rows.append(
+            [f"{m.section} {m.title}", own, *(_ratio(found[name]) if name in found else "" for name in others), largest]
+        )
     table = [f"| {' | '.join(row)} |" for row in rows]
     text = "Medians (smallest to largest) of the ratios within the rounds; above 1, ours is faster, or smaller."
     return "\n".join([*table, "", f"{text} {one_line(machine)}. `{_command_line(arguments)}`"])
 
 
-def _ratio(found: dict[str, float] | None) -> str:
-    if found is None:
-        return ""
+def _ratio(found: dict[str, float]) -> str:
     limits = f" ({found['min']:.2f} to {found['max']:.2f})" if found["min"] < found["max"] else ""
     return f"{found['median']:.2f}{limits}"

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from statistics import median
 
 import torch
 
-__all__ = ["OURS", "Measurement", "compare", "ratios", "seconds", "shown", "spread"]
+__all__ = ["OURS", "Measurement", "Step", "compare", "ratios", "seconds", "shown", "spread"]
 
 OURS = "ours"
 Step = Callable[[], object]
@@ -37,13 +36,13 @@ class Measurement:
         return self.case + (f", {self.allocator} allocator" if self.allocator != "default" else "")
 
     def to_dict(self) -> dict:
-        """Return the fields as plain numbers, with the spread of the values and the ratios to ours."""
+        """Return the fields, the spread of the values and the ratios to ours."""
         spreads = {name: spread(values) for name, values in self.values.items()}
         return {**asdict(self), "spread": spreads, "ratios": ratios(self.values)}
 
     @classmethod
     def from_dict(cls, values: Mapping) -> Measurement:
-        """Invert :py:meth:`to_dict`, also after a round trip through JSON."""
+        """Invert :py:meth:`to_dict`."""
         return cls(**{name: value for name, value in values.items() if name in cls.__dataclass_fields__})
 
 
@@ -93,42 +92,28 @@ def compare(
     check: Callable[[str, object], dict[str, float]] = lambda name, result: {},
 ) -> dict[str, dict]:
     """
-    Warm up and check each contestant, then measure them in turn; one other than ours that fails is skipped.
+    Warm up each contestant, then measure them in turn; one other than ours that fails is skipped.
 
-    Args:
-        steps: what is measured, by contestant.
-        measure: runs a step and returns its value.
-        rounds: number of values per contestant.
-        warmup: runs of each contestant before the first round. Defaults to 0.
-        check: given a contestant and the result of its first warm-up run, returns its errors. Defaults to none.
-
-    Returns:
-        "values", "agreement" and "skipped" of a :py:class:`Measurement`.
+    ``check`` gives a contestant's errors from the result of its first warm-up run. Returns "values", "agreement" and
+    "skipped" of a :py:class:`Measurement`.
     """
-    values: dict[str, list[float]] = {name: [] for name in steps}
-    agreement: dict[str, dict[str, float]] = {}
-    skipped: dict[str, str] = {}
-    for name, step in steps.items():
-        with _skip_on_error(name, skipped):
-            for run in range(warmup):
-                result = step()
-                if run == 0:
-                    agreement[name] = check(name, result)
-                del result
-    for _ in range(rounds):
-        for name, step in steps.items():
-            if name not in skipped:
-                with _skip_on_error(name, skipped):
-                    values[name].append(measure(step))
+    values, agreement, skipped = {name: [] for name in steps}, {}, {}
+    order = [(name, number) for name in steps for number in range(-warmup, 0)]
+    order += [(name, number) for number in range(rounds) for name in steps]
+    for name, number in order:
+        if name in skipped:
+            continue
+        try:
+            if number >= 0:
+                values[name].append(measure(steps[name]))
+                continue
+            result = steps[name]()
+            if number == -warmup:
+                agreement[name] = check(name, result)
+            del result  # before the next run needs the memory
+        except (RuntimeError, ValueError) as error:
+            if name == OURS:
+                raise
+            skipped[name] = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}"
     values = {name: found for name, found in values.items() if name not in skipped}
     return {"values": values, "agreement": agreement, "skipped": skipped}
-
-
-@contextmanager
-def _skip_on_error(name: str, skipped: dict[str, str]) -> Iterator[None]:
-    try:
-        yield
-    except (RuntimeError, ValueError) as error:
-        if name == OURS:
-            raise
-        skipped[name] = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}"

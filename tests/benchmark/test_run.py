@@ -52,7 +52,7 @@ def test_both_allocators_end_in_one_file(tmp_path, monkeypatch):
 
 def test_without_matplotlib_there_is_no_chart_and_the_run_says_how_to_get_it(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("mednext_monai.benchmark.run._measure", lambda options: measurements())
-    for name in ("matplotlib", "matplotlib.axes"):
+    for name in ("matplotlib", "matplotlib.figure"):
         monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.delitem(sys.modules, "mednext_monai.benchmark.plot", raising=False)
     assert len(run(tmp_path)) == 2 and not (tmp_path / "benchmark.png").exists()
