@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from os import PathLike
 from pathlib import Path
 
 __all__ = ["atomic_path", "write_atomically"]
 
 
 @contextmanager
-def atomic_path(target: str | Path) -> Iterator[Path]:
+def atomic_path(target: str | PathLike[str]) -> Iterator[Path]:
     """
     Give a temporary path beside ``target`` to write to, and rename it to ``target`` when the block ends well.
 
@@ -30,7 +31,7 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def write_atomically(target: str | Path, content: bytes) -> None:
+def write_atomically(target: str | PathLike[str], content: bytes) -> None:
     """Write bytes by way of :py:func:`atomic_path`."""
     with atomic_path(target) as temporary:
         temporary.write_bytes(content)

@@ -90,7 +90,7 @@ class MedNeXtInferer(SlidingWindowInferer):
         self.mirror = mirror
         self.windows = windows
 
-    def __call__(
+    def __call__(  # type: ignore[override]  # of the networks that MONAI allows, those that return a tensor
         self, inputs: torch.Tensor, network: Callable[..., torch.Tensor], *args: Any, **kwargs: Any
     ) -> torch.Tensor:
         """
@@ -115,7 +115,7 @@ class MedNeXtInferer(SlidingWindowInferer):
             return total / (len(flips) + 1) if flips else total
 
         if self.windows == "monai":
-            return super().__call__(inputs, probabilities, *args, **kwargs)
+            return super().__call__(inputs, probabilities, *args, **kwargs)  # type: ignore[return-value]  # a tensor
         return self._average(inputs, lambda window: probabilities(window, *args, **kwargs))
 
     def _average(self, inputs: torch.Tensor, predict: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
@@ -137,7 +137,7 @@ class MedNeXtInferer(SlidingWindowInferer):
             padded = images
         source, target = self.sw_device or images.device, self.device or images.device
         weights = self._weights(window).to(target)
-        total, weight_sum = None, torch.zeros(padded.shape[2:], dtype=torch.float32, device=target)
+        weight_sum = torch.zeros(padded.shape[2:], dtype=torch.float32, device=target)
         places = self._places(padded.shape[2:], window)
         for place in places:
             weight_sum[place] += weights
@@ -148,7 +148,7 @@ class MedNeXtInferer(SlidingWindowInferer):
             values = predict(torch.stack([padded[where[0]] for where in part]).to(source)).to(target)
             if values.shape[2:] != window:
                 raise ValueError(f"The network made {tuple(values.shape[2:])} voxels of a window of {window}.")
-            if total is None:
+            if start == 0:
                 total = values.new_zeros((len(padded), values.shape[1], *padded.shape[2:]))
             for where, value in zip(part, values):
                 weighted = value * weights

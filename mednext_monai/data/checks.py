@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from os import PathLike
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ from .store import stored_content
 
 __all__ = ["CaseCheck", "Expected", "Volume", "check_across_cases", "check_case", "check_cases", "check_folders"]
 
+File = str | PathLike
 logger = logging.getLogger(__name__)
 MAX_SHOWN = 20  # problems in one message
 MAX_VALUES = 8  # label values in one line
@@ -138,7 +140,7 @@ def check_case(case: Mapping, expected: Expected) -> tuple[CaseCheck, Volume | N
     check = CaseCheck(case["id"])
     images = image_paths(case["image"])
     paths = images + ([case["label"]] if expected.classes is not None and case.get("label") else [])
-    read = {}
+    read: dict[File, tuple[np.ndarray, np.ndarray]] = {}
     for path in paths:
         try:
             read[path] = read_stored(path)
@@ -153,8 +155,10 @@ def check_case(case: Mapping, expected: Expected) -> tuple[CaseCheck, Volume | N
         check.problems += problems
         check.warnings += warnings
     label = None
-    if len(paths) > len(images) and paths[-1] in read:
-        label, problems, warnings = _checked_label(paths[-1], read[paths[-1]][0], expected)
+    if expected.classes is not None and len(paths) > len(images) and paths[-1] in read:
+        label, problems, warnings = _checked_label(
+            paths[-1], read[paths[-1]][0], expected.classes, expected.classes_from
+        )
         check.problems += problems
         check.warnings += warnings
     if check.problems:
@@ -200,7 +204,7 @@ def check_across_cases(
 def image_hash(image: np.ndarray) -> str:
     """Return a hash of an image's voxels, ``(C, X, Y, Z)``: not of its file, since gzip writes the time into it."""
     digest = hashlib.blake2b(str(image.shape).encode(), digest_size=16)
-    digest.update(image)
+    digest.update(image.data)
     return digest.hexdigest()
 
 
@@ -231,19 +235,21 @@ def _check_stored(case: Mapping, channels: int, labels: list[int], expected: Exp
         check.problems.append(_wrong_channels(case["id"], channels, expected))
     if expected.classes is not None:
         found = np.asarray(labels)
-        problems, warnings = _class_problems(case["label"], found, np.zeros_like(found), expected)
+        problems, warnings = _class_problems(
+            case["label"], found, np.zeros_like(found), expected.classes, expected.classes_from
+        )
         check.problems += problems
         check.warnings += warnings
     return check
 
 
-def _affine_problems(path: str, affine: np.ndarray) -> list[str]:
+def _affine_problems(path: File, affine: np.ndarray) -> list[str]:
     if affine.shape != (4, 4) or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
         return [f"{path}: its affine is not an invertible map from voxels to millimeters: {affine.tolist()}"]
     return []
 
 
-def _channel_problems(case_id: str, images: list, found: Mapping[str, int], expected: Expected) -> list[str]:
+def _channel_problems(case_id: str, images: list, found: Mapping[File, int], expected: Expected) -> list[str]:
     """What is wrong with the number of channel files, or of the channels in one file."""
     if len(images) == 1:
         return [_wrong_channels(path, n, expected) for path, n in found.items() if n != expected.channels]
@@ -255,23 +261,25 @@ def _channel_problems(case_id: str, images: list, found: Mapping[str, int], expe
     return problems
 
 
-def _wrong_channels(name: str, found: int, expected: Expected) -> str:
+def _wrong_channels(name: File, found: int, expected: Expected) -> str:
     return f"{name}: has {found} channel(s), expected {expected.channels} ({expected.channels_from})."
 
 
-def _grid_problems(read: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> list[str]:
+def _grid_problems(read: Mapping[File, tuple[np.ndarray, np.ndarray]]) -> list[str]:
     """What keeps files from lying on the grid of the case's first one."""
+    if not read:
+        return []
     problems = []
-    first, *others = read.items() or [None]
+    (first, (first_array, first_affine)), *others = read.items()
     for path, (array, affine) in others:
         try:
-            check_grid(path, array.shape[1:], affine, first[0], first[1][0].shape[1:], first[1][1])
+            check_grid(path, array.shape[1:], affine, first, first_array.shape[1:], first_affine)
         except ValueError as error:
             problems.append(str(error))
     return problems
 
 
-def _value_problems(path: str, image: np.ndarray) -> tuple[list[str], list[str]]:
+def _value_problems(path: File, image: np.ndarray) -> tuple[list[str], list[str]]:
     if image.dtype.kind == "f":
         bad = int(np.count_nonzero(~np.isfinite(image)))
         if bad:
@@ -282,28 +290,30 @@ def _value_problems(path: str, image: np.ndarray) -> tuple[list[str], list[str]]
     return [], [f"{path}: channel {c} has one value everywhere, {image[c].flat[0]:g}." for c in flat]
 
 
-def _checked_label(path: str, array: np.ndarray, expected: Expected) -> tuple[np.ndarray | None, list[str], list[str]]:
+def _checked_label(
+    path: File, array: np.ndarray, classes: int, classes_from: str
+) -> tuple[np.ndarray | None, list[str], list[str]]:
     """Return the label ``(X, Y, Z)`` as signed integers, or ``None``; problems; warnings."""
     if len(array) != 1:
         return None, [f"{path}: has {len(array)} channels, a label must have one."], []
     values, counts = np.unique(array, return_counts=True)
-    problems, warnings = _class_problems(path, values, counts, expected)
+    problems, warnings = _class_problems(path, values, counts, classes, classes_from)
     return None if problems else to_labels(array[0], path), problems, warnings
 
 
 def _class_problems(
-    path: str, values: np.ndarray, counts: np.ndarray, expected: Expected
+    path: File, values: np.ndarray, counts: np.ndarray, classes: int, classes_from: str
 ) -> tuple[list[str], list[str]]:
     """Which of the label values of a file are not among the classes; ``counts`` are 0 if they are not known."""
     values = values.astype(np.float64)
     rounded = np.rint(values)
-    right = (np.abs(values - rounded) <= LABEL_TOLERANCE) & (rounded >= 0) & (rounded < expected.classes)  # no NaN
+    right = (np.abs(values - rounded) <= LABEL_TOLERANCE) & (rounded >= 0) & (rounded < classes)  # no NaN
     if not right.all():
         shown = [f"{v:g}" + (f" ({n} voxels)" if n else "") for v, n in zip(values[~right], counts[~right])][
             :MAX_VALUES
         ]
         return [
             f"{path}: holds the label value(s) {', '.join(shown)}; allowed are the integers 0 to "
-            f"{expected.classes - 1} ({expected.classes} classes, {expected.classes_from})."
+            f"{classes - 1} ({classes} classes, {classes_from})."
         ], []
     return [], [] if rounded.any() else [f"{path}: has no foreground; its patches are drawn at random places."]

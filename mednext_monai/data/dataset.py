@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .folds import make_folds, read_splits, select_fold
+from .folds import Split, make_folds, read_splits, select_fold
 from .io import ENDINGS, file_ending, read_grid, strip_ending
 
 __all__ = ["Dataset", "DatasetError", "inference_cases", "read_dataset", "training_cases"]
@@ -105,7 +105,7 @@ def read_dataset(directory: str | Path) -> Dataset:
 
 
 def training_cases(
-    dataset_dir: str, fold: int | str = 0, section: str = "training", splits: Sequence[Mapping] | None = None
+    dataset_dir: str, fold: int | str = 0, section: str = "training", splits: Sequence[Split] | None = None
 ) -> list[dict]:
     """
     Return the cases of one side of one fold.

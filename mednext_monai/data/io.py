@@ -262,7 +262,7 @@ def write_segmentation(
 def _open_nifti(path: str | PathLike) -> nibabel.Nifti1Image:
     _check_exists(path)
     try:
-        return nibabel.load(path)
+        return nibabel.load(path)  # type: ignore[return-value]  # the stub names the base class of all formats
     except Exception as error:  # nibabel, gzip and zlib each have their own for a broken file
         raise ValueError(_unreadable(path, error)) from error
 
@@ -279,11 +279,11 @@ def _unreadable(path: str | PathLike, error: Exception) -> str:
 def _read_other(path: str | PathLike) -> tuple[np.ndarray, np.ndarray]:
     """Array in the file's axis order, channels last, and affine, of a format that MONAI's readers know."""
     _check_exists(path)
-    from monai.data import ITKReader, NrrdReader  # slow to import, and needed for these formats only
+    from monai.data import ImageReader, ITKReader, NrrdReader  # slow to import, and needed for these formats only
 
     is_nrrd = str(path).lower().endswith(".nrrd")
     if is_nrrd and importlib.util.find_spec("nrrd"):
-        reader = NrrdReader()
+        reader: ImageReader = NrrdReader()
     elif importlib.util.find_spec("itk"):
         reader = ITKReader()
     else:
@@ -306,7 +306,8 @@ def _spatial_and_channels(shape: Sequence[int], path: str | PathLike) -> tuple[i
         shape = (*shape[:3], shape[4])
     if len(shape) not in (3, 4) or min(shape) < 1:
         raise ValueError(f"{path}: must be a 3D volume, or 4D with the channels last, got shape {shape}.")
-    return (*shape[:3], shape[3] if len(shape) == 4 else 1)
+    x, y, z = shape[:3]
+    return x, y, z, shape[3] if len(shape) == 4 else 1
 
 
 def _refuse_other_numbers(dtype: np.dtype, path: str | PathLike) -> None:

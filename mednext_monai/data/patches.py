@@ -76,7 +76,7 @@ class PatchDataset(Dataset):
         case = int(random.randint(len(self.data)))
         return case, is_forced_slot(index % self.batch_size, self.batch_size), int(random.randint(2**31))
 
-    def __getitem__(self, index: int) -> Any:
+    def __getitem__(self, index: int) -> Any:  # type: ignore[override]  # an endless sequence has no slices
         index = int(index)
         if index < 0:
             raise IndexError(f"positions begin at 0, got {index}.")

@@ -49,7 +49,7 @@ from .io import check_grid, image_paths, read_grid, read_image, read_label
 try:
     import fcntl
 except ImportError:  # Windows: no locking, do not start two runs on one cache directory at once
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 __all__ = [
     "FORMAT_VERSION",
@@ -106,7 +106,7 @@ def preprocess_dataset(
         _write_json(folder / "plan.json", {"format_version": FORMAT_VERSION, **settings})
         for leftover in folder.glob(f"{TEMPORARY}*"):  # of runs that were killed; the lock says nobody uses them
             shutil.rmtree(leftover, ignore_errors=True)
-        pending = [case for case in cases if not _is_current(case, folder, _signatures(case), TIMES)]
+        pending = [case for case in cases if _current_marker(case, folder, _signatures(case), TIMES) is None]
         _announce_space(pending, settings, folder, progress)
         workers = min(os.cpu_count() or 1, 8) if num_workers is None else num_workers
         failures = _run(pending, settings, folder, min(workers, len(pending)), progress)
@@ -175,12 +175,13 @@ def stored_content(case: Mapping, settings: Mapping, cache_dir: str | Path) -> t
     """
     folder = Path(cache_dir) / settings_folder(settings)
     try:
-        if not _is_current(case, folder, _signatures(case), TIMES):
+        marker = _current_marker(case, folder, _signatures(case), TIMES)
+        if marker is None:
             return None
         channels = len(np.load(folder / case["id"] / "image.npy", mmap_mode="r"))
     except (OSError, ValueError):
         return None
-    labels = {max(int(value), 0) for value in _read_marker(folder / case["id"])["voxels_per_label"]}
+    labels = {max(int(value), 0) for value in marker["voxels_per_label"]}
     return channels, sorted(labels | {0})
 
 
@@ -195,7 +196,7 @@ def _required_bytes(case: Mapping, settings: Mapping) -> int:
     (channels, *shape), affine = read_grid(case["image"])
     if settings["orientation"] is not None:
         probe, affine = reorient(np.broadcast_to(np.int8(0), (1, *shape)), affine, settings["orientation"])
-        shape = probe.shape[1:]
+        shape = list(probe.shape[1:])
     voxels = math.prod(resampled_shape(shape, spacing_of(affine), settings["spacing"]))
     return voxels * (4 * channels + (case.get("label") is not None))
 
@@ -312,7 +313,10 @@ def _single_threaded_children() -> Iterator[None]:
 
 def _end_with_parent() -> None:
     """End this worker when the process that started it is gone; a pool's workers would wait for work for ever."""
-    sentinel = multiprocessing.parent_process().sentinel
+    parent = multiprocessing.parent_process()
+    if parent is None:  # not in a worker
+        return
+    sentinel = parent.sentinel
 
     def watch() -> None:
         wait([sentinel])
@@ -325,10 +329,11 @@ def _prepare(case: Mapping, settings: Mapping, folder: Path) -> str | None:
     """Preprocess and store one case unless the stored one has the same content; returns what went wrong, if so."""
     try:
         sources = _signatures(case, use_hash=True)  # before reading the files: a change meanwhile shows next time
-        if _is_current(case, folder, sources, CONTENT):
-            _write_json(folder / case["id"] / MARKER, {**_read_marker(folder / case["id"]), "sources": sources})
-        else:
+        marker = _current_marker(case, folder, sources, CONTENT)
+        if marker is None:
             _store(case, settings, folder, sources)
+        else:
+            _write_json(folder / case["id"] / MARKER, {**marker, "sources": sources})
     except (ValueError, OSError, MemoryError) as error:
         return str(error) or type(error).__name__
     return None
@@ -353,7 +358,8 @@ def _store(case: Mapping, settings: Mapping, folder: Path, sources: Sequence[Map
         if label is not None:
             np.save(temporary / "label.npy", result.label[None])
             locations = foreground_locations(result.label)
-            np.savez(temporary / "foreground.npz", **{str(key): value for key, value in locations.items()})
+            arrays = {str(key): value for key, value in locations.items()}
+            np.savez(temporary / "foreground.npz", **arrays)  # type: ignore[arg-type]  # taken for allow_pickle
             values, counts = np.unique(result.label, return_counts=True)
             classes = {str(value): int(count) for value, count in zip(values.tolist(), counts)}
         files = {}
@@ -385,16 +391,17 @@ def _replace_folder(source: Path, target: Path) -> None:
         source.rename(target)
 
 
-def _is_current(case: Mapping, folder: Path, signatures: Sequence[Mapping], keys: Sequence[str]) -> bool:
-    """Whether the stored case is complete and made from files with these signatures, by these keys of theirs."""
+def _current_marker(case: Mapping, folder: Path, signatures: Sequence[Mapping], keys: Sequence[str]) -> dict | None:
+    """Return the marker of a complete stored case whose files match ``signatures`` in ``keys``, else ``None``."""
     place = folder / case["id"]
     marker = _read_marker(place)
     if marker is None or marker["labelled"] != bool(case.get("label")) or len(marker["sources"]) != len(signatures):
-        return False
+        return None
     for name, size in marker["files"].items():
         if not (place / name).is_file() or (place / name).stat().st_size != size:
-            return False
-    return all(now[key] == then[key] for now, then in zip(signatures, marker["sources"]) for key in keys)
+            return None
+    same = all(now[key] == then[key] for now, then in zip(signatures, marker["sources"]) for key in keys)
+    return marker if same else None
 
 
 def _signatures(case: Mapping, use_hash: bool = False) -> list[dict]:
@@ -402,7 +409,11 @@ def _signatures(case: Mapping, use_hash: bool = False) -> list[dict]:
     signatures = []
     for path in _sources(case):
         state = os.stat(path)
-        signature = {"size": state.st_size, "modified": state.st_mtime_ns, "changed": state.st_ctime_ns}
+        signature: dict[str, int | str] = {
+            "size": state.st_size,
+            "modified": state.st_mtime_ns,
+            "changed": state.st_ctime_ns,
+        }
         if use_hash:
             digest = hashlib.blake2b(digest_size=16)
             with open(path, "rb") as file:

@@ -6,6 +6,8 @@ lies in a hole of that region. (MONAI's ``CropForeground`` takes ``x > 0`` by de
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from scipy import ndimage
 
@@ -61,7 +63,8 @@ def bounding_box(mask: np.ndarray) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 def crop(array: np.ndarray, start: tuple[int, ...], stop: tuple[int, ...]) -> np.ndarray:
     """The box of an array whose last ``len(start)`` axes are spatial; a view."""
-    return array[(..., *(slice(low, high) for low, high in zip(start, stop)))]
+    box: tuple[Any, ...] = (..., *(slice(low, high) for low, high in zip(start, stop)))
+    return array[box]
 
 
 def mark_outside(label: np.ndarray, inside: np.ndarray) -> np.ndarray:

@@ -51,9 +51,9 @@ def normalize_channels(
         elif scheme == "zscore":
             _standardize(values, values)
         elif scheme == "masked_zscore":
-            _check_mask(inside, values.shape)
-            _standardize(values, values[inside])
-            values[~inside] = 0
+            mask = _checked_mask(inside, values.shape)
+            _standardize(values, values[mask])
+            values[~mask] = 0
         elif scheme != "none":
             raise ValueError(f"normalization must be one of {list(SCHEMES)}, got {scheme!r}.")
     return result
@@ -83,10 +83,11 @@ def _standardize(values: np.ndarray, sample: np.ndarray) -> None:
     values /= np.float32(sd + EPSILON)
 
 
-def _check_mask(inside: np.ndarray | None, shape: tuple[int, ...]) -> None:
+def _checked_mask(inside: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray:
     if inside is None:
         raise ValueError("normalization 'masked_zscore' needs the mask of the nonzero region.")
     if inside.shape != shape or inside.dtype != bool:
         raise ValueError(f"the mask must be boolean {shape}, got {inside.dtype} {inside.shape}.")
     if not inside.any():
         raise ValueError("normalization 'masked_zscore' needs a mask that is not empty.")
+    return inside

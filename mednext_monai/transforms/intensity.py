@@ -213,7 +213,8 @@ class RandChannelSmoothd(_RandChannelTransformd):
         self.sigma_range = tuple(sigma_range)
 
     def draw(self) -> float:
-        return self.R.uniform(*self.sigma_range)
+        low, high = self.sigma_range
+        return self.R.uniform(low, high)
 
     def apply(self, channel: torch.Tensor, parameter: float) -> torch.Tensor:
         return smooth(channel, parameter)
@@ -253,7 +254,8 @@ class RandChannelLowResolutiond(_RandChannelTransformd):
         self.zoom_range, self.keep_axis = tuple(zoom_range), keep_axis
 
     def draw(self) -> float:
-        return self.R.uniform(*self.zoom_range)
+        low, high = self.zoom_range
+        return self.R.uniform(low, high)
 
     def apply(self, channel: torch.Tensor, parameter: float) -> torch.Tensor:
         return lower_resolution(channel, parameter, self.keep_axis)

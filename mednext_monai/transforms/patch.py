@@ -134,7 +134,7 @@ class RandPatchd(MapTransform, Randomizable):
         self.foreground_key, self.slot_key = foreground_key, slot_key
         self.foreground_prob = foreground_prob
         self.box_size = self.patch_size if augmentation is None else augmentation.box_size(self.patch_size)
-        self.start: tuple[int, ...] | None = None
+        self.start: tuple[int, ...] = (0, 0, 0)
 
     def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> RandPatchd:
         super().set_random_state(seed, state)
@@ -142,7 +142,9 @@ class RandPatchd(MapTransform, Randomizable):
             self.augmentation.set_random_state(state=self.R)
         return self
 
-    def randomize(self, shape: Sequence[int], locations: Mapping[Any, np.ndarray] | None) -> None:
+    def randomize(  # type: ignore[override]  # as MONAI's own crops, it needs more than ``data``
+        self, shape: Sequence[int], locations: Mapping[Any, np.ndarray] | None
+    ) -> None:
         """
         Draw ``start``, the first voxel of the patch, and the augmentation.
 

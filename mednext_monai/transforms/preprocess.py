@@ -240,8 +240,8 @@ class SaveImageOnSourceGridd(SaveImaged):
     def __init__(
         self, keys: KeysCollection = "pred", output_dir: str | PathLike = ".", allow_missing_keys: bool = False
     ) -> None:
-        super().__init__(keys, output_dir=output_dir, allow_missing_keys=allow_missing_keys)
         self.output_dir = Path(output_dir)
+        super().__init__(keys, output_dir=self.output_dir, allow_missing_keys=allow_missing_keys)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)

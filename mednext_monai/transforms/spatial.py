@@ -61,7 +61,7 @@ class SpatialDraw(NamedTuple):
 
     matrix: np.ndarray  # (3, 3), output index to input position in voxels
     offset: np.ndarray  # (3,), position of output index 0, in voxels from the box's first voxel
-    box_size: tuple[int, int, int]  # outside of this box nothing is read
+    box_size: tuple[int, ...]  # (3,); outside of this box nothing is read
 
     def needed(self, spatial_size: Sequence[int], mode: str) -> tuple[np.ndarray, np.ndarray]:
         """The part of the box that an output depends on: first voxel and size, each ``(3,)``."""
@@ -164,14 +164,14 @@ class RandRotateScaled(MapTransform, Randomizable):
         """Draw ``angles`` (three, radians) and ``scale``; ``None`` for what does not fire."""
         self.angles = self.scale = None
         if self.R.uniform() < self.rotate_prob:
-            limits = self.rotate_range
+            limits: Sequence[float] = self.rotate_range
             if self.thin_axis is not None:
                 limits = [math.pi if axis == self.thin_axis else 0.0 for axis in range(3)]
             self.angles = tuple(self.R.uniform(-limit, limit) for limit in limits)
         if self.R.uniform() < self.scale_prob:
             self.scale = draw_about_one(self.R, *self.scale_range)
 
-    def box_size(self, spatial_size: Sequence[int]) -> tuple[int, int, int]:
+    def box_size(self, spatial_size: Sequence[int]) -> tuple[int, ...]:
         """
         Size of the box that the original loads for an output of ``spatial_size``: 205 for 128, in each axis.
 
@@ -212,8 +212,8 @@ class RandRotateScaled(MapTransform, Randomizable):
             size = ensure_tuple_size(self.spatial_size or shape, 3)
             draw = self.draw(size, shape)
             if draw is None:
-                start = [(n - s) // 2 for n, s in zip(shape, size)]
-                if min(start) < 0:
+                start = np.array([(n - s) // 2 for n, s in zip(shape, size)])
+                if start.min() < 0:
                     raise ValueError(f"spatial_size {size} is larger than the volume {tuple(shape)} of key {key!r}.")
                 out = values[(slice(None), *(slice(b, b + s) for b, s in zip(start, size)))].clone()
                 to_input = homogeneous(np.eye(3), start)
@@ -228,7 +228,7 @@ class RandRotateScaled(MapTransform, Randomizable):
         return d
 
 
-def homogeneous(matrix: np.ndarray, offset: Sequence[float]) -> np.ndarray:
+def homogeneous(matrix: np.ndarray, offset: Sequence[float] | np.ndarray) -> np.ndarray:
     """The affine matrix ``(4, 4)``, float64, of ``matrix @ index + offset``."""
     out = np.eye(4)
     out[:3, :3], out[:3, 3] = matrix, offset

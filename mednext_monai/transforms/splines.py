@@ -97,12 +97,12 @@ def apply_along_axes(volume: torch.Tensor, matrices: Sequence[torch.Tensor | Non
         ``(..., *out)``, in the dtype of ``volume``; ``volume`` itself when every matrix is ``None``.
     """
     order = sorted(
-        (axis for axis, matrix in enumerate(matrices) if matrix is not None),
-        key=lambda axis: matrices[axis].shape[0] / matrices[axis].shape[1],  # shrinking axes first
+        ((axis, matrix) for axis, matrix in enumerate(matrices) if matrix is not None),
+        key=lambda entry: entry[1].shape[0] / entry[1].shape[1],  # shrinking axes first
     )
     dims = len(matrices)
-    for axis in order:
-        matrix = matrices[axis].to(volume)
+    for axis, matrix in order:
+        matrix = matrix.to(volume)
         if axis == dims - 1:
             volume = torch.matmul(volume, matrix.T)
             continue
