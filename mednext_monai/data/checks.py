@@ -187,7 +187,7 @@ def check_across_cases(
     for case_id, content in contents.items():
         same.setdefault(content, []).append(case_id)
     problems += [
-        f"{', '.join(ids)}: the same image, voxel by voxel; keep one, or validation sees training data"
+        f"{', '.join(ids)}: identical images; keep one, otherwise validation sees training data"
         for ids in same.values()
         if len(ids) > 1
     ]
@@ -244,7 +244,7 @@ def _check_stored(case: Mapping, channels: int, labels: list[int], expected: Exp
 
 def _affine_problems(path: File, affine: np.ndarray) -> list[str]:
     if affine.shape != (4, 4) or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
-        return [f"{path}: its affine is not an invertible map from voxels to millimeters: {affine.tolist()}"]
+        return [f"{path}: the affine is not an invertible map from voxels to millimeters: {affine.tolist()}"]
     return []
 
 
@@ -286,7 +286,7 @@ def _value_problems(path: File, image: np.ndarray) -> tuple[list[str], list[str]
     if not image.any():
         return [f"{path}: every voxel is zero."], []
     flat = [c for c, channel in enumerate(image) if channel.min() == channel.max()]
-    return [], [f"{path}: channel {c} has one value everywhere, {image[c].flat[0]:g}." for c in flat]
+    return [], [f"{path}: channel {c} is constant, {image[c].flat[0]:g}." for c in flat]
 
 
 def _checked_label(
@@ -315,4 +315,4 @@ def _class_problems(
             f"{path}: holds the label value(s) {', '.join(shown)}; allowed are the integers 0 to "
             f"{classes - 1} ({classes} classes, {classes_from})."
         ], []
-    return [], [] if rounded.any() else [f"{path}: has no foreground; its patches are drawn at random places."]
+    return [], [] if rounded.any() else [f"{path}: has no foreground; its patches are drawn at random positions."]

@@ -97,7 +97,7 @@ def read_dataset(directory: str | Path) -> Dataset:
     if not cases:
         raise DatasetError(directory, [_no_cases(description)])
     counts = Counter(case["id"] for case in cases)
-    twice = [f"{case}: this case id comes {n} times; ids must be unique" for case, n in counts.items() if n > 1]
+    twice = [f"{case}: this case id occurs {n} times; ids must be unique" for case, n in counts.items() if n > 1]
     if twice:
         raise DatasetError(directory, twice)
     name = str(description.get("name", directory.name))
@@ -353,7 +353,7 @@ def _cases_of(files: Sequence[Path], source: Path, in_channels: int, per_channel
     problems = []
     for match, file in numbered:
         if match is None:
-            problems.append(f"{file.name}: its name does not end in the number of a channel, such as _0000")
+            problems.append(f"{file.name}: the name does not end in a channel number such as _0000")
         elif int(match[2]) >= in_channels:
             problems.append(f"{file.name}: is channel {int(match[2])}, counted from 0; in_channels is {in_channels}")
         elif int(match[2]) in groups.setdefault(match[1], {}):

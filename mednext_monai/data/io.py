@@ -82,7 +82,7 @@ def read_image(paths: Paths) -> tuple[np.ndarray, np.ndarray]:
     """
     files = image_paths(paths)
     if not files:
-        raise ValueError("the case names no image file.")
+        raise ValueError("the case has no image file.")
     channels: list[np.ndarray] = []
     first_affine = np.eye(4)
     for path in files:
@@ -314,6 +314,6 @@ def _spatial_and_channels(shape: Sequence[int], path: str | PathLike) -> tuple[i
 
 def _refuse_other_numbers(dtype: np.dtype, path: str | PathLike) -> None:
     if dtype.names is not None:
-        raise ValueError(f"{path}: holds colors ({', '.join(dtype.names)}); give each channel a volume of its own.")
+        raise ValueError(f"{path}: holds colors ({', '.join(dtype.names)}); store each channel as a separate volume.")
     if dtype.kind not in "biuf":
         raise ValueError(f"{path}: holds values of type {dtype}; expected real numbers.")

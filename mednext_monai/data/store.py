@@ -206,15 +206,15 @@ def _check_cases(cases: Sequence[Mapping]) -> None:
     for number, case in enumerate(cases):
         name = case.get("id")
         if not isinstance(name, str) or name != Path(name).name or name in ("", "plan.json") or name.startswith("."):
-            problems.append(f"case {number}: id must be text that can name a folder, got {name!r}.")
+            problems.append(f"case {number}: id must be a string that is valid as a folder name, got {name!r}.")
         elif name in seen:
-            problems.append(f"case {number}: id {name!r} is given twice.")
+            problems.append(f"case {number}: id {name!r} occurs twice.")
         seen.add(name)
-        problems += [f"{name}: {path} is no file." for path in _sources(case) if not Path(path).is_file()]
+        problems += [f"{name}: {path} is not a file." for path in _sources(case) if not Path(path).is_file()]
         if not case.get("image"):
-            problems.append(f"{name}: names no image.")
+            problems.append(f"{name}: has no image.")
     if problems:
-        raise ValueError("the list of cases is wrong:\n" + "\n".join(f"  {problem}" for problem in problems))
+        raise ValueError("the list of cases is invalid:\n" + "\n".join(f"  {problem}" for problem in problems))
 
 
 def _sources(case: Mapping) -> list[str | Path]:
@@ -287,8 +287,8 @@ def _run(pending: Sequence[Mapping], settings: Mapping, folder: Path, workers: i
                     bar.update()
             except BrokenProcessPool as error:
                 raise RuntimeError(
-                    "a preprocessing process was killed, most likely for want of memory; use a smaller num_workers. "
-                    "What is stored stays, and the next run continues from there."
+                    "a preprocessing process was killed, probably because memory ran out; use a smaller num_workers. "
+                    "Stored cases are kept, and the next run continues from there."
                 ) from error
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
