@@ -5,7 +5,7 @@
 all random transforms. A patch therefore depends only on the seed and its position, not on the number of worker
 processes, and a resumed run continues exactly. :py:class:`mednext_monai.transforms.RandPatchd` draws the patch itself.
 
-Source: nnU-Net v1's ``DataLoader3D`` as MIC-DKFZ/MedNeXt uses it, written anew.
+Source: nnU-Net v1's ``DataLoader3D`` as MIC-DKFZ/MedNeXt uses it, reimplemented.
 """
 
 from __future__ import annotations

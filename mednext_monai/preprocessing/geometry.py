@@ -1,4 +1,4 @@
-"""The grid of a case before and after preprocessing, and the exact inverse.
+"""The grid of a case before and after preprocessing, and the exact mapping back to the first.
 
 Voxel ``i`` of an array is at ``affine @ (i, 1)`` in mm, as in NIfTI; the affine may contain rotation and translation. A
 crop shifts the origin. Resampling over the same extent scales by old over new voxel count and preserves the outer
