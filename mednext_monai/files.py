@@ -1,4 +1,4 @@
-"""Writing files whole or not at all. Imports neither torch nor monai."""
+"""Writing files atomically. Imports neither torch nor MONAI."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ __all__ = ["atomic_path", "write_atomically"]
 @contextmanager
 def atomic_path(target: str | PathLike[str]) -> Iterator[Path]:
     """
-    Give a temporary path beside ``target`` to write to, and rename it to ``target`` when the block ends well.
+    Yield a temporary path in the folder of ``target``, and rename it to ``target`` if the block succeeds.
 
-    At every moment there is the whole old file or the whole new one. When the block raises, the temporary file is
-    removed and the old one stays. Missing folders are made. The temporary name keeps the target's suffixes.
+    At any time, ``target`` is either the complete old file or the complete new one. If the block raises, the temporary
+    file is removed and the old file is kept. Missing folders are created. The temporary name has the same suffixes.
     """
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -32,6 +32,6 @@ def atomic_path(target: str | PathLike[str]) -> Iterator[Path]:
 
 
 def write_atomically(target: str | PathLike[str], content: bytes) -> None:
-    """Write bytes by way of :py:func:`atomic_path`."""
+    """Write bytes to a file with :py:func:`atomic_path`."""
     with atomic_path(target) as temporary:
         temporary.write_bytes(content)
