@@ -1,22 +1,23 @@
-"""Writing files whole or not at all. Imports neither torch nor monai."""
+"""Writing files atomically. Imports neither torch nor MONAI."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from os import PathLike
 from pathlib import Path
 
 __all__ = ["atomic_path", "write_atomically"]
 
 
 @contextmanager
-def atomic_path(target: str | Path) -> Iterator[Path]:
+def atomic_path(target: str | PathLike[str]) -> Iterator[Path]:
     """
-    Give a temporary path beside ``target`` to write to, and rename it to ``target`` when the block ends well.
+    Yield a temporary path in the folder of ``target``, and rename it to ``target`` if the block succeeds.
 
-    At every moment there is the whole old file or the whole new one. When the block raises, the temporary file is
-    removed and the old one stays. Missing folders are made. The temporary name keeps the target's suffixes.
+    At any time, ``target`` is either the complete old file or the complete new one. If the block raises, the temporary
+    file is removed and the old file is kept. Missing folders are created. The temporary name has the same suffixes.
     """
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -30,7 +31,7 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def write_atomically(target: str | Path, content: bytes) -> None:
-    """Write bytes by way of :py:func:`atomic_path`."""
+def write_atomically(target: str | PathLike[str], content: bytes) -> None:
+    """Write bytes to a file with :py:func:`atomic_path`."""
     with atomic_path(target) as temporary:
         temporary.write_bytes(content)

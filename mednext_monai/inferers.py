@@ -24,48 +24,48 @@ MONAI_ONLY = {  # arguments and their defaults
     "buffer_dim": -1,
     "with_coord": False,
 }
-ROUNDING = 1e-9  # of the number of windows, so that an overlap such as 0.9 makes none too many
+ROUNDING = 1e-9  # tolerance in the number of windows: an overlap such as 0.9 must not add one
 
 
 class MedNeXtInferer(SlidingWindowInferer):
     """
-    Sliding window that averages softmax probabilities and can average over all mirror images of each window.
+    Sliding-window inferer that averages softmax probabilities, optionally over all mirror images of each window.
 
-    MONAI's ``SlidingWindowInferer`` averages whatever the network returns, that is logits, and its
-    ``TestTimeAugmentation`` draws at random; the published inference averages the probabilities of all
-    ``2**spatial_dims`` mirror images of each window.
+    MONAI's ``SlidingWindowInferer`` averages the output of the network, which is logits, and its
+    ``TestTimeAugmentation`` is random. The published inference averages the probabilities of all ``2**spatial_dims``
+    mirror images of each window.
 
-    MONAI also advances by a fixed step, so that the last window overlaps its neighbour by more than the others do, and
-    raises all Gaussian weights to at least 0.001. The published windows are as many, spread evenly from border to
-    border; their weights are a Gaussian around voxel ``size // 2`` of the window with a maximum of 1, cut off after
-    four standard deviations, and the smallest positive weight takes the place of zeros (in a window of 128 voxels with
-    the default sigma they reach from 4e-11 to 1).
+    MONAI also uses a fixed step, so that the last window overlaps more than the others, and clamps Gaussian weights to
+    at least 0.001. The published windows have the same number but are evenly spaced from border to border. Their
+    weights are a Gaussian around voxel ``size // 2`` of the window with a maximum of 1, truncated at four standard
+    deviations; zeros are replaced by the smallest positive weight. (For a window of 128 voxels and the default sigma,
+    weights range from 4e-11 to 1.)
 
-    Maps ``(B, C, *spatial)`` to probabilities ``(B, classes, *spatial)`` that add up to 1, of the input's type. An
-    image smaller than the window is padded on both sides, the odd voxel after it. Of the published windows, those
-    whose channels are constant and the same, such as empty background, are given to the network once: it must give the
-    same for the same window.
+    Maps ``(B, C, *spatial)`` to probabilities ``(B, classes, *spatial)`` that sum to 1, of the same type as the input.
+    An image smaller than the window is padded on both sides, with an odd voxel at the end. Published windows with
+    constant and equal channels, such as empty background, are evaluated only once, so the network must be
+    deterministic.
 
     Args:
-        roi_size: the window in voxels, one number for all axes or one per axis; an axis that is not positive takes the
-            image's size.
-        sw_batch_size: windows in a batch. Defaults to 1.
-        overlap: of neighbouring windows, as a share of the window, at least 0 and below 1; the published windows
-            overlap by at least that. Defaults to 0.5.
+        roi_size: window size in voxels, one number for all axes or one per axis; values that are not positive select
+            the image size.
+        sw_batch_size: number of windows per batch. Defaults to 1.
+        overlap: overlap of neighboring windows, as a fraction of the window, at least 0 and below 1; the published
+            windows overlap by at least that. Defaults to 0.5.
         mode: ``"gaussian"`` or ``"constant"`` weights. Defaults to ``"gaussian"``.
-        mirror: whether to average over mirror images; the time grows 8-fold in 3D, 4-fold in 2D. Defaults to
+        mirror: whether to average over mirror images, which takes 8 times as long in 3D, 4 times in 2D. Defaults to
             ``False``.
         windows: ``"published"``, or ``"monai"`` for the positions and weights of MONAI's class. Defaults to
             ``"published"``.
-        kwargs: the further arguments of :py:class:`monai.inferers.SlidingWindowInferer`: ``sigma_scale``,
+        kwargs: other arguments of :py:class:`monai.inferers.SlidingWindowInferer`: ``sigma_scale``,
             ``padding_mode``, ``cval``, ``sw_device``, ``device`` and ``progress``; ``cache_roi_weight_map``,
-            ``cpu_thresh``, ``buffer_steps``, ``buffer_dim`` and ``with_coord`` with ``windows="monai"`` only.
+            ``cpu_thresh``, ``buffer_steps``, ``buffer_dim`` and ``with_coord`` only with ``windows="monai"``.
 
     Raises:
-        ValueError: when ``windows`` or ``overlap`` is not among those allowed, or an argument is given that the
-            published windows do not know.
+        ValueError: if ``windows`` or ``overlap`` is invalid, or an argument is not supported with the published
+            windows.
 
-    Source: Isensee et al., nnU-Net, Nature Methods 2021, whose inference MedNeXt took over.
+    Source: Isensee et al., nnU-Net, Nature Methods 2021, whose inference MedNeXt uses.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class MedNeXtInferer(SlidingWindowInferer):
             raise ValueError(f"windows must be one of {WINDOWS}, got {windows!r}.")
         given = sorted(name for name, default in MONAI_ONLY.items() if kwargs.get(name, default) != default)
         if windows == "published" and given:
-            raise ValueError(f"{', '.join(given)}: with windows='monai' only.")
+            raise ValueError(f"{', '.join(given)}: only supported with windows='monai'.")
         shares = overlap if isinstance(overlap, Sequence) else [overlap]
         if not all(0 <= share < 1 for share in shares):
             raise ValueError(f"overlap must be at least 0 and below 1, got {overlap}.")
@@ -90,20 +90,19 @@ class MedNeXtInferer(SlidingWindowInferer):
         self.mirror = mirror
         self.windows = windows
 
-    def __call__(
+    def __call__(  # type: ignore[override]  # of the networks that MONAI allows, those that return a tensor
         self, inputs: torch.Tensor, network: Callable[..., torch.Tensor], *args: Any, **kwargs: Any
     ) -> torch.Tensor:
         """
-        Return the class probabilities of ``inputs``, ``(B, C, *spatial)``; a ``MetaTensor`` gives a ``MetaTensor``.
+        Return the class probabilities of ``inputs``; for a ``MetaTensor`` as ``MetaTensor``.
 
         Args:
-            inputs: the images, all of one size.
+            inputs: images, ``(B, C, *spatial)``.
             network: maps windows ``(N, C, *roi_size)`` to logits ``(N, classes, *roi_size)``.
-            args, kwargs: handed to ``network``.
+            args, kwargs: passed to ``network``.
 
         Raises:
-            ValueError: when ``roi_size`` has another number of axes than ``inputs``, or the logits' size is not the
-                window's.
+            ValueError: if the number of axes of ``roi_size`` and ``inputs`` or the sizes of logits and window differ.
         """
 
         def probabilities(window: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -115,7 +114,7 @@ class MedNeXtInferer(SlidingWindowInferer):
             return total / (len(flips) + 1) if flips else total
 
         if self.windows == "monai":
-            return super().__call__(inputs, probabilities, *args, **kwargs)
+            return super().__call__(inputs, probabilities, *args, **kwargs)  # type: ignore[return-value]  # a tensor
         return self._average(inputs, lambda window: probabilities(window, *args, **kwargs))
 
     def _average(self, inputs: torch.Tensor, predict: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
@@ -137,7 +136,7 @@ class MedNeXtInferer(SlidingWindowInferer):
             padded = images
         source, target = self.sw_device or images.device, self.device or images.device
         weights = self._weights(window).to(target)
-        total, weight_sum = None, torch.zeros(padded.shape[2:], dtype=torch.float32, device=target)
+        weight_sum = torch.zeros(padded.shape[2:], dtype=torch.float32, device=target)
         places = self._places(padded.shape[2:], window)
         for place in places:
             weight_sum[place] += weights
@@ -148,7 +147,7 @@ class MedNeXtInferer(SlidingWindowInferer):
             values = predict(torch.stack([padded[where[0]] for where in part]).to(source)).to(target)
             if values.shape[2:] != window:
                 raise ValueError(f"The network made {tuple(values.shape[2:])} voxels of a window of {window}.")
-            if total is None:
+            if start == 0:
                 total = values.new_zeros((len(padded), values.shape[1], *padded.shape[2:]))
             for where, value in zip(part, values):
                 weighted = value * weights
@@ -163,7 +162,7 @@ class MedNeXtInferer(SlidingWindowInferer):
         return result
 
     def _places(self, sizes: Sequence[int], window: Sequence[int]) -> list[tuple[slice, ...]]:
-        """The windows that cover ``sizes``, spread evenly from border to border."""
+        """Return the windows that cover ``sizes``, evenly spaced from border to border."""
         axes = []
         for size, length, overlap in zip(sizes, window, ensure_tuple_rep(self.overlap, len(window))):
             count = ceil((size - length) / (length * (1 - overlap)) - ROUNDING) + 1
@@ -172,7 +171,7 @@ class MedNeXtInferer(SlidingWindowInferer):
         return list(product(*axes))
 
     def _weights(self, window: Sequence[int]) -> torch.Tensor:
-        """The weights of a window's voxels, ``window`` in size."""
+        """Return the weights of the voxels of a window, with shape ``window``."""
         if self.mode == BlendMode.CONSTANT:
             return torch.ones(window, dtype=torch.float32)
         weights = torch.ones((), dtype=torch.float64)
@@ -187,9 +186,9 @@ class MedNeXtInferer(SlidingWindowInferer):
 
 def _equal_windows(images: torch.Tensor, places: Sequence[tuple[slice, ...]]) -> list[list[tuple]]:
     """
-    Return the windows of ``images``, ``(B, C, *spatial)``, as lists of indices at which the values are the same.
+    Return the windows of ``images``, ``(B, C, *spatial)``, as lists of indices of equal windows.
 
-    Only windows whose channels are constant, such as background, are recognised as equal.
+    Only windows with constant channels, such as background, are recognized as equal.
     """
     found: dict[Hashable, list[tuple]] = {}
     for number, (i, place) in enumerate(product(range(len(images)), places)):

@@ -1,12 +1,12 @@
 """Reused memory for large tensors on the CPU.
 
-The C library maps every large tensor freshly: the kernel clears its pages, one fault for each, and takes them back when
-the tensor dies. That can cost as much as the arithmetic. ``empty`` keeps the memory of large tensors that died and
-hands it to later tensors.
+The C library maps new memory for each large tensor: the kernel clears its pages, with one fault per page, and unmaps
+them when the tensor is freed. This can take as long as the computation. ``empty`` keeps the memory of large tensors
+that were freed and reuses it for later ones.
 
-A tensor made here is an ordinary one. Its memory returns when the last tensor that shares its storage is gone: the
-storage holds a NumPy array, and the end of that array's life is what is waited for. Before new memory is allocated, as
-much unused memory is freed; the total stays near the largest amount in use at one time.
+The tensors are ordinary. The memory is returned when the last tensor that shares the storage is freed: the storage
+holds a NumPy array with a finalizer. Before new memory is allocated, the same amount of unused memory is freed, so the
+total stays close to the peak usage.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ import torch
 
 __all__ = ["empty", "release", "release_with"]
 
-SMALLEST = 1 << 20  # bytes; the C library serves smaller tensors well
+SMALLEST = 1 << 20  # bytes; the C library handles smaller tensors well
 ALIGNMENT = 64  # bytes, of a cache line
-SLACK = 2  # a tensor takes memory of up to this many times its size: patches and slabs vary
+SLACK = 2  # a tensor may use memory of up to this many times its size, since patches and slabs vary
 DTYPES = {torch.float32: np.float32, torch.float64: np.float64, torch.int8: np.int8, torch.int16: np.int16}
 
-_unused: OrderedDict[int, np.ndarray] = OrderedDict()  # by identity, the oldest first
-_lock = threading.RLock()  # reentrant: garbage collection may return memory while memory is taken
+_unused: OrderedDict[int, np.ndarray] = OrderedDict()  # by id, oldest first
+_lock = threading.RLock()  # reentrant: garbage collection may return memory during an allocation
 _owners: weakref.WeakSet[object] = weakref.WeakSet()
 
 
@@ -38,7 +38,7 @@ def empty(shape: Sequence[int], dtype: torch.dtype = torch.float32) -> torch.Ten
     Return an uninitialized contiguous tensor on the CPU.
 
     Args:
-        shape: its size.
+        shape: shape of the tensor.
         dtype: float32, float64, int8 or int16. Defaults to float32.
     """
     shape = tuple(shape)
@@ -67,7 +67,7 @@ def release_with(owner: object) -> None:
 
 def _take(size: int) -> np.ndarray:
     with _lock:
-        # the smallest that suffices; of equal ones that used last, which may still be in the cache
+        # the smallest that is large enough; of equal ones the last used, which may still be in the cache
         fitting = ((memory.nbytes, -age, key) for age, (key, memory) in enumerate(_unused.items()))
         best = min((entry for entry in fitting if size <= entry[0] <= SLACK * size), default=None)
         if best is not None:

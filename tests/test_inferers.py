@@ -122,7 +122,7 @@ def test_the_border_is_padded_as_told():
     [
         (dict(windows="even"), "windows must be one of"),
         (dict(overlap=1.0), "overlap must be at least 0 and below 1, got 1.0"),
-        (dict(buffer_steps=2), "buffer_steps: with windows='monai' only"),
+        (dict(buffer_steps=2), "buffer_steps: only supported with windows='monai'"),
     ],
 )
 def test_arguments_that_cannot_be_are_named(arguments, message):

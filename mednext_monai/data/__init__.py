@@ -1,11 +1,11 @@
-"""Data sets on disk: their layout, folds, files, the checks before a run, prepared cases, and the sequence of patches.
+"""Data sets on disk: layouts, folds, image files, checks, preprocessed cases, and the sequence of training patches.
 
-- ``dataset``: the layouts that are read, and the lists of cases for training and inference.
+- ``dataset``: the supported layouts, and the lists of cases for training and inference.
 - ``folds``: splitting cases into training and validation.
 - ``io``: the only reader and writer of images.
-- ``checks``: the only place that decides whether a file can be used.
-- ``store``: every case preprocessed once, as memory-mapped arrays.
-- ``patches``: which case fills which slot of a batch; imported by itself, since it needs torch and MONAI.
+- ``checks``: the only place that decides whether a file is valid.
+- ``store``: preprocesses every case once and stores it as memory-mapped arrays.
+- ``patches``: which case fills which slot of a batch; not imported here, since it needs torch and MONAI.
 
 Importing this package imports neither torch nor MONAI, so that worker processes start quickly.
 """

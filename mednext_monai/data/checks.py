@@ -1,8 +1,8 @@
-"""Checking cases before anything is computed from them: the only place that decides whether a file can be used.
+"""Checks of cases before they are used: the only place that decides whether a file is valid.
 
-Planning, training, evaluation and inference all ask :py:func:`check_case`, on what the one reader returns, so that what
-one of them accepts the others accept. A *problem* ends a run before it begins, a *warning* does not. Each is one line
-that names the file, what was found and what is allowed.
+Planning, training, evaluation and inference all call :py:func:`check_case` on the arrays that ``io`` reads, so they
+accept the same files. A *problem* stops a run before it starts, a *warning* does not. Each is one line with the file,
+the value found and the values allowed.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from os import PathLike
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ from .store import stored_content
 
 __all__ = ["CaseCheck", "Expected", "Volume", "check_across_cases", "check_case", "check_cases", "check_folders"]
 
+File = str | PathLike
 logger = logging.getLogger(__name__)
 MAX_SHOWN = 20  # problems in one message
 MAX_VALUES = 8  # label values in one line
@@ -35,13 +37,13 @@ MAX_VALUES = 8  # label values in one line
 @dataclass(frozen=True)
 class Expected:
     """
-    What a case must hold.
+    What a case must contain.
 
     Args:
-        channels: image channels.
-        classes: classes, background included; ``None`` if labels are not looked at. Defaults to ``None``.
-        channels_from: what says so, for the messages. Defaults to the option.
-        classes_from: what says so, for the messages. Defaults to the option.
+        channels: number of image channels.
+        classes: number of classes, background included; ``None`` to skip the labels. Defaults to ``None``.
+        channels_from: source of ``channels``, for messages. Defaults to ``"in_channels"``.
+        classes_from: source of ``classes``, for messages. Defaults to ``"out_channels"``.
     """
 
     channels: int
@@ -51,7 +53,7 @@ class Expected:
 
     @classmethod
     def of_dataset(cls, dataset: Dataset) -> Expected:
-        """Return what ``dataset.json`` says."""
+        """Return the expectations that ``dataset.json`` sets."""
         names = f"dataset.json: {', '.join(dataset.channel_names)}"
         return cls(len(dataset.channel_names), len(dataset.labels), names, "dataset.json")
 
@@ -67,7 +69,7 @@ class Volume:
 
 @dataclass
 class CaseCheck:
-    """What the check of one case found: problems and warnings, one line each."""
+    """Result of the check of one case: problems and warnings, one line each."""
 
     id: str
     problems: list[str] = field(default_factory=list)
@@ -83,21 +85,20 @@ def check_cases(
     cache_dir: str | None = None,
 ) -> None:
     """
-    Check a list of cases, reading every file once, and report all problems together.
+    Check a list of cases and report all problems together. Each file is read once.
 
     Args:
         cases: dictionaries with ``id``, ``image`` (a file, or one per channel) and, for training, ``label``.
-        in_channels: the channels that the network takes.
-        out_channels: the classes of the network, background included; ``None`` if there are no labels.
-        num_workers: threads that read. Defaults to 2.
-        settings: the preprocessing settings of a store, see
+        in_channels: number of input channels of the network.
+        out_channels: number of classes, background included. Defaults to ``None``: labels are not checked.
+        num_workers: number of reading threads. Defaults to 2.
+        settings: preprocessing settings of the stored cases, see
             :py:func:`~mednext_monai.preprocessing.case.check_settings`. Defaults to ``None``.
-        cache_dir: the store's folder. Cases that are in it and whose files have not changed since were read when they
-            were preprocessed; only their channels and labels are checked, as the store has them. Defaults to ``None``:
-            there is no store.
+        cache_dir: folder of the stored cases. A stored case whose files have not changed is not read again; only its
+            recorded channels and labels are checked. Defaults to ``None``: no stored cases.
 
     Raises:
-        ValueError: if the list is empty, or naming each file with what was found in it and what is allowed.
+        ValueError: if the list is empty or a case is invalid. The message lists the problems of all cases.
     """
     if not cases:
         raise ValueError("the list of cases is empty: there is nothing to train on, evaluate or segment.")
@@ -123,22 +124,22 @@ def check_case(case: Mapping, expected: Expected) -> tuple[CaseCheck, Volume | N
     """
     Read a case and check it.
 
-    The files exist and are whole; an image has three spatial axes, the expected channels (a fourth axis of the file, or
-    one file each), finite values and not only zeros; a label has one channel and integers from 0 to the number of
-    classes; all files have one grid and an affine that can be inverted. A constant channel and a case without
-    foreground are warnings.
+    All files must exist, be readable, and share one grid with an invertible affine. An image must have three spatial
+    axes, the expected channels (as a fourth axis of the file, or one file each), only finite values, and at least one
+    nonzero voxel. A label must have one channel and integer values from 0 to ``classes - 1``. A constant channel and a
+    case without foreground give warnings.
 
     Args:
         case: a dictionary with ``id``, ``image`` and, unless ``expected.classes`` is ``None``, ``label``.
-        expected: what the case must hold.
+        expected: what the case must contain.
 
     Returns:
-        what was found, and the volume, or ``None`` if there are problems.
+        the result of the check, and the volume, or ``None`` if there are problems.
     """
     check = CaseCheck(case["id"])
     images = image_paths(case["image"])
     paths = images + ([case["label"]] if expected.classes is not None and case.get("label") else [])
-    read = {}
+    read: dict[File, tuple[np.ndarray, np.ndarray]] = {}
     for path in paths:
         try:
             read[path] = read_stored(path)
@@ -153,8 +154,10 @@ def check_case(case: Mapping, expected: Expected) -> tuple[CaseCheck, Volume | N
         check.problems += problems
         check.warnings += warnings
     label = None
-    if len(paths) > len(images) and paths[-1] in read:
-        label, problems, warnings = _checked_label(paths[-1], read[paths[-1]][0], expected)
+    if expected.classes is not None and len(paths) > len(images) and paths[-1] in read:
+        label, problems, warnings = _checked_label(
+            paths[-1], read[paths[-1]][0], expected.classes, expected.classes_from
+        )
         check.problems += problems
         check.warnings += warnings
     if check.problems:
@@ -168,12 +171,12 @@ def check_across_cases(
     dataset: Dataset, contents: Mapping[str, str], class_voxels: np.ndarray
 ) -> tuple[list[str], list[str]]:
     """
-    Check what only all cases together show: files or images that come twice, classes that never occur.
+    Check a data set as a whole: duplicate files or images, and classes that never occur.
 
     Args:
         dataset: the data set.
-        contents: :py:func:`image_hash` of every readable case, by its id.
-        class_voxels: voxels of each class over all readable cases, ``(classes,)``.
+        contents: :py:func:`image_hash` of every readable case, by case id.
+        class_voxels: number of voxels of each class over all readable cases, ``(classes,)``.
 
     Returns:
         problems and warnings, one line each.
@@ -184,7 +187,7 @@ def check_across_cases(
     for case_id, content in contents.items():
         same.setdefault(content, []).append(case_id)
     problems += [
-        f"{', '.join(ids)}: the same image, voxel by voxel; keep one, or validation sees training data"
+        f"{', '.join(ids)}: identical images; keep one, otherwise validation sees training data"
         for ids in same.values()
         if len(ids) > 1
     ]
@@ -198,21 +201,21 @@ def check_across_cases(
 
 
 def image_hash(image: np.ndarray) -> str:
-    """Return a hash of an image's voxels, ``(C, X, Y, Z)``: not of its file, since gzip writes the time into it."""
+    """Return a hash of the voxels of an image ``(C, X, Y, Z)``, not of its file: gzip stores a time in the file."""
     digest = hashlib.blake2b(str(image.shape).encode(), digest_size=16)
-    digest.update(image)
+    digest.update(image.data)
     return digest.hexdigest()
 
 
 def check_folders(**folders: str) -> None:
     """
-    Create folders and check that files can be written to them.
+    Create folders and check that they are writable.
 
     Args:
-        folders: the folders, each by the name of the option that sets it.
+        folders: folder by the name of the option that sets it.
 
     Raises:
-        ValueError: naming the option, the folder and the reason.
+        ValueError: if a folder cannot be created or written to. The message gives the option, folder and reason.
     """
     for name, folder in folders.items():
         if not folder:
@@ -231,20 +234,22 @@ def _check_stored(case: Mapping, channels: int, labels: list[int], expected: Exp
         check.problems.append(_wrong_channels(case["id"], channels, expected))
     if expected.classes is not None:
         found = np.asarray(labels)
-        problems, warnings = _class_problems(case["label"], found, np.zeros_like(found), expected)
+        problems, warnings = _class_problems(
+            case["label"], found, np.zeros_like(found), expected.classes, expected.classes_from
+        )
         check.problems += problems
         check.warnings += warnings
     return check
 
 
-def _affine_problems(path: str, affine: np.ndarray) -> list[str]:
+def _affine_problems(path: File, affine: np.ndarray) -> list[str]:
     if affine.shape != (4, 4) or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
-        return [f"{path}: its affine is not an invertible map from voxels to millimeters: {affine.tolist()}"]
+        return [f"{path}: the affine is not an invertible map from voxels to millimeters: {affine.tolist()}"]
     return []
 
 
-def _channel_problems(case_id: str, images: list, found: Mapping[str, int], expected: Expected) -> list[str]:
-    """What is wrong with the number of channel files, or of the channels in one file."""
+def _channel_problems(case_id: str, images: list, found: Mapping[File, int], expected: Expected) -> list[str]:
+    """Return problems with the number of channel files, or with the number of channels in one file."""
     if len(images) == 1:
         return [_wrong_channels(path, n, expected) for path, n in found.items() if n != expected.channels]
     problems = [f"{path}: has {n} channels, expected one per file." for path, n in found.items() if n != 1]
@@ -255,23 +260,25 @@ def _channel_problems(case_id: str, images: list, found: Mapping[str, int], expe
     return problems
 
 
-def _wrong_channels(name: str, found: int, expected: Expected) -> str:
+def _wrong_channels(name: File, found: int, expected: Expected) -> str:
     return f"{name}: has {found} channel(s), expected {expected.channels} ({expected.channels_from})."
 
 
-def _grid_problems(read: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> list[str]:
-    """What keeps files from lying on the grid of the case's first one."""
+def _grid_problems(read: Mapping[File, tuple[np.ndarray, np.ndarray]]) -> list[str]:
+    """Return a problem for each file whose grid differs from that of the case's first file."""
+    if not read:
+        return []
     problems = []
-    first, *others = read.items() or [None]
+    (first, (first_array, first_affine)), *others = read.items()
     for path, (array, affine) in others:
         try:
-            check_grid(path, array.shape[1:], affine, first[0], first[1][0].shape[1:], first[1][1])
+            check_grid(path, array.shape[1:], affine, first, first_array.shape[1:], first_affine)
         except ValueError as error:
             problems.append(str(error))
     return problems
 
 
-def _value_problems(path: str, image: np.ndarray) -> tuple[list[str], list[str]]:
+def _value_problems(path: File, image: np.ndarray) -> tuple[list[str], list[str]]:
     if image.dtype.kind == "f":
         bad = int(np.count_nonzero(~np.isfinite(image)))
         if bad:
@@ -279,31 +286,33 @@ def _value_problems(path: str, image: np.ndarray) -> tuple[list[str], list[str]]
     if not image.any():
         return [f"{path}: every voxel is zero."], []
     flat = [c for c, channel in enumerate(image) if channel.min() == channel.max()]
-    return [], [f"{path}: channel {c} has one value everywhere, {image[c].flat[0]:g}." for c in flat]
+    return [], [f"{path}: channel {c} is constant, {image[c].flat[0]:g}." for c in flat]
 
 
-def _checked_label(path: str, array: np.ndarray, expected: Expected) -> tuple[np.ndarray | None, list[str], list[str]]:
+def _checked_label(
+    path: File, array: np.ndarray, classes: int, classes_from: str
+) -> tuple[np.ndarray | None, list[str], list[str]]:
     """Return the label ``(X, Y, Z)`` as signed integers, or ``None``; problems; warnings."""
     if len(array) != 1:
         return None, [f"{path}: has {len(array)} channels, a label must have one."], []
     values, counts = np.unique(array, return_counts=True)
-    problems, warnings = _class_problems(path, values, counts, expected)
+    problems, warnings = _class_problems(path, values, counts, classes, classes_from)
     return None if problems else to_labels(array[0], path), problems, warnings
 
 
 def _class_problems(
-    path: str, values: np.ndarray, counts: np.ndarray, expected: Expected
+    path: File, values: np.ndarray, counts: np.ndarray, classes: int, classes_from: str
 ) -> tuple[list[str], list[str]]:
-    """Which of the label values of a file are not among the classes; ``counts`` are 0 if they are not known."""
+    """Return problems and warnings for the label values of a file; a count of 0 means that it is not known."""
     values = values.astype(np.float64)
     rounded = np.rint(values)
-    right = (np.abs(values - rounded) <= LABEL_TOLERANCE) & (rounded >= 0) & (rounded < expected.classes)  # no NaN
+    right = (np.abs(values - rounded) <= LABEL_TOLERANCE) & (rounded >= 0) & (rounded < classes)  # no NaN
     if not right.all():
         shown = [f"{v:g}" + (f" ({n} voxels)" if n else "") for v, n in zip(values[~right], counts[~right])][
             :MAX_VALUES
         ]
         return [
             f"{path}: holds the label value(s) {', '.join(shown)}; allowed are the integers 0 to "
-            f"{expected.classes - 1} ({expected.classes} classes, {expected.classes_from})."
+            f"{classes - 1} ({classes} classes, {classes_from})."
         ], []
-    return [], [] if rounded.any() else [f"{path}: has no foreground; its patches are drawn at random places."]
+    return [], [] if rounded.any() else [f"{path}: has no foreground; its patches are drawn at random positions."]

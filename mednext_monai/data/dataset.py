@@ -1,8 +1,8 @@
-"""A data set's layout, and the lists of cases that training and inference take from it.
+"""Data set layouts, and the lists of cases for training and inference.
 
-Layouts are Medical Segmentation Decathlon, nnU-Net v1 raw and nnU-Net v2 raw. Whatever the layout, a case becomes
-``{"id": str, "image": [str, ...], "label": str}``: one file per channel, or one file with all channels (Decathlon, 4D).
-Nothing is opened here but ``dataset.json``; see ``checks`` for the images.
+The supported layouts are Medical Segmentation Decathlon, nnU-Net v1 raw and nnU-Net v2 raw. In each of them a case
+becomes ``{"id": str, "image": [str, ...], "label": str}``, with one image file per channel or one file with all
+channels (Decathlon, 4D). Only ``dataset.json`` is read here; ``checks`` reads the images.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .folds import make_folds, read_splits, select_fold
+from .folds import Split, make_folds, read_splits, select_fold
 from .io import ENDINGS, file_ending, read_grid, strip_ending
 
 __all__ = ["Dataset", "DatasetError", "inference_cases", "read_dataset", "training_cases"]
@@ -25,11 +25,11 @@ CHANNEL_FILE = re.compile(r"(.+)_(\d{4})")  # nnU-Net's name of a file with one 
 
 class DatasetError(ValueError):
     """
-    A data set that cannot be used as it is; its text is the readable list of all that is wrong.
+    Error for an invalid data set; the message lists all problems.
 
     Args:
-        directory: the data set's directory.
-        problems: one line per problem, each naming the file or the key.
+        directory: directory of the data set.
+        problems: one line per problem, each with the file or the key.
     """
 
     def __init__(self, directory: str | Path, problems: list[str]) -> None:
@@ -41,12 +41,12 @@ class DatasetError(ValueError):
 @dataclass(frozen=True)
 class Dataset:
     """
-    A data set's cases and what ``dataset.json`` says about them.
+    The cases of a data set and their description in ``dataset.json``.
 
     Args:
-        directory: the directory with ``dataset.json``.
+        directory: directory that contains ``dataset.json``.
         layout: ``"decathlon"``, ``"nnunet_v1"`` or ``"nnunet_v2"``.
-        name: the data set's name.
+        name: name of the data set.
         channel_names: name of each image channel, in order.
         labels: name of each class, background first; the position is the value in the label files.
         cases: ``{"id": str, "image": [path per channel, or one path], "label": path}``, sorted by id.
@@ -64,15 +64,15 @@ def read_dataset(directory: str | Path) -> Dataset:
     """
     Read ``dataset.json`` and list the training cases.
 
-    A file that is named but missing is not noticed here: ``checks`` reports it with everything else.
+    Missing image and label files are not detected here; ``checks`` reports them with all other problems.
 
     Args:
-        directory: the data set's directory, or its ``dataset.json``.
+        directory: directory of the data set, or its ``dataset.json``.
 
     Raises:
-        DatasetError: when there is no readable ``dataset.json`` of one of the three layouts, or it declares what is not
-            supported (region-based labels, an ignore label, gaps between label values, an id twice), or there are files
-            of a channel that it does not name.
+        DatasetError: if there is no valid ``dataset.json`` of a supported layout, if it declares something that is not
+            supported (region-based labels, an ignore label, gaps between label values, duplicate ids), or if there are
+            files of a channel that it does not declare.
     """
     directory = Path(directory)
     if directory.name == "dataset.json":
@@ -97,7 +97,7 @@ def read_dataset(directory: str | Path) -> Dataset:
     if not cases:
         raise DatasetError(directory, [_no_cases(description)])
     counts = Counter(case["id"] for case in cases)
-    twice = [f"{case}: this case id comes {n} times; ids must be unique" for case, n in counts.items() if n > 1]
+    twice = [f"{case}: this case id occurs {n} times; ids must be unique" for case, n in counts.items() if n > 1]
     if twice:
         raise DatasetError(directory, twice)
     name = str(description.get("name", directory.name))
@@ -105,26 +105,26 @@ def read_dataset(directory: str | Path) -> Dataset:
 
 
 def training_cases(
-    dataset_dir: str, fold: int | str = 0, section: str = "training", splits: Sequence[Mapping] | None = None
+    dataset_dir: str, fold: int | str = 0, section: str = "training", splits: Sequence[Split] | None = None
 ) -> list[dict]:
     """
-    Return the cases of one side of one fold.
+    Return the training or validation cases of a fold.
 
-    (MONAI's ``load_decathlon_datalist`` reads one layout of three and neither sorts nor splits.)
+    MONAI's ``load_decathlon_datalist`` reads only one of the three layouts and neither sorts nor splits.
 
     Args:
         dataset_dir: a data set in Decathlon, nnU-Net v1 raw or nnU-Net v2 raw layout; see :py:func:`read_dataset`.
-        fold: a number from 0, or ``"all"`` to train and validate on every case.
-        section: ``"training"`` or ``"validation"``.
+        fold: fold index, from 0, or ``"all"`` to train and validate on every case. Defaults to 0.
+        section: ``"training"`` or ``"validation"``. Defaults to ``"training"``.
         splits: the folds, each ``{"train": ids, "val": ids}``. Defaults to ``None``: the data set's own
-            ``splits_final.json``, or the five of nnU-Net v1.
+            ``splits_final.json`` if it exists, else the five folds of nnU-Net v1.
 
     Returns:
-        ``[{"id": name, "image": path, or one per channel, "label": path}, ...]``, sorted by name.
+        ``[{"id": str, "image": path or list of one path per channel, "label": path}, ...]``, sorted by id.
 
     Raises:
-        DatasetError: a ``ValueError``, when there is no ``dataset.json``, or it lists no case, or one twice.
-        ValueError: when there is no such fold, or it names a case that is not there.
+        DatasetError: if the data set is invalid, see :py:func:`read_dataset`.
+        ValueError: if ``section`` is invalid, the fold does not exist, or it contains an unknown case.
     """
     if section not in ("training", "validation"):
         raise ValueError(f"section must be 'training' or 'validation', got {section!r}.")
@@ -144,22 +144,22 @@ def inference_cases(dataset_dir: str, input_path: str | None = None, in_channels
     """
     Return the images to segment.
 
-    A file ends in one of ``ENDINGS``. Where images have several channels, a case is one file with all of them or, as
-    in nnU-Net, one file for each, named ``case_0000.nii.gz``, ``case_0001.nii.gz``, ... Names of one channel are taken
-    for nnU-Net's when the data set is one, or all of a folder's end in ``_0000``.
+    Files have one of the ``ENDINGS``. A case with several channels is one file with all channels, or one file per
+    channel named as in nnU-Net: ``case_0000.nii.gz``, ``case_0001.nii.gz``, ... With one channel, a final ``_0000`` is
+    treated as the channel number if the data set has nnU-Net's layout, or if all files of the folder end in it.
 
     Args:
         dataset_dir: a data set with ``imagesTs``, or with a ``dataset.json`` whose ``test`` lists images.
-        input_path: an image, one of a case's channel files, or a folder of either; when given, ``dataset_dir`` is not
-            looked at.
-        in_channels: the channels that the network takes. Defaults to 1.
+        input_path: an image, one of the channel files of a case, or a folder of either; replaces ``dataset_dir``.
+            Defaults to ``None``.
+        in_channels: number of input channels of the network. Defaults to 1.
 
     Returns:
-        ``[{"id": name, "image": path, or one per channel}, ...]``, sorted by name.
+        ``[{"id": str, "image": path or list of one path per channel}, ...]``, sorted by id.
 
     Raises:
-        FileNotFoundError: when the given file or folder does not exist.
-        ValueError: when there is no image, two have one name, or naming the channels that a case lacks.
+        FileNotFoundError: if the given file or folder does not exist.
+        ValueError: if there is no image, two images have the same name, or a case lacks a channel.
     """
     if input_path is not None:
         source = Path(input_path)
@@ -251,7 +251,7 @@ def _label_names(directory: Path, labels: dict) -> list[str]:
 
 
 def _listed_cases(directory: Path, description: dict, channels: int) -> tuple[str, list[dict]]:
-    """Cases that ``dataset.json`` lists: of Decathlon one file, of nnU-Net v1 ``case_0000.nii.gz`` per modality."""
+    """Return layout and cases listed in ``dataset.json``: one file (Decathlon) or one per modality (nnU-Net v1)."""
     entries = description.get("training")
     if not isinstance(entries, list):
         found = type(entries).__name__
@@ -262,7 +262,7 @@ def _listed_cases(directory: Path, description: dict, channels: int) -> tuple[st
             directory, [f"dataset.json: 'training' entry {e!r} must be {{'image': path, 'label': path}}" for e in wrong]
         )
     split = {str(entry["image"]): _channel_files(directory / entry["image"], channels) for entry in entries}
-    # nnU-Net v1 names a file that is not there; the files beside it carry the channel's number
+    # nnU-Net v1 lists a file that does not exist; the actual files have the channel number in their name
     v1 = any(not (directory / image).exists() and any(Path(f).exists() for f in split[image]) for image in split)
     if v1:
         _refuse_undeclared_channels(directory, [directory / image for image in split], channels)
@@ -278,7 +278,7 @@ def _listed_cases(directory: Path, description: dict, channels: int) -> tuple[st
 
 
 def _nnunet_v2_cases(directory: Path, description: dict, channels: int) -> list[dict]:
-    """Cases that lie in ``imagesTr`` or ``labelsTr``; what is missing in one of them is found by ``checks``."""
+    """Return the cases in ``imagesTr`` or ``labelsTr``; ``checks`` reports those missing in one of them."""
     ending = description.get("file_ending")
     if not isinstance(ending, str) or not ending.startswith("."):
         raise DatasetError(directory, [f"dataset.json: 'file_ending' must be like '.nii.gz', got {ending!r}"])
@@ -302,7 +302,7 @@ def _nnunet_v2_cases(directory: Path, description: dict, channels: int) -> list[
 
 
 def _refuse_undeclared_channels(directory: Path, cases: list[Path], channels: int) -> None:
-    """Refuse files of a channel after the last that ``dataset.json`` names: they would be left out without a word."""
+    """Reject files of a channel that ``dataset.json`` does not declare: they would be silently ignored."""
     following = [Path(_channel_files(case, channels + 1)[channels]) for case in cases]
     named = ", ".join(f"{channel:04d}" for channel in range(channels))
     problems = [
@@ -315,7 +315,7 @@ def _refuse_undeclared_channels(directory: Path, cases: list[Path], channels: in
 
 
 def _test_cases(directory: Path, in_channels: int) -> tuple[Path, list[dict]]:
-    """Return the test cases of a data set and where they are from: the list in dataset.json or the folder imagesTs."""
+    """Return the source of the test cases (the list in dataset.json or the folder imagesTs) and the cases."""
     file = directory / "dataset.json"
     content = _read_json(directory) if file.is_file() else {}
     version_2 = "channel_names" in content
@@ -332,7 +332,7 @@ def _test_cases(directory: Path, in_channels: int) -> tuple[Path, list[dict]]:
 
 
 def _listed_case(path: Path, in_channels: int) -> dict:
-    """A case of the list in dataset.json: one file or, as nnU-Net v1 has them, those beside it with its channels."""
+    """Return a case listed in dataset.json: one file or, as in nnU-Net v1, one file per channel."""
     files = _channel_files(path, in_channels)
     if not path.exists() and any(Path(file).exists() for file in files):
         return {"id": strip_ending(path), "image": _one_or_all(files)}
@@ -340,7 +340,7 @@ def _listed_case(path: Path, in_channels: int) -> dict:
 
 
 def _cases_of(files: Sequence[Path], source: Path, in_channels: int, per_channel: bool = False) -> list[dict]:
-    """Group files into cases; ``per_channel`` when it is known that each holds one channel, else by their names."""
+    """Group files into cases, by their names unless ``per_channel`` says that each file has one channel."""
     numbered = [(CHANNEL_FILE.fullmatch(strip_ending(file)), file) for file in files]
     marked = [file for match, file in numbered if match and int(match[2]) < in_channels]
     if in_channels == 1:
@@ -353,7 +353,7 @@ def _cases_of(files: Sequence[Path], source: Path, in_channels: int, per_channel
     problems = []
     for match, file in numbered:
         if match is None:
-            problems.append(f"{file.name}: its name does not end in the number of a channel, such as _0000")
+            problems.append(f"{file.name}: the name does not end in a channel number such as _0000")
         elif int(match[2]) >= in_channels:
             problems.append(f"{file.name}: is channel {int(match[2])}, counted from 0; in_channels is {in_channels}")
         elif int(match[2]) in groups.setdefault(match[1], {}):
@@ -374,11 +374,11 @@ def _cases_of(files: Sequence[Path], source: Path, in_channels: int, per_channel
 
 
 def _has_channels(file: Path, in_channels: int) -> bool:
-    """Whether one file has all channels: a number at the end of its name is then that of the case."""
+    """Whether one file has all channels, so that a number at the end of its name belongs to the case."""
     try:
         return read_grid(file)[0][0] == in_channels
     except (ValueError, OSError):
-        return False  # the check of the cases says more about it
+        return False  # reported by the check of the cases
 
 
 def _one_or_all(paths: Sequence[str]) -> str | list[str]:
@@ -386,7 +386,7 @@ def _one_or_all(paths: Sequence[str]) -> str | list[str]:
 
 
 def _images_under(path: Path, in_channels: int) -> list[Path]:
-    """Return the images of a folder, or the given one with the other channel files of its case."""
+    """Return the images of a folder, or the given image with the other channel files of its case."""
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: expected an image or a folder of images.")
     if path.is_dir():

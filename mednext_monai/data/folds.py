@@ -1,7 +1,7 @@
-"""Splitting the cases into training and validation: the original's five folds, or the user's own.
+"""Training and validation splits: the original's five folds, or the user's own.
 
 Source: nnU-Net v1 as used by MedNeXt (recipe of the authors' code): ``sklearn.model_selection.KFold(5, shuffle=True,
-random_state=12345)`` over the sorted case ids. Computed here with NumPy alone, whose ``RandomState`` is frozen.
+random_state=12345)`` over the sorted case ids. Reproduced with NumPy, whose ``RandomState`` is frozen.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ def make_folds(
     Split case ids into folds for cross-validation.
 
     Args:
-        ids: the case ids, each once.
-        groups: group, say patient, of each case: the groups are then what is shuffled and dealt out, in the order of
-            their first case, so that no group lies on both sides, and folds may differ in size. With one case per group
-            the result is that without groups. Defaults to ``None``.
+        ids: unique case ids.
+        groups: group, such as the patient, of each case. Groups are split instead of cases, in the order of their first
+            case, so that no group is in both training and validation; folds may differ in size. With one case per group
+            the result is the same as without groups. Defaults to ``None``.
         folds: number of folds. Defaults to 5.
         seed: seed of the shuffling. Defaults to 12345, the original's.
 
     Returns:
-        one ``{"train": ids, "val": ids}``, each sorted, for each fold.
+        ``{"train": ids, "val": ids}`` of each fold, with sorted ids.
 
     Raises:
-        ValueError: when an id comes twice, a case has no group, or there are fewer cases or groups than folds.
+        ValueError: if ids are not unique, a case has no group, or there are fewer cases or groups than folds.
     """
     ids = sorted(ids)
     twice = sorted({a for a, b in zip(ids, ids[1:]) if a == b})
@@ -69,10 +69,11 @@ def read_splits(path: str | Path, ids: Sequence[str], groups: Mapping[str, str] 
     Args:
         path: the file.
         ids: the case ids of the data set.
-        groups: group of each case, checked to lie on one side only in every fold. Defaults to ``None``.
+        groups: group of each case; no group may be in both training and validation. Defaults to ``None``.
 
     Raises:
-        ValueError: when the file is not such a list, names unknown cases, or puts a case or a group on both sides.
+        ValueError: if the file is not such a list, contains unknown cases, or has a case or a group in both parts of a
+            fold.
     """
     try:
         splits = json.loads(Path(path).read_text())
@@ -99,16 +100,16 @@ def read_splits(path: str | Path, ids: Sequence[str], groups: Mapping[str, str] 
 
 def read_groups(path: str | Path, ids: Sequence[str]) -> dict[str, str]:
     """
-    Read the group of each case from a CSV file of two columns, case id and group (patient) id.
+    Read the group of each case from a CSV file with two columns, case id and group (patient) id.
 
-    A first line that names no case is taken for a heading. Cases that the data set lacks are ignored.
+    Lines of other cases, such as a header, are ignored.
 
     Args:
         path: the file.
         ids: the case ids of the data set.
 
     Raises:
-        ValueError: when the file cannot be read, a case of the data set has no group, or it has two.
+        ValueError: if the file cannot be read, or a case of the data set has no group or two groups.
     """
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
@@ -133,12 +134,12 @@ def select_fold(splits: Sequence[Split], fold: int | str, ids: Sequence[str]) ->
     Return the training and validation ids of one fold.
 
     Args:
-        splits: what :py:func:`make_folds` or :py:func:`read_splits` gave.
-        fold: a number from 0, or ``"all"`` to train and validate on every case.
+        splits: result of :py:func:`make_folds` or :py:func:`read_splits`.
+        fold: fold index, from 0, or ``"all"`` to train and validate on every case.
         ids: the case ids of the data set.
 
     Raises:
-        ValueError: when there is no such fold. (The original draws a random 80:20 split then.)
+        ValueError: if there is no such fold. (The original then draws a random 80:20 split.)
     """
     if fold == "all":
         return {"train": sorted(ids), "val": sorted(ids)}

@@ -1,7 +1,7 @@
-"""Reading and writing images: the only place in the package that opens or writes one.
+"""Reading and writing images: the only place in the package that does so.
 
-NIfTI goes through nibabel; NRRD, MHA and GIPL through MONAI's readers, where ``pynrrd`` or ``itk`` is installed. Arrays
-keep the axis order of the file and get a leading channel axis, ``(C, X, Y, Z)``. Importing this module imports neither
+NIfTI is read with nibabel; NRRD, MHA and GIPL with MONAI's readers, if ``pynrrd`` or ``itk`` is installed. Arrays keep
+the axis order of the file and have a leading channel axis, ``(C, X, Y, Z)``. Importing this module imports neither
 torch nor MONAI, so that worker processes start quickly.
 """
 
@@ -34,14 +34,14 @@ __all__ = [
 ]
 
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".gipl.gz", ".gipl")
-AFFINE_TOLERANCE = 0.1  # voxels by which corners of two files of one case may lie apart
-LABEL_TOLERANCE = 1e-3  # labels stored as floating point or with a scale factor come back not quite whole
+AFFINE_TOLERANCE = 0.1  # voxels by which the corners of two files of a case may differ
+LABEL_TOLERANCE = 1e-3  # labels stored as floating point or with a scale factor may not be exact integers
 
 Paths = str | PathLike | Sequence[str | PathLike]
 
 
 def strip_ending(filename: str | PathLike, ending: str | None = None) -> str:
-    """Return a file's name without its directory and image ending, ``.nii.gz`` for example: the original's case id."""
+    """Return a file name without directory and image ending such as ``.nii.gz``: the original's case id."""
     name = Path(filename).name
     for known in ENDINGS if ending is None else (ending,):
         if name.lower().endswith(known.lower()):
@@ -50,17 +50,17 @@ def strip_ending(filename: str | PathLike, ending: str | None = None) -> str:
 
 
 def file_ending(filename: str | PathLike) -> str:
-    """Return the image ending of a file's name, such as ``.nii.gz``; empty if it has none of ``ENDINGS``."""
+    """Return the image ending of a file name, such as ``.nii.gz``, or an empty string if it is not in ``ENDINGS``."""
     return Path(filename).name[len(strip_ending(filename)) :]
 
 
 def is_nifti(path: str | PathLike) -> bool:
-    """Return whether the file's name says NIfTI."""
+    """Return whether a file name has the ending of a NIfTI file."""
     return str(path).lower().endswith((".nii", ".nii.gz"))
 
 
 def image_paths(image: Paths | None) -> list[str | PathLike]:
-    """Return the files of an image, which is given as one file or as a list with one file per channel."""
+    """Return the files of an image that is given as one file or as a list of one file per channel."""
     if image is None:
         return []
     return [image] if isinstance(image, (str, PathLike)) else list(image)
@@ -77,12 +77,12 @@ def read_image(paths: Paths) -> tuple[np.ndarray, np.ndarray]:
         the image, float32 ``(C, X, Y, Z)``, and its affine ``(4, 4)`` from voxel index to mm in RAS space.
 
     Raises:
-        ValueError: naming the file, if it cannot be read, has other dimensions, holds infinite values, or lies on
-            another grid than the first file of the case.
+        ValueError: if a file cannot be read, has other dimensions or infinite values, or if its grid differs from that
+            of the first file of the case. The message names the file.
     """
     files = image_paths(paths)
     if not files:
-        raise ValueError("the case names no image file.")
+        raise ValueError("the case has no image file.")
     channels: list[np.ndarray] = []
     first_affine = np.eye(4)
     for path in files:
@@ -102,14 +102,14 @@ def read_image(paths: Paths) -> tuple[np.ndarray, np.ndarray]:
 
 def read_label(path: str | PathLike) -> tuple[np.ndarray, np.ndarray]:
     """
-    Read a label map, whatever number type the file stores it in.
+    Read a label map of any numeric type.
 
     Returns:
         the labels, int8 if they fit, else int16, ``(X, Y, Z)``, and the affine ``(4, 4)`` from voxel index to mm.
 
     Raises:
-        ValueError: naming the file, if it cannot be read, has several channels, or holds values that are not integers
-            (to ``LABEL_TOLERANCE``) or do not fit int16.
+        ValueError: if the file cannot be read, has several channels, or has values that are not integers (within
+            ``LABEL_TOLERANCE``) or do not fit int16. The message names the file.
     """
     array, affine = read_stored(path)
     if len(array) != 1:
@@ -122,11 +122,11 @@ def to_labels(values: np.ndarray, path: str | PathLike) -> np.ndarray:
     Return label values as signed integers: int8 if they fit, else int16.
 
     Args:
-        values: numbers of any type, ``(X, Y, Z)``.
+        values: ``(X, Y, Z)``, any numeric type.
         path: their file, for the message.
 
     Raises:
-        ValueError: naming the file, if a value is not an integer (to ``LABEL_TOLERANCE``) or does not fit int16.
+        ValueError: if a value is not an integer (within ``LABEL_TOLERANCE``) or does not fit int16.
     """
     if values.dtype.kind == "f":
         rounded = np.rint(values)
@@ -149,18 +149,19 @@ def check_grid(
     first_affine: np.ndarray,
 ) -> None:
     """
-    Check that two files of a case lie on one grid.
+    Check that two files of a case have the same grid.
 
     Args:
         path: the file.
         shape: its voxels per axis, ``(X, Y, Z)``.
         affine: its affine ``(4, 4)``, voxel index to mm.
-        first_path: the file that it is compared with.
+        first_path: the file to compare it with.
         first_shape: voxels per axis of that file.
         first_affine: affine of that file.
 
     Raises:
-        ValueError: naming both files, if their shapes differ or a corner lies more than a tenth of a voxel elsewhere.
+        ValueError: if the shapes differ or a corner differs by more than a tenth of a voxel. The message names both
+            files.
     """
     if tuple(shape) != tuple(first_shape):
         raise ValueError(f"{path}: has {tuple(shape)} voxels, but {first_path} has {tuple(first_shape)}.")
@@ -176,10 +177,10 @@ def check_grid(
 
 def read_grid(paths: Paths) -> tuple[tuple[int, ...], np.ndarray]:
     """
-    Return the shape ``(C, X, Y, Z)`` and the affine of the image of a case, of NIfTI from the header alone.
+    Return shape ``(C, X, Y, Z)`` and affine of the image of a case; for NIfTI only the header is read.
 
     Raises:
-        ValueError: naming the file, if it cannot be read or has other dimensions.
+        ValueError: if the file cannot be read or has other dimensions. The message names the file.
     """
     files = image_paths(paths)
     if not is_nifti(files[0]):
@@ -192,16 +193,16 @@ def read_grid(paths: Paths) -> tuple[tuple[int, ...], np.ndarray]:
 
 def read_stored(path: str | PathLike) -> tuple[np.ndarray, np.ndarray]:
     """
-    Read one file with its values in the type in which it stores or scales them.
+    Read one file without changing the type of its (scaled) values.
 
     Returns:
-        the values ``(C, X, Y, Z)``, axes in the file's order, and the affine ``(4, 4)``, float64, from voxel index to
-        mm in RAS space.
+        the values ``(C, X, Y, Z)``, with the axis order of the file, and the affine ``(4, 4)``, float64, from voxel
+        index to mm in RAS space.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: naming the file, if it cannot be read, has other dimensions, or its values are not real numbers, or
-            if a package to read it is missing.
+        FileNotFoundError: if the file does not exist.
+        ValueError: if the file cannot be read, has other dimensions or values that are not real numbers, or needs a
+            package that is not installed. The message names the file.
     """
     if is_nifti(path):
         file = _open_nifti(path)
@@ -225,17 +226,18 @@ def write_segmentation(
     affine: np.ndarray | None = None,
 ) -> None:
     """
-    Write class indices as NIfTI on the grid of the image that they belong to; the file appears whole or not at all.
+    Write class indices as NIfTI on the grid of their image. The file is written atomically.
 
     Args:
         labels: non-negative integers ``(X, Y, Z)``; stored as uint8 if they fit, else int16.
         path: the file to write, ``.nii`` or ``.nii.gz``.
-        like: the image; if it is a NIfTI file, its header is taken over (affines with their codes, units, ...).
-            Defaults to ``None``.
-        affine: ``(4, 4)``, voxel index to mm, needed if ``like`` is not NIfTI. Defaults to ``None``.
+        like: the image; if it is a NIfTI file, its header is copied (affines with their codes, units, ...). Defaults to
+            ``None``.
+        affine: ``(4, 4)``, voxel index to mm, required if ``like`` is not NIfTI. Defaults to ``None``.
 
     Raises:
-        ValueError: if the labels' shape is not that of ``like``, there are negative labels, or no affine is known.
+        ValueError: if the shape of ``labels`` differs from that of ``like``, a label is negative, or the affine is
+            missing.
     """
     if labels.ndim != 3 or labels.min() < 0:
         raise ValueError(f"{path}: a segmentation must be 3D without negative labels, got shape {labels.shape}.")
@@ -262,8 +264,8 @@ def write_segmentation(
 def _open_nifti(path: str | PathLike) -> nibabel.Nifti1Image:
     _check_exists(path)
     try:
-        return nibabel.load(path)
-    except Exception as error:  # nibabel, gzip and zlib each have their own for a broken file
+        return nibabel.load(path)  # type: ignore[return-value]  # the stub names the base class of all formats
+    except Exception as error:  # nibabel, gzip and zlib raise different errors for a damaged file
         raise ValueError(_unreadable(path, error)) from error
 
 
@@ -277,13 +279,13 @@ def _unreadable(path: str | PathLike, error: Exception) -> str:
 
 
 def _read_other(path: str | PathLike) -> tuple[np.ndarray, np.ndarray]:
-    """Array in the file's axis order, channels last, and affine, of a format that MONAI's readers know."""
+    """Read a format that MONAI's readers support: array with the file's axis order, channels last, and affine."""
     _check_exists(path)
-    from monai.data import ITKReader, NrrdReader  # slow to import, and needed for these formats only
+    from monai.data import ImageReader, ITKReader, NrrdReader  # slow to import, only needed for these formats
 
     is_nrrd = str(path).lower().endswith(".nrrd")
     if is_nrrd and importlib.util.find_spec("nrrd"):
-        reader = NrrdReader()
+        reader: ImageReader = NrrdReader()
     elif importlib.util.find_spec("itk"):
         reader = ITKReader()
     else:
@@ -291,7 +293,7 @@ def _read_other(path: str | PathLike) -> tuple[np.ndarray, np.ndarray]:
         raise ValueError(f"{path}: reading {file_ending(path) or Path(path).suffix} files needs a package: {needed}")
     try:
         array, meta = reader.get_data(reader.read(str(path)))
-    except Exception as error:  # readers raise whatever their libraries do
+    except Exception as error:  # depends on the library of the reader
         raise ValueError(_unreadable(path, error)) from error
     channel = meta.get("original_channel_dim", "no_channel")
     if not isinstance(channel, str) and not np.isnan(channel):
@@ -300,17 +302,18 @@ def _read_other(path: str | PathLike) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _spatial_and_channels(shape: Sequence[int], path: str | PathLike) -> tuple[int, int, int, int]:
-    """Shape as X, Y, Z, C."""
+    """Return the shape as X, Y, Z, C."""
     shape = tuple(int(count) for count in shape)
     if len(shape) == 5 and shape[3] == 1:  # NIfTI vector images leave the time axis at 1
         shape = (*shape[:3], shape[4])
     if len(shape) not in (3, 4) or min(shape) < 1:
         raise ValueError(f"{path}: must be a 3D volume, or 4D with the channels last, got shape {shape}.")
-    return (*shape[:3], shape[3] if len(shape) == 4 else 1)
+    x, y, z = shape[:3]
+    return x, y, z, shape[3] if len(shape) == 4 else 1
 
 
 def _refuse_other_numbers(dtype: np.dtype, path: str | PathLike) -> None:
     if dtype.names is not None:
-        raise ValueError(f"{path}: holds colors ({', '.join(dtype.names)}); give each channel a volume of its own.")
+        raise ValueError(f"{path}: holds colors ({', '.join(dtype.names)}); store each channel as a separate volume.")
     if dtype.kind not in "biuf":
         raise ValueError(f"{path}: holds values of type {dtype}; expected real numbers.")

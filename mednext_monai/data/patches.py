@@ -1,11 +1,11 @@
-"""The endless sequence of training patches: which case fills which slot of a batch, and with which random numbers.
+"""The endless sequence of training patches: which case fills which slot of a batch, with which random seed.
 
-:py:class:`EpochSampler` counts positions, 250 batches an epoch, and continues counting in the next epoch.
+:py:class:`EpochSampler` counts positions, 250 batches per epoch, continuing from epoch to epoch.
 :py:class:`PatchDataset` turns a position into a case (uniform, with replacement), a slot of the batch, and a seed for
-all random transforms. So a patch depends on the seed and its position only, not on the number of worker processes, and
-a resumed run continues exactly. The patch itself is drawn by :py:class:`mednext_monai.transforms.RandPatchd`.
+all random transforms. A patch therefore depends only on the seed and its position, not on the number of worker
+processes, and a resumed run continues exactly. :py:class:`mednext_monai.transforms.RandPatchd` draws the patch itself.
 
-Source: nnU-Net v1's ``DataLoader3D`` as MIC-DKFZ/MedNeXt uses it, written anew.
+Source: nnU-Net v1's ``DataLoader3D`` as MIC-DKFZ/MedNeXt uses it, reimplemented.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ OVERSAMPLE_FOREGROUND = 0.33  # the original's share of a batch that is forced o
 
 
 def is_forced_slot(slot: int, batch_size: int) -> bool:
-    """Return whether slot ``slot`` (from 0) of a batch must hold foreground: of two slots always the second."""
+    """Return whether slot ``slot`` (from 0) of a batch must contain foreground: the second of two slots."""
     return slot >= round(batch_size * (1 - OVERSAMPLE_FOREGROUND))
 
 
@@ -35,18 +35,19 @@ class PatchDataset(Dataset):
 
     Position ``i`` fills slot ``i % batch_size`` of its batch: use it with an unshuffled loader of that batch size, or
     with :py:class:`EpochSampler`. The case is drawn uniformly with replacement. Every random transform is seeded from
-    ``seed`` and ``i`` before use, whatever process does it. Do not share one instance between threads.
+    ``seed`` and ``i`` before use, in any process. Do not share an instance between threads.
 
     Args:
-        data: one dictionary per case, as :py:class:`RandPatchd` takes it.
-        transform: transform of one case, normally a ``Compose`` that begins with :py:class:`RandPatchd`.
-        batch_size: number of slots; with several processes, over all of them. Defaults to 2.
-        batches_per_epoch: gives the dataset's length. Defaults to 250.
-        seed: of the sequence. Defaults to 0.
-        slot_key: key under which the slot's flag is handed to the transform. Defaults to "force_foreground".
+        data: one dictionary per case, the input of :py:class:`RandPatchd`.
+        transform: transform of one case, usually a ``Compose`` that starts with :py:class:`RandPatchd`.
+        batch_size: number of slots, in total over all processes. Defaults to 2.
+        batches_per_epoch: number of batches in the length of the data set. Defaults to 250.
+        seed: seed of the sequence. Defaults to 0.
+        slot_key: key of the flag that tells the transform whether the slot must contain foreground. Defaults
+            to "force_foreground".
 
     Raises:
-        ValueError: no cases, or a batch size below 1.
+        ValueError: if there are no cases or the batch size is below 1.
     """
 
     def __init__(
@@ -70,13 +71,13 @@ class PatchDataset(Dataset):
         return self.batch_size * self.batches_per_epoch
 
     def draw(self, index: int) -> tuple[int, bool, int]:
-        """Case number, whether foreground is forced, and the transforms' seed at a position."""
-        # the two numbers seed the generator as a pair, so neighbouring seeds and positions share nothing
+        """Return case number, whether foreground is forced, and the seed of the transforms at a position."""
+        # the two numbers seed the generator as a pair, so neighboring seeds and positions are independent
         random = np.random.RandomState([self.seed & 0xFFFFFFFF, index])
         case = int(random.randint(len(self.data)))
         return case, is_forced_slot(index % self.batch_size, self.batch_size), int(random.randint(2**31))
 
-    def __getitem__(self, index: int) -> Any:
+    def __getitem__(self, index: int) -> Any:  # type: ignore[override]  # an endless sequence has no slices
         index = int(index)
         if index < 0:
             raise IndexError(f"positions begin at 0, got {index}.")
@@ -88,19 +89,19 @@ class PatchDataset(Dataset):
 
 class EpochSampler(Sampler[int]):
     """
-    Positions of one epoch after the other: epoch ``e`` is ``e * len(dataset)`` onwards, in order.
+    Positions of successive epochs: epoch ``e`` has those from ``e * len(dataset)``, in order.
 
-    Iterating moves on to the next epoch. To resume, restore :py:meth:`state_dict`, before the loader's worker processes
-    start: they have a copy of the data set.
+    Each iteration is one epoch. To resume, restore :py:meth:`state_dict` before the loader's worker processes start,
+    since these hold a copy of the data set.
 
     Args:
         dataset: a :py:class:`PatchDataset`.
-        rank: number of this process among those that share a batch. Defaults to 0.
-        world_size: how many processes share a batch; the loader's batch size is the data set's divided by it, and
-            each takes every ``world_size``-th slot. Defaults to 1.
+        rank: rank of this process among those that share a batch. Defaults to 0.
+        world_size: number of processes that share a batch. The loader's batch size is that of the data set divided by
+            it, and each process takes every ``world_size``-th slot. Defaults to 1.
 
     Raises:
-        ValueError: the data set's batch size is not a multiple of ``world_size``, or ``rank`` is not below it.
+        ValueError: if the data set's batch size is not a multiple of ``world_size``, or ``rank`` is out of range.
     """
 
     def __init__(self, dataset: PatchDataset, rank: int = 0, world_size: int = 1) -> None:
@@ -120,9 +121,9 @@ class EpochSampler(Sampler[int]):
         return iter(range(first + self.rank, first + len(self.dataset), self.world_size))
 
     def state_dict(self) -> dict[str, int]:
-        """The epoch to come and the data set's seed, which together say all patches to come."""
+        """Return the next epoch and the data set's seed, which determine all following patches."""
         return {"epoch": self.epoch, "seed": self.dataset.seed}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Go on with the epoch and the seed that :py:meth:`state_dict` gave."""
+        """Continue with the epoch and seed of :py:meth:`state_dict`."""
         self.epoch, self.dataset.seed = int(state["epoch"]), int(state["seed"])

@@ -1,19 +1,19 @@
-"""Every case of a data set preprocessed once and stored for training: arrays that are mapped, not loaded.
+"""Preprocessed cases, computed once and stored for training as memory-mapped arrays.
 
-Layout below the cache directory::
+Layout of the cache directory::
 
     v1-<hash>/                   one folder per preprocessing settings; variants, kernels and folds share it
-        plan.json                the preprocessing settings, which were hashed
+        plan.json                the hashed preprocessing settings
         <case id>/
             image.npy            float32 (C, X, Y, Z), normalized
             label.npy            int8 or int16 (1, X, Y, Z); -1: background outside the nonzero region; if labeled
             foreground.npz       voxel coordinates (n, 3) per class, key = class; if labeled
-            case.json            the marker: written last; geometry, voxels per class, what the files contained
+            case.json            the marker, written last: geometry, voxels per class, state of the source files
 
-A case is written into a temporary folder and renamed when its marker is in it, so a folder with a case's name is
-complete, whenever the process was killed. A stored case is valid as long as its source files have the recorded content
-(size and times are compared first; the content is hashed when these differ) and belongs to one set of preprocessing
-settings and one version of this format by its folder. Two runs on one cache directory wait for each other.
+A case is written to a temporary folder that is renamed once it contains the marker, so a folder with the name of a case
+is always complete, even if the process is killed. A stored case is valid as long as its source files have the recorded
+content: size and times are compared first, and a hash of the content only if these differ. Its folder determines the
+preprocessing settings and the version of the format. Two runs on one cache directory wait for each other.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ from .io import check_grid, image_paths, read_grid, read_image, read_label
 
 try:
     import fcntl
-except ImportError:  # Windows: no locking, do not start two runs on one cache directory at once
-    fcntl = None
+except ImportError:  # Windows: no locking, so do not start two runs on one cache directory at the same time
+    fcntl = None  # type: ignore[assignment]
 
 __all__ = [
     "FORMAT_VERSION",
@@ -59,11 +59,11 @@ __all__ = [
     "stored_content",
 ]
 
-FORMAT_VERSION = 1  # raise when the code computes or stores something else: all cases are then prepared anew
+FORMAT_VERSION = 1  # increase it if results or format change: all cases are then preprocessed again
 MARKER = "case.json"
 TEMPORARY = ".tmp-"
-TIMES = ("size", "modified", "changed")  # what is compared of a source file first
-CONTENT = ("size", "hash")  # and, where that differs, then
+TIMES = ("size", "modified", "changed")  # compared first
+CONTENT = ("size", "hash")  # compared if these differ
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 logger = logging.getLogger(__name__)
@@ -79,24 +79,24 @@ def preprocess_dataset(
     """
     Preprocess every case that is not stored yet, in parallel processes, and return their paths.
 
-    Worker processes are started afresh (``spawn``): a script that calls this at its top level needs the usual
-    ``if __name__ == "__main__":``. Each needs memory for a few copies of its case.
+    Worker processes are spawned, so a script that calls this at its top level needs ``if __name__ == "__main__":``.
+    Each process needs memory for a few copies of a case.
 
     Args:
-        cases: dictionaries with ``id`` (text that can name a folder), ``image`` (a file, or a list with one file per
-            channel) and ``label`` (a file, or ``None``).
+        cases: dictionaries with ``id`` (a string that is valid as a folder name), ``image`` (a file, or a list of one
+            file per channel) and ``label`` (a file or ``None``).
         settings: see :py:func:`~mednext_monai.preprocessing.case.check_settings`.
         cache_dir: folder for the stored cases; created if needed.
-        num_workers: processes; 0 works in this one. Defaults to ``None``: one per CPU core, at most 8.
-        progress: whether to show a bar and the disk space needed. Defaults to ``True``.
+        num_workers: number of processes; 0 uses the current one. Defaults to ``None``: one per CPU core, at most 8.
+        progress: whether to show a progress bar and the required disk space. Defaults to ``True``.
 
     Returns:
-        for every case, in the order given, a dictionary of plain text: ``id``; ``image``, ``label``, ``foreground``
-        and ``info`` (the files of the layout; ``label`` and ``foreground`` are ``None`` for an unlabeled case).
+        for each case, in the given order, a dictionary of strings: ``id``, and the paths ``image``, ``label``,
+        ``foreground`` and ``info`` (see the layout; ``label`` and ``foreground`` are ``None`` for an unlabeled case).
 
     Raises:
-        ValueError: listing every case that is wrong, with its file; the other cases are stored all the same.
-        OSError: if the disk lacks the space.
+        ValueError: if cases are invalid. The message lists all of them; the other cases are still stored.
+        OSError: if there is not enough disk space.
     """
     _check_cases(cases)
     settings = check_settings(settings)
@@ -104,9 +104,9 @@ def preprocess_dataset(
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder, progress):
         _write_json(folder / "plan.json", {"format_version": FORMAT_VERSION, **settings})
-        for leftover in folder.glob(f"{TEMPORARY}*"):  # of runs that were killed; the lock says nobody uses them
+        for leftover in folder.glob(f"{TEMPORARY}*"):  # left by killed runs; the lock excludes others
             shutil.rmtree(leftover, ignore_errors=True)
-        pending = [case for case in cases if not _is_current(case, folder, _signatures(case), TIMES)]
+        pending = [case for case in cases if _current_marker(case, folder, _signatures(case), TIMES) is None]
         _announce_space(pending, settings, folder, progress)
         workers = min(os.cpu_count() or 1, 8) if num_workers is None else num_workers
         failures = _run(pending, settings, folder, min(workers, len(pending)), progress)
@@ -126,26 +126,26 @@ def preprocessed_cases(
     is_main_process: bool = True,
 ) -> dict[str, list[dict]]:
     """
-    Preprocess the cases of both sides of a fold that are not stored yet, and return the paths of all.
+    Preprocess the training and validation cases of a fold that are not stored yet, and return the paths of all.
 
-    In a distributed run the main process does the work and the others wait for it, however long it takes; call it in
-    all of them.
+    In a distributed run, call this in all processes: the main process does the work, and the others wait for it
+    without a timeout.
 
     Args:
         training: cases as :py:func:`~mednext_monai.data.training_cases` returns them.
-        validation: the same; a case may be on both sides.
+        validation: the same; a case may be in both lists.
         settings: see :py:func:`~mednext_monai.preprocessing.case.check_settings`.
         cache_dir: folder for the stored cases; created if needed.
-        num_workers: processes; 0 works in this one. Defaults to 0.
-        progress: whether to show a bar. Defaults to ``False``.
+        num_workers: number of processes; 0 uses the current one. Defaults to 0.
+        progress: whether to show a progress bar. Defaults to ``False``.
         is_main_process: whether this process does the work. Defaults to ``True``.
 
     Returns:
         ``{"training": [...], "validation": [...]}``, each case as :py:func:`preprocess_dataset` returns it.
 
     Raises:
-        ValueError: listing every case that is wrong, or naming what is wrong in the settings.
-        OSError: if the disk lacks the space.
+        ValueError: if the settings or cases are invalid. The message lists all invalid cases.
+        OSError: if there is not enough disk space.
     """
     cases = list({case["id"]: case for case in (*training, *validation)}.values())
     if not is_main_process:
@@ -162,7 +162,7 @@ def preprocessed_cases(
 
 def stored_content(case: Mapping, settings: Mapping, cache_dir: str | Path) -> tuple[int, list[int]] | None:
     """
-    Look up what a stored case holds, without reading it.
+    Return the channels and labels of a stored case without reading its voxels.
 
     Args:
         case: as for ``preprocess_dataset``.
@@ -171,31 +171,32 @@ def stored_content(case: Mapping, settings: Mapping, cache_dir: str | Path) -> t
 
     Returns:
         the number of channels and the label values, background 0 included; or ``None`` if the case is not stored, or
-        its source files have another size or time than they had then.
+        if size or times of its source files have changed.
     """
     folder = Path(cache_dir) / settings_folder(settings)
     try:
-        if not _is_current(case, folder, _signatures(case), TIMES):
+        marker = _current_marker(case, folder, _signatures(case), TIMES)
+        if marker is None:
             return None
         channels = len(np.load(folder / case["id"] / "image.npy", mmap_mode="r"))
     except (OSError, ValueError):
         return None
-    labels = {max(int(value), 0) for value in _read_marker(folder / case["id"])["voxels_per_label"]}
+    labels = {max(int(value), 0) for value in marker["voxels_per_label"]}
     return channels, sorted(labels | {0})
 
 
 def settings_folder(settings: Mapping) -> str:
-    """Return the name of the folder for these settings: the version of the format and a hash of the settings."""
+    """Return the name of the folder of these settings: the version of the format and a hash of the settings."""
     text = json.dumps(check_settings(settings), sort_keys=True)
     return f"v{FORMAT_VERSION}-{hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}"
 
 
 def _required_bytes(case: Mapping, settings: Mapping) -> int:
-    """Return the bytes that a case's arrays take at most, if nothing is cropped, from the header of its image."""
+    """Return the maximum size of a case's arrays in bytes (nothing is cropped), from the header of its image."""
     (channels, *shape), affine = read_grid(case["image"])
     if settings["orientation"] is not None:
         probe, affine = reorient(np.broadcast_to(np.int8(0), (1, *shape)), affine, settings["orientation"])
-        shape = probe.shape[1:]
+        shape = list(probe.shape[1:])
     voxels = math.prod(resampled_shape(shape, spacing_of(affine), settings["spacing"]))
     return voxels * (4 * channels + (case.get("label") is not None))
 
@@ -205,25 +206,25 @@ def _check_cases(cases: Sequence[Mapping]) -> None:
     for number, case in enumerate(cases):
         name = case.get("id")
         if not isinstance(name, str) or name != Path(name).name or name in ("", "plan.json") or name.startswith("."):
-            problems.append(f"case {number}: id must be text that can name a folder, got {name!r}.")
+            problems.append(f"case {number}: id must be a string that is valid as a folder name, got {name!r}.")
         elif name in seen:
-            problems.append(f"case {number}: id {name!r} is given twice.")
+            problems.append(f"case {number}: id {name!r} occurs twice.")
         seen.add(name)
-        problems += [f"{name}: {path} is no file." for path in _sources(case) if not Path(path).is_file()]
+        problems += [f"{name}: {path} is not a file." for path in _sources(case) if not Path(path).is_file()]
         if not case.get("image"):
-            problems.append(f"{name}: names no image.")
+            problems.append(f"{name}: has no image.")
     if problems:
-        raise ValueError("the list of cases is wrong:\n" + "\n".join(f"  {problem}" for problem in problems))
+        raise ValueError("the list of cases is invalid:\n" + "\n".join(f"  {problem}" for problem in problems))
 
 
 def _sources(case: Mapping) -> list[str | Path]:
-    """The files of a case: images in order, then the label if there is one."""
+    """Return the files of a case: images in order, then the label if there is one."""
     return image_paths(case.get("image")) + ([case["label"]] if case.get("label") else [])
 
 
 @contextlib.contextmanager
 def _locked(folder: Path, progress: bool) -> Iterator[None]:
-    """Hold the folder's lock; the system frees it when the process ends, however it ends."""
+    """Hold the lock of a folder; the system releases it when the process ends, even if it is killed."""
     with open(folder / ".lock", "w") as file:
         if fcntl is not None:
             try:
@@ -235,13 +236,13 @@ def _locked(folder: Path, progress: bool) -> Iterator[None]:
 
 
 def _announce_space(pending: Sequence[Mapping], settings: Mapping, folder: Path, progress: bool) -> None:
-    """Say how much disk the cases that have no folder yet will take; the others are replaced one by one."""
+    """Report the disk space for the cases that have no folder yet; the others are replaced one by one."""
     if not pending:
         return
     new = 0
     for case in pending:
         if not (folder / case["id"]).exists():
-            with contextlib.suppress(ValueError, OSError):  # an unreadable file is reported with all others
+            with contextlib.suppress(ValueError, OSError):  # unreadable files are reported later, all together
                 new += _required_bytes(case, settings)
     free = shutil.disk_usage(folder).free
     message = f"{len(pending)} cases to preprocess into {folder}: up to about {_size(new)} of {_size(free)} free."
@@ -256,12 +257,12 @@ def _size(count: float) -> str:
 
 def _say(message: str, progress: bool) -> None:
     logger.info(message)
-    if progress and not logger.isEnabledFor(logging.INFO):  # a log that is shown says it already
+    if progress and not logger.isEnabledFor(logging.INFO):  # otherwise the log shows it
         tqdm.write(message)
 
 
 def _run(pending: Sequence[Mapping], settings: Mapping, folder: Path, workers: int, progress: bool) -> dict[str, str]:
-    """Prepare the cases; returns a message for each that failed."""
+    """Preprocess the cases and return an error message for each that failed."""
     failures = {}
     with tqdm(total=len(pending), desc="preprocess", unit="case", disable=not (progress and pending)) as bar:
         if workers <= 1:
@@ -286,8 +287,8 @@ def _run(pending: Sequence[Mapping], settings: Mapping, folder: Path, workers: i
                     bar.update()
             except BrokenProcessPool as error:
                 raise RuntimeError(
-                    "a preprocessing process was killed, most likely for want of memory; use a smaller num_workers. "
-                    "What is stored stays, and the next run continues from there."
+                    "a preprocessing process was killed, probably because memory ran out; use a smaller num_workers. "
+                    "Stored cases are kept, and the next run continues from there."
                 ) from error
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
@@ -297,7 +298,7 @@ def _run(pending: Sequence[Mapping], settings: Mapping, folder: Path, workers: i
 
 @contextlib.contextmanager
 def _single_threaded_children() -> Iterator[None]:
-    """Processes started in here run numpy on one thread each; the workers fill the cores."""
+    """Limit NumPy to one thread in processes that are started in this context: the processes use all cores."""
     before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
     os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
     try:
@@ -311,8 +312,11 @@ def _single_threaded_children() -> Iterator[None]:
 
 
 def _end_with_parent() -> None:
-    """End this worker when the process that started it is gone; a pool's workers would wait for work for ever."""
-    sentinel = multiprocessing.parent_process().sentinel
+    """End this worker when its parent process ends; otherwise the workers of a pool would wait forever."""
+    parent = multiprocessing.parent_process()
+    if parent is None:  # not in a worker
+        return
+    sentinel = parent.sentinel
 
     def watch() -> None:
         wait([sentinel])
@@ -322,13 +326,14 @@ def _end_with_parent() -> None:
 
 
 def _prepare(case: Mapping, settings: Mapping, folder: Path) -> str | None:
-    """Preprocess and store one case unless the stored one has the same content; returns what went wrong, if so."""
+    """Preprocess and store a case unless the stored one is current; return the error message, if any."""
     try:
-        sources = _signatures(case, use_hash=True)  # before reading the files: a change meanwhile shows next time
-        if _is_current(case, folder, sources, CONTENT):
-            _write_json(folder / case["id"] / MARKER, {**_read_marker(folder / case["id"]), "sources": sources})
-        else:
+        sources = _signatures(case, use_hash=True)  # before the files are read, so that a later change is detected
+        marker = _current_marker(case, folder, sources, CONTENT)
+        if marker is None:
             _store(case, settings, folder, sources)
+        else:
+            _write_json(folder / case["id"] / MARKER, {**marker, "sources": sources})
     except (ValueError, OSError, MemoryError) as error:
         return str(error) or type(error).__name__
     return None
@@ -353,7 +358,8 @@ def _store(case: Mapping, settings: Mapping, folder: Path, sources: Sequence[Map
         if label is not None:
             np.save(temporary / "label.npy", result.label[None])
             locations = foreground_locations(result.label)
-            np.savez(temporary / "foreground.npz", **{str(key): value for key, value in locations.items()})
+            arrays = {str(key): value for key, value in locations.items()}
+            np.savez(temporary / "foreground.npz", **arrays)  # type: ignore[arg-type]  # taken for allow_pickle
             values, counts = np.unique(result.label, return_counts=True)
             classes = {str(value): int(count) for value, count in zip(values.tolist(), counts)}
         files = {}
@@ -375,7 +381,7 @@ def _store(case: Mapping, settings: Mapping, folder: Path, sources: Sequence[Map
 
 
 def _replace_folder(source: Path, target: Path) -> None:
-    """Rename a folder; one that stands there is moved aside first. Readers that mapped its files keep them."""
+    """Rename a folder, replacing an existing one. Processes that have mapped the old files keep them."""
     if target.exists():
         aside = target.parent / f"{TEMPORARY}{uuid.uuid4().hex}"
         target.rename(aside)
@@ -385,24 +391,29 @@ def _replace_folder(source: Path, target: Path) -> None:
         source.rename(target)
 
 
-def _is_current(case: Mapping, folder: Path, signatures: Sequence[Mapping], keys: Sequence[str]) -> bool:
-    """Whether the stored case is complete and made from files with these signatures, by these keys of theirs."""
+def _current_marker(case: Mapping, folder: Path, signatures: Sequence[Mapping], keys: Sequence[str]) -> dict | None:
+    """Return the marker of a complete stored case whose files match ``signatures`` in ``keys``, else ``None``."""
     place = folder / case["id"]
     marker = _read_marker(place)
     if marker is None or marker["labelled"] != bool(case.get("label")) or len(marker["sources"]) != len(signatures):
-        return False
+        return None
     for name, size in marker["files"].items():
         if not (place / name).is_file() or (place / name).stat().st_size != size:
-            return False
-    return all(now[key] == then[key] for now, then in zip(signatures, marker["sources"]) for key in keys)
+            return None
+    same = all(now[key] == then[key] for now, then in zip(signatures, marker["sources"]) for key in keys)
+    return marker if same else None
 
 
 def _signatures(case: Mapping, use_hash: bool = False) -> list[dict]:
-    """Of every file of a case: size, times of modification and status change (ns), on demand a hash of the content."""
+    """Return size, times of modification and status change (ns) and optionally a content hash of a case's files."""
     signatures = []
     for path in _sources(case):
         state = os.stat(path)
-        signature = {"size": state.st_size, "modified": state.st_mtime_ns, "changed": state.st_ctime_ns}
+        signature: dict[str, int | str] = {
+            "size": state.st_size,
+            "modified": state.st_mtime_ns,
+            "changed": state.st_ctime_ns,
+        }
         if use_hash:
             digest = hashlib.blake2b(digest_size=16)
             with open(path, "rb") as file:
@@ -425,7 +436,7 @@ def _write_json(path: Path, content: Mapping) -> None:
 
 
 def _flush(path: Path) -> None:
-    """Have the system write the file to disk now, so that a power failure cannot leave a marker without its data."""
+    """Write the file to disk now, so that a power failure cannot leave a marker without its data."""
     with open(path, "rb+") as file:
         os.fsync(file.fileno())
 
@@ -443,12 +454,12 @@ def _stored(case: Mapping, folder: Path) -> dict:
 
 def _wait_for_all() -> None:
     """
-    Wait until every process of a distributed run has come here; a single process goes on at once.
+    Wait for all processes of a distributed run; return at once if there is only one.
 
-    Unlike ``torch.distributed.barrier`` it does not give up after the process group's timeout, some minutes, which the
-    main process's work on a large data set exceeds.
+    Unlike ``torch.distributed.barrier``, this does not fail after the timeout of the process group (minutes), which
+    preprocessing of a large data set exceeds.
     """
-    import torch.distributed as dist  # slow to import, and needed by no worker process
+    import torch.distributed as dist  # slow to import, not needed by worker processes
 
     if dist.is_initialized():
         dist.barrier(dist.new_group(backend="gloo", timeout=timedelta(days=30)))

@@ -1,14 +1,14 @@
-"""Planning a training on the user's own data set, from its directory to the JSON that a bundle takes.
+"""Planning training on a data set: from its directory to the JSON file that configures a bundle.
 
-What lies where, each file one concept, in the order in which :py:func:`plan` goes through them (the data
-set's layout, the reading of a file and the folds are in ``mednext_monai.data``, since training needs them as well):
+In the order of use by :py:func:`plan` (layouts, image files and folds are in ``mednext_monai.data``, since training
+needs them as well):
 
-- ``fingerprint``: reading, checking and measuring every case once, in parallel.
-- ``memory``: GPU memory of the eight variants.
-- ``planner``: the decisions.
+- ``fingerprint``: reads, checks and measures each case once, in parallel.
+- ``memory``: estimates the GPU memory of the eight variants.
+- ``planner``: derives the plan.
 - ``report``: the plan as text and as an HTML page; ``histograms``: its histograms.
 
-``mednext plan DATASET_DIR --output my_task.json`` does it all.
+The command is ``mednext plan DATASET_DIR --output my_task.json``.
 """
 
 from .fingerprint import scan

@@ -1,9 +1,9 @@
-"""Measuring a data set: shapes, spacings, the nonzero crop, intensities and classes, in one pass over all cases.
+"""The fingerprint of a data set: shapes, spacings, nonzero crop, intensities and classes, in one pass over all cases.
 
-Each case is read once, in parallel processes, checked, and measured if nothing is wrong with it.
+Each case is read once, in parallel processes, checked, and measured if it is valid.
 
-Source: the fingerprint of nnU-Net v1 as MedNeXt used it. The pool of intensities is that of the original, over all
-cases (no fold is held out): every 10th foreground voxel inside the nonzero crop, in (z, y, x) order.
+Source: the fingerprint of nnU-Net v1 as MedNeXt uses it. As in the original, intensities are pooled over all cases (no
+fold is held out), from every 10th foreground voxel inside the nonzero crop, in (z, y, x) order.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ PREVIEW_VOXELS = 2000  # per case and channel, for the histograms of the report
 @dataclass(frozen=True)
 class CaseFingerprint:
     """
-    The figures of one case.
+    Measurements of one case.
 
     Args:
-        id: the case's id.
-        shape: voxels per axis, ``(X, Y, Z)`` in the file's order.
+        id: case id.
+        shape: voxels per axis, ``(X, Y, Z)`` in the axis order of the file.
         spacing: mm per voxel along each axis.
-        orientation: the direction in which each axis grows, as in ``"RAS"``.
+        orientation: direction of each axis, such as ``"RAS"``.
         cropped_shape: voxels per axis of the nonzero crop.
-        class_voxels: voxels of each class in the whole volume, background first.
+        class_voxels: number of voxels of each class in the full volume, background first.
         foreground: every 10th foreground voxel of each channel, ``(C, n)`` float32.
-        preview: voxels evenly spread over the nonzero crop, ``(C, m)`` float32.
-        mean: of each channel over the nonzero crop.
+        preview: evenly sampled voxels of the nonzero crop, ``(C, m)`` float32.
+        mean: mean of each channel over the nonzero crop.
         sd: population standard deviation of each channel over the nonzero crop.
-        content: hash of the image's voxels. Defaults to none.
+        content: hash of the voxels of the image. Defaults to ``""``.
     """
 
     id: str
@@ -64,7 +64,7 @@ class CaseFingerprint:
 
     @property
     def size_reduction(self) -> float:
-        """Share of the voxels that the nonzero crop keeps."""
+        """Fraction of the voxels that the nonzero crop keeps."""
         return float(np.prod(self.cropped_shape) / np.prod(self.shape))
 
 
@@ -72,21 +72,21 @@ def scan(
     dataset: Dataset, processes: int | None = None, progress: bool = True
 ) -> tuple[list[CaseFingerprint], list[str]]:
     """
-    Check every case of a data set and measure it.
+    Check and measure all cases of a data set.
 
     Args:
         dataset: the data set.
-        processes: number of parallel processes; 0 works in this one. Defaults to ``None``, one per CPU that this
-            process may use, at most 8.
+        processes: number of parallel processes; 0 uses the current one. Defaults to ``None``: one per available CPU,
+            at most 8.
         progress: whether to show a progress bar (on stderr). Defaults to ``True``.
 
     Returns:
         the fingerprint of every case, in the order of ``dataset.cases``, and the warnings.
 
     Raises:
-        DatasetError: when anything is wrong, with all problems of all cases.
-        ValueError: when ``processes`` is negative.
-        RuntimeError: when a process was ended from outside, for want of memory for example.
+        DatasetError: if a case is invalid. The message lists the problems of all cases.
+        ValueError: if ``processes`` is negative.
+        RuntimeError: if a process was killed, for example because memory ran out.
     """
     if processes is not None and processes < 0:
         raise ValueError(f"processes must be 0 or more, got {processes}.")
@@ -120,8 +120,8 @@ def _scan_case(dataset: Dataset, index: int) -> tuple[CaseCheck, CaseFingerprint
 
 
 def _scan_parallel(dataset: Dataset, processes: int, results: list, bar: tqdm) -> None:
-    # Forked where possible: no second import of torch, and no need for a __main__ guard in the caller's script. That is
-    # safe since the workers use NumPy only: torch's OpenMP threads would not survive a fork.
+    # Fork if possible: torch is not imported again, and the caller's script needs no __main__ guard. This is safe since
+    # the workers use only NumPy; torch's OpenMP threads would not survive a fork.
     method = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
     context = multiprocessing.get_context(method)
     with ProcessPoolExecutor(processes, mp_context=context) as pool:
@@ -132,7 +132,7 @@ def _scan_parallel(dataset: Dataset, processes: int, results: list, bar: tqdm) -
                 bar.update()
         except BrokenProcessPool as e:
             raise RuntimeError(
-                "a process that was reading the images was ended from outside, perhaps because memory ran out; "
+                "a process that was reading images was killed, probably because memory ran out; "
                 f"try fewer than {processes} processes"
             ) from e
         except BaseException:
@@ -144,7 +144,7 @@ def measure_case(case_id: str, volume: Volume, classes: int) -> CaseFingerprint:
     """Return the fingerprint of one case with ``classes`` classes, background included."""
     start, stop = bounding_box(nonzero_mask(volume.image))
     image, label = (crop(array, start, stop) for array in (volume.image, volume.label))
-    # transposed: voxels are counted off in the original's (z, y, x) order
+    # transposed: voxels are enumerated in the original's (z, y, x) order
     foreground = np.stack([channel.T[label.T > 0][::FOREGROUND_STRIDE] for channel in image])
     flat = image.reshape(len(image), -1)
     return CaseFingerprint(
@@ -164,14 +164,14 @@ def measure_case(case_id: str, volume: Volume, classes: int) -> CaseFingerprint:
 
 def intensity_statistics(cases: Sequence[CaseFingerprint]) -> list[dict[str, float]]:
     """
-    Return each channel's statistics over the pooled foreground voxels of all cases.
+    Return statistics of each channel over the pooled foreground voxels of all cases.
 
     Returns:
-        for each channel ``mean``, ``sd`` (population), ``median``, ``min``, ``max``, ``p005`` and ``p995``
-        (the 0.5 and 99.5 percentile), in the image's units.
+        ``mean``, ``sd`` (population), ``median``, ``min``, ``max``, ``p005`` and ``p995`` (the 0.5 and 99.5
+        percentiles) of each channel, in the units of the image.
 
     Raises:
-        ValueError: when no case has any foreground.
+        ValueError: if no case has foreground.
     """
     statistics = []
     for channel in range(len(cases[0].foreground)):

@@ -11,7 +11,7 @@ __all__ = ["histogram"]
 
 WIDTH, HEIGHT = 300, 150  # of the view box
 LEFT, RIGHT = 10, WIDTH - 10
-BASE, BAR_HEIGHT = 112, 78  # the bars' lower edge and largest height
+BASE, BAR_HEIGHT = 112, 78  # lower edge and maximum height of the bars
 
 
 def histogram(
@@ -21,12 +21,12 @@ def histogram(
     Draw a histogram as an SVG element.
 
     Args:
-        series: name, CSS color and values of each series; each is normalized to its number of values, and several are
-            drawn on top of each other.
-        title: quantity shown.
+        series: name, CSS color and values of each series. Each is normalized to its number of values; several are drawn
+            on top of each other.
+        title: the quantity shown.
         unit: unit of the values.
         marks: values at which to draw a dashed line. Defaults to ``()``.
-        bins: largest number of bars. Defaults to 32.
+        bins: maximum number of bars. Defaults to 32.
     """
     values = np.concatenate([values for _, _, values in series])
     low, high, bins = _bin_range(values, bins)
@@ -54,7 +54,7 @@ def histogram(
 
 
 def _bin_range(values: np.ndarray, bins: int) -> tuple[float, float, int]:
-    """Return lowest edge, highest edge and number of bars; bars of integers are of integer width, so without gaps."""
+    """Return lowest edge, highest edge and number of bars; for integers the bar width is an integer, to avoid gaps."""
     low, high = float(values.min()), float(values.max())
     if high - low < 1e-6 * max(abs(low), abs(high), 1e-6):  # one value: a bar in the middle
         margin = max(abs(low) * 0.05, 0.5)

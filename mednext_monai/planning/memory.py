@@ -1,8 +1,8 @@
-"""How much GPU memory one training step of each variant needs: the one table, how it was measured, and the estimate.
+"""GPU memory of a training step for each variant: the estimate, the table behind it, and its measurement.
 
 ``python -m mednext_monai.planning.memory`` measures the table again and prints it. The measurement needs neither a GPU
-nor much memory: PyTorch's fake tensors carry shapes and types without data, so that the step can be "run" at the
-published size of 2 x 128^3 voxels while every live tensor is counted.
+nor much memory: PyTorch's fake tensors have shapes and types but no data, so the step can be traced at the published
+size of 2 x 128^3 voxels while all live tensors are counted.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from functools import lru_cache
 
 __all__ = ["BYTES_PER_VOXEL", "CARDS_GIB", "estimate_training_memory", "measure"]
 
-# Bytes per voxel of the batch that are live in one training step (mixed precision, five outputs with Dice and
-# cross-entropy, M and L checkpointed as published), without parameters and their gradients: at the backward peak in the
-# blocks of full resolution, and at the loss. The numbers below are added for each class; the larger sum counts.
+# Live bytes per voxel of the batch in a training step (mixed precision, five outputs with Dice and cross-entropy, M and
+# L checkpointed as published), without parameters and their gradients: at the backward peak in the full-resolution
+# blocks, and at the loss. BYTES_PER_VOXEL_AND_CLASS is added for each class; the larger sum is the peak.
 # Measured by `measure` at 2 x 128^3 with 2, 3, 150 and 250 classes, torch 2.13.
 BYTES_PER_VOXEL = {
     ("S", 3): (4268.5, 4119.3),
@@ -30,24 +30,24 @@ BYTES_PER_VOXEL = {
 }
 BYTES_PER_VOXEL_AND_CLASS = (2.29, 22.57)
 BYTES_PER_PARAMETER = 16  # float32 weight and gradient, and AdamW's two moments
-FIXED_GIB = 1.0  # CUDA context, cuDNN's workspace and what its trial of algorithms leaves behind: a round guess
-MARGIN = 1.1  # the caching allocator holds more than is live: fragmentation
-CARDS_GIB = (8, 11, 16, 24, 40, 80)  # what graphics cards have, when none is at hand to ask
+FIXED_GIB = 1.0  # rough guess: CUDA context, cuDNN's workspace and memory left by its algorithm search
+MARGIN = 1.1  # fragmentation of the caching allocator
+CARDS_GIB = (8, 11, 16, 24, 40, 80)  # usual graphics cards, if none is available to query
 
 
 def estimate_training_memory(patch_size: Sequence[int], batch_size: int, out_channels: int) -> dict[str, float]:
     """
-    Estimate the GPU memory that training takes with mixed precision, for the eight variants.
+    Estimate the GPU memory of training with mixed precision for the eight variants.
 
-    Live tensors as counted by :py:func:`measure`, plus parameters, gradients and optimizer state, times 1.1 for the
-    allocator's fragmentation, plus 1 GiB: not yet checked on a GPU. Of published figures for the authors' code, that
-    for S (20 GB at 2 x 80 x 160 x 160, MIC-DKFZ/MedNeXt issue 7) is met within a tenth, while L k3 at 2 x 128^3 is said
-    to take 17.3 GB (Isensee et al. 2024, a figure that users question) and is estimated at 11.1 GiB; the convolution
-    library may choose a large workspace, so leave room.
+    The estimate is the live tensors as counted by :py:func:`measure`, plus parameters, gradients and optimizer state,
+    times 1.1 for fragmentation, plus 1 GiB. It has not been verified on a GPU. Compared with published values for the
+    authors' code, it is within 10% for S (20 GB at 2 x 80 x 160 x 160, MIC-DKFZ/MedNeXt issue 7), but gives 11.1 GiB
+    for L k3 at 2 x 128^3, where 17.3 GB is reported (Isensee et al. 2024, a value that users question). The convolution
+    library may choose a large workspace, so allow some margin.
 
     Args:
-        patch_size: edges of the patch in voxels.
-        batch_size: patches per batch.
+        patch_size: patch size in voxels per axis.
+        batch_size: number of patches per batch.
         out_channels: number of classes, background included.
 
     Returns:
@@ -76,17 +76,17 @@ def _count_parameters(variant: str, kernel_size: int) -> int:
 
 def measure(variant: str, kernel_size: int, out_channels: int, size: int = 128, batch_size: int = 2) -> float:
     """
-    Count the peak of live tensor bytes per voxel of one training step, parameters and their gradients excluded.
+    Return the peak of live tensor bytes per voxel in a training step, without parameters and their gradients.
 
-    Runs the step with fake tensors on the CPU under bfloat16 autocast, and gives normalization and loss float32 input,
-    which is what CUDA's autocast does and the CPU's does not.
+    The step runs with fake tensors on the CPU under bfloat16 autocast. Normalization and loss get float32 input, as
+    under autocast on CUDA, but not on the CPU.
 
     Args:
         variant: a name in ``networks.VARIANTS``.
-        kernel_size: edge of the depthwise kernels in voxels.
+        kernel_size: size of the depthwise kernels in voxels.
         out_channels: number of classes, background included.
-        size: edge of the cubic patch in voxels, a multiple of 16. Defaults to 128.
-        batch_size: patches per batch. Defaults to 2.
+        size: size of the cubic patch in voxels per axis, a multiple of 16. Defaults to 128.
+        batch_size: number of patches per batch. Defaults to 2.
 
     Returns:
         bytes per voxel of the batch.
@@ -99,7 +99,7 @@ def measure(variant: str, kernel_size: int, out_channels: int, size: int = 128, 
     from ..networks import create_mednext
 
     class LiveBytes(TorchDispatchMode):
-        """Sum of the storages that operations have made and nobody has freed yet, and its maximum."""
+        """Total size of the live storages that operations have created, and its maximum."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -124,7 +124,7 @@ def measure(variant: str, kernel_size: int, out_channels: int, size: int = 128, 
             return out
 
     def loss(logits: torch.Tensor) -> torch.Tensor:
-        """The tensors that monai.losses.DiceCELoss makes; itself it reads a value, which fake tensors have not."""
+        """Create the tensors of monai.losses.DiceCELoss, which itself reads a value that fake tensors lack."""
         label = torch.zeros_like(logits[:, :1])
         probability = logits.softmax(1)[:, 1:]
         one_hot = torch.zeros_like(logits).scatter_(1, label.long(), 1)[:, 1:]
@@ -148,7 +148,7 @@ def measure(variant: str, kernel_size: int, out_channels: int, size: int = 128, 
 
 
 def main() -> None:
-    """Measure the table again and print it, each peak as a line in the number of classes."""
+    """Measure the table again and print it, with each peak as a linear function of the number of classes."""
     for variant, kernel in BYTES_PER_VOXEL:
         two, three, many, more = (measure(variant, kernel, classes) for classes in (2, 3, 150, 250))
         slopes = (three - two, (more - many) / 100)

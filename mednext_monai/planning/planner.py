@@ -1,9 +1,8 @@
-"""Planning a training on the user's own data set: what the recipe fixes, what it derives from the data, and why.
+"""Planning training on a data set: settings fixed by the recipe, settings derived from the data, and the reasons.
 
-Source: nnU-Net v1's planner with the 1 mm isotropic target as MedNeXt used it (Roy et al., MICCAI 2023, and the
-behaviour of the authors' code, MIC-DKFZ/MedNeXt). Two of its by-products are left out, since they were computed for a
-patch that was then overridden: a batch size that grows on small images, and dummy-2D augmentation switched on by a
-patch that is never used.
+Source: nnU-Net v1's planner with the 1 mm isotropic target as MedNeXt uses it (Roy et al., MICCAI 2023, and the
+behavior of the authors' code, MIC-DKFZ/MedNeXt). Two of its decisions are omitted because they are based on a patch
+that is then overridden: a larger batch size for small images, and dummy-2D augmentation.
 """
 
 from __future__ import annotations
@@ -30,8 +29,8 @@ __all__ = ["make_plan", "plan"]
 TARGET_SPACING = (1.0, 1.0, 1.0)  # mm
 PATCH_SIZE = 128  # voxels per axis, as published
 BATCH_SIZE = 2  # as published
-MASK_BELOW = 3 / 4  # median size reduction below which the statistics of z-scores leave out what is outside the mask
-FIRST_STAGE_PATCHES = 4  # a low-resolution stage is planned when the median case is larger than so many patches
+MASK_BELOW = 3 / 4  # median size reduction below which z-score statistics exclude voxels outside the mask
+FIRST_STAGE_PATCHES = 4  # a low-resolution stage is planned if the median case is larger than this many patches
 
 
 def plan(
@@ -47,33 +46,33 @@ def plan(
     progress: bool = True,
 ) -> dict:
     """
-    Check a data set, plan its training, and write the plan as JSON and a report as HTML beside it.
+    Check a data set, plan its training, and write the plan as JSON and a report as HTML.
 
-    Nothing is written unless everything succeeded, and a file is then there as a whole or not at all.
+    Nothing is written unless planning succeeds, and files are written atomically.
 
     Args:
         dataset_dir: directory of a Decathlon, nnU-Net v1 raw or nnU-Net v2 raw data set.
-        output: the JSON file to write; the report takes its name with ``.html``.
-        patch_size: voxels per axis, one number or three, multiples of 16. Defaults to ``None``: 128, less along axes on
-            which every resampled volume is smaller.
-        batch_size: patches per batch. Defaults to 2, as published.
-        groups: CSV file of two columns, case id and patient id, so that no patient is on both sides of a fold.
-            Defaults to ``None``.
-        splits: the user's own folds in nnU-Net's format. Defaults to ``None``: ``splits_final.json`` in the data set's
-            directory if it is there, else the original's five folds.
-        gpu_memory: memory of the graphics card in GiB. Defaults to ``None``: that of the card at hand, if any.
+        output: the JSON file to write; the report has the same name with the ending ``.html``.
+        patch_size: voxels per axis, one number or three, multiples of 16. Defaults to ``None``: 128, less along axes
+            where all resampled volumes are smaller.
+        batch_size: number of patches per batch. Defaults to 2, as published.
+        groups: CSV file with two columns, case id and patient id, to keep each patient in either training or
+            validation. Defaults to ``None``.
+        splits: file with the user's own folds in nnU-Net's format. Defaults to ``None``: ``splits_final.json`` in the
+            directory of the data set if it exists, else the original's five folds.
+        gpu_memory: memory of the graphics card in GiB. Defaults to ``None``: that of the first available card, if any.
         processes: number of parallel processes, see :py:func:`.fingerprint.scan`. Defaults to ``None``.
         report: whether to write the HTML page. Defaults to ``True``.
         progress: whether to show a progress bar. Defaults to ``True``.
 
     Returns:
-        the plan as written: what :py:func:`make_plan` returns, ``splits`` (the folds, none where there are too few
-        cases) and then ``fold``: ``"all"``.
+        the plan as written: the result of :py:func:`make_plan` and ``splits`` (the folds). If there are too few cases,
+        ``splits`` is empty and ``fold`` is ``"all"``.
 
     Raises:
-        DatasetError: with the list of all problems of the data set; a ``ValueError``.
-        ValueError: when an argument is outside what is said above.
-        OSError: when the output cannot be written.
+        DatasetError: if the data set is invalid. The message lists all problems.
+        ValueError: if an argument is invalid.
+        OSError: if the output cannot be written.
     """
     from .report import html_report
 
@@ -99,9 +98,8 @@ def plan(
         result["fold"] = "all"
     if report:
         write_atomically(output.with_suffix(".html"), html_report(dataset, cases, result).encode())
-    write_atomically(
-        output, (json.dumps(result, indent=2) + "\n").encode()
-    )  # last: where there is a plan, all went well
+    # written last, so that a plan exists only if everything succeeded
+    write_atomically(output, (json.dumps(result, indent=2) + "\n").encode())
     return result
 
 
@@ -120,17 +118,17 @@ def make_plan(
         cases: the fingerprint of each case.
         patch_size: as for :py:func:`plan`.
         batch_size: as for :py:func:`plan`.
-        gpu_memory: GiB of the graphics card, or ``None`` when there is none.
+        gpu_memory: memory of the graphics card in GiB, or ``None`` if there is none.
 
     Returns:
         ``dataset_dir``, ``in_channels``, ``out_channels``, ``channel_names``, ``labels`` (names, background first),
-        ``spacing`` (mm), ``patch_size`` (voxels), ``batch_size``, ``batch_dice``, ``normalization`` (for each channel
-        one of ``"CT"``, ``"zscore"``, ``"masked_zscore"``, ``"none"``), ``intensity`` (for each channel its statistics
-        over the foreground), ``dummy_2d``, and under ``_plan_`` the fingerprint, the decisions with their reasons, the
-        warnings and the estimated memory.
+        ``spacing`` (mm), ``patch_size`` (voxels), ``batch_size``, ``batch_dice``, ``normalization`` (of each channel:
+        ``"CT"``, ``"zscore"``, ``"masked_zscore"`` or ``"none"``), ``intensity`` (foreground statistics of each
+        channel), ``dummy_2d``, and under ``_plan_`` the fingerprint, the decisions with their reasons, the warnings and
+        the estimated memory.
 
     Raises:
-        ValueError: when the patch or batch size is not a positive number, or the patch not a multiple of 16.
+        ValueError: if the patch or batch size is not positive, or the patch size is not a multiple of 16.
     """
     _check_patch_size(patch_size)
     _check_batch_size(batch_size)
@@ -145,7 +143,7 @@ def make_plan(
         {"what": "spacing", "value": "1 x 1 x 1 mm", "why": f"the published target; {_describe_spacing(cases)}"},
         {"what": "resampling", "value": _resampling(cases)[0], "why": _resampling(cases)[1]},
         *(
-            {"what": f"normalisation of channel {c}, {name}", "value": scheme, "why": why}
+            {"what": f"normalization of channel {c}, {name}", "value": scheme, "why": why}
             for c, (name, scheme, why) in enumerate(zip(dataset.channel_names, schemes, why_schemes))
         ),
         {"what": "patch_size", "value": " x ".join(map(str, patch)), "why": why_patch},
@@ -181,7 +179,7 @@ def make_plan(
 
 
 def _check_output(output: Path) -> None:
-    """Find out before the work, not after it, that the plan cannot be written."""
+    """Check that the plan can be written, before the work starts."""
     if output.suffix.lower() != ".json":
         raise ValueError(f"output must be a .json file, got {str(output)!r}.")
     folder = output.parent
@@ -202,7 +200,7 @@ def _check_patch_size(patch_size: int | Sequence[int] | None) -> None:
 
 def _check_batch_size(batch_size: int) -> None:
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise ValueError(f"batch_size must be a positive whole number, got {batch_size!r}.")
+        raise ValueError(f"batch_size must be a positive integer, got {batch_size!r}.")
 
 
 def _folds(
@@ -211,7 +209,7 @@ def _folds(
     """Return the folds and where they come from."""
     existing = dataset.directory / "splits_final.json" if splits is None else Path(splits)
     if existing.is_file():
-        return read_splits(existing, ids, groups), f"read from {existing.name}, which wins over everything else"
+        return read_splits(existing, ids, groups), f"read from {existing.name}, which takes precedence"
     if splits is not None:
         raise ValueError(f"splits: no such file, {splits}.")
     units = len(ids) if groups is None else len(set(groups.values()))
@@ -223,7 +221,7 @@ def _folds(
 
 
 def _gpu_memory() -> float | None:
-    """Return the memory of the graphics card at hand in GiB, or ``None``."""
+    """Return the memory of the first available graphics card in GiB, or ``None``."""
     import torch
 
     if not torch.cuda.is_available():
@@ -232,10 +230,10 @@ def _gpu_memory() -> float | None:
 
 
 def _patch_size(shapes: np.ndarray, patch_size: int | Sequence[int] | None) -> tuple[list[int], str]:
-    """Return the patch and why it is so; ``shapes`` are the resampled shapes of the crops, ``(cases, 3)``."""
+    """Return the patch size and its reason; ``shapes`` are the resampled shapes of the crops, ``(cases, 3)``."""
     if patch_size is not None:
         sizes = [patch_size] * 3 if isinstance(patch_size, int) else list(patch_size)
-        return sizes, f"as asked for; published is {PATCH_SIZE} x {PATCH_SIZE} x {PATCH_SIZE}"
+        return sizes, f"as requested; published is {PATCH_SIZE} x {PATCH_SIZE} x {PATCH_SIZE}"
     largest = shapes.max(0)
     patch = [min(PATCH_SIZE, int(-(-n // SHAPE_FACTOR) * SHAPE_FACTOR)) for n in largest]
     published = f"published is {PATCH_SIZE} x {PATCH_SIZE} x {PATCH_SIZE}"
@@ -250,10 +248,11 @@ def _patch_size(shapes: np.ndarray, patch_size: int | Sequence[int] | None) -> t
 
 def _batch_dice(extents: np.ndarray) -> tuple[bool, str]:
     """
-    Decide whether the Dice loss sums over the batch: in the original, when the plan has a low-resolution stage.
+    Decide whether the Dice loss sums over the batch: in the original, if the plan has a low-resolution stage.
 
-    That stage is planned when the median case has at least four times the voxels of a 128^3 patch, its spacing growing
-    by 1 % until that is no longer so, and is kept when it then has less than half the voxels.
+    This stage is planned if the median case has at least four times the voxels of a 128^3 patch. Its spacing is
+    increased in steps of 1% until this is no longer the case, and it is kept if it then has less than half of the
+    voxels.
     """
     median = np.round(np.median(extents, 0))
     patch = PATCH_SIZE**3
@@ -268,22 +267,22 @@ def _batch_dice(extents: np.ndarray) -> tuple[bool, str]:
         f"{PATCH_SIZE}^3 patch"
     )
     if two_stages:
-        return True, f"{numbers}: the original plans a low-resolution stage and then sums the Dice over the batch"
-    return False, f"{numbers}: the original plans a single stage and then takes the Dice of each sample"
+        return True, f"{numbers}: the original plans a low-resolution stage and therefore sums the Dice over the batch"
+    return False, f"{numbers}: the original plans a single stage and therefore computes the Dice of each sample"
 
 
 def _normalization(channel_names: list[str], cases: Sequence[CaseFingerprint]) -> tuple[list[str], list[str]]:
-    """Return the scheme of each channel and why: by its name, and for others than CT by the nonzero crop."""
+    """Return the scheme of each channel and its reason: the channel name and, except for CT, the nonzero crop."""
     reduction = float(np.median([case.size_reduction for case in cases]))
     crop = f"the nonzero crop keeps {reduction:.0%} of the voxels of the median case"
     schemes, reasons = [], []
     for name in channel_names:
         if name in ("CT", "ct"):
             schemes.append("CT")
-            reasons.append("the name says CT: clip to the foreground's 0.5 and 99.5 percentile, its mean and sd")
+            reasons.append("the name is CT: clip to the foreground's 0.5 and 99.5 percentiles, use its mean and sd")
         elif name == "noNorm":
             schemes.append("none")
-            reasons.append("the name says noNorm")
+            reasons.append("the name is noNorm")
         elif "CT" not in name and reduction < MASK_BELOW:
             schemes.append("masked_zscore")
             reasons.append(f"{crop}, less than {MASK_BELOW:.0%}: mean and sd inside the nonzero mask, 0 outside")
@@ -304,7 +303,7 @@ def _describe_spacing(cases: Sequence[CaseFingerprint]) -> str:
 
 
 def _resampling(cases: Sequence[CaseFingerprint]) -> tuple[str, str]:
-    """Return how the cases are resampled and the anisotropy that decides it."""
+    """Return how the cases are resampled and the anisotropy that determines it."""
     anisotropy = [_anisotropy(case) for case in cases]
     separate = sum(separate_axis(case.spacing, TARGET_SPACING) is not None for case in cases)
     why = (
@@ -321,8 +320,8 @@ def _resampling(cases: Sequence[CaseFingerprint]) -> tuple[str, str]:
 
 def _why_batch_size(batch_size: int) -> str:
     if batch_size == BATCH_SIZE:
-        return "as published (the original's planner would enlarge it on small images, for a patch it then discards)"
-    return f"as asked for; published is {BATCH_SIZE}"
+        return "as published (the original's planner increases it for small images, for a patch it then discards)"
+    return f"as requested; published is {BATCH_SIZE}"
 
 
 def _why_dummy_2d(patch: Sequence[int]) -> str:
@@ -330,12 +329,12 @@ def _why_dummy_2d(patch: Sequence[int]) -> str:
     than = "more" if ratio > ANISOTROPY_THRESHOLD else "not more"
     return (
         f"longest over shortest edge of the patch is {ratio:.2f}, {than} than {ANISOTROPY_THRESHOLD} (the original "
-        "asks this of a patch it then discards)"
+        "tests this for a patch that it then discards)"
     )
 
 
 def _fits(memory: dict[str, float], gpu_memory: float | None) -> str:
-    """Return which variants fit the given card, or the smallest usual card that each fits."""
+    """Return the variants that fit the given card, or the smallest usual card that each fits."""
     if gpu_memory is not None:
         return ", ".join(name for name, gib in memory.items() if gib <= gpu_memory) or "none of the eight fits"
     fits: dict[str, list[str]] = {}
@@ -349,12 +348,12 @@ def _why_memory(gpu_memory: float | None) -> str:
     card = "smallest usual card" if gpu_memory is None else f"fits the card of {gpu_memory:g} GiB"
     return (
         f"{card}, by an estimate of one training step with mixed precision, in which M and L recompute activations; "
-        "counted without a GPU, so leave room"
+        "computed without a GPU, so allow some margin"
     )
 
 
 def _warnings(dataset: Dataset, cases: Sequence[CaseFingerprint], patch: list[int], schemes: list[str]) -> list[str]:
-    """What the numbers show that is allowed and yet often a mistake."""
+    """Return warnings about properties that are valid but often a mistake."""
     warnings = []
     orientations = Counter(case.orientation for case in cases)
     if len(orientations) > 1:
@@ -362,11 +361,11 @@ def _warnings(dataset: Dataset, cases: Sequence[CaseFingerprint], patch: list[in
         rare = [case.id for case in cases if case.orientation != orientations.most_common(1)[0][0]]
         warnings.append(
             f"the files have different axis orientations ({found}), for example {', '.join(rare[:3])}; the recipe "
-            "keeps the files' order, so the network sees them turned or mirrored"
+            "keeps the axes of the files, so the network sees them rotated or mirrored"
         )
     for name, scheme in zip(dataset.channel_names, schemes):
         if scheme != "CT" and "ct" in name.lower().replace("_", " ").replace("-", " ").split():
-            warnings.append(f"channel {name!r} is normalised as {scheme}; name it exactly 'CT' to have CT's scheme")
+            warnings.append(f"channel {name!r} is normalized as {scheme}; name it exactly 'CT' for the CT scheme")
     if len(cases) < 5:
         warnings.append(f"only {len(cases)} case{'s' * (len(cases) > 1)}: no five folds")
     if max(patch) == SHAPE_FACTOR:

@@ -1,4 +1,4 @@
-"""The plan as a text summary for the terminal and as an HTML page; the page is one file, pictures included."""
+"""The plan as a text summary for the terminal and as a self-contained HTML page with pictures."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .histograms import histogram
 
 __all__ = ["html_report", "text_report"]
 
-OVERLAY_QUANTILES = (0.1, 0.5, 0.9)  # of the foreground volume: the cases to draw
+OVERLAY_QUANTILES = (0.1, 0.5, 0.9)  # cases to draw, as quantiles of the foreground volume
 BLUE, GRAY = "#3b6fb6", "#9aa3ad"
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1d2329; background: #fff; max-width: 62rem; margin: 2rem auto;
@@ -71,7 +71,7 @@ def text_report(plan: dict) -> str:
 
 def html_report(dataset: Dataset, cases: Sequence[CaseFingerprint], plan: dict) -> str:
     """
-    Return the plan as an HTML page with pictures of three cases, whose files are read again, and histograms.
+    Return the plan as an HTML page with histograms and pictures of three cases, whose files are read again.
 
     Args:
         dataset: the data set.
@@ -152,8 +152,8 @@ def _pictures(dataset: Dataset, cases: Sequence[CaseFingerprint], plan: dict) ->
     parts = [
         "<h2>Images and labels</h2>",
         _lead(
-            "Check orientation (superior at the top, the patient's right on the left) and that each class is where its "
-            "name says. Each slice is where it shows the most foreground."
+            "Check orientation (superior at the top, the patient's right on the left) and that each class is at the "
+            "location its name suggests. Each slice is the one with the most foreground."
         ),
         _legend(plan["labels"]),
     ]
@@ -191,7 +191,7 @@ def _legend(labels: Sequence[str]) -> str:
 
 
 def _window(channel: np.ndarray, scheme: str, intensity: dict) -> tuple[float, float]:
-    """Return the intensities shown as black and white; of CT, the range of the data set's foreground and its double."""
+    """Return the intensities shown as black and white; for CT, twice the range of the foreground of the data set."""
     if scheme != "CT":
         return display_window(channel)
     low, high = intensity["p005"], intensity["p995"]
@@ -232,7 +232,7 @@ def _intensities(cases: Sequence[CaseFingerprint], plan: dict) -> list[str]:
     return [
         "<h2>Intensities</h2>",
         _lead(
-            "CT in HU, with the clipping values dashed; other channels in standard deviations from the mean of the "
+            "CT in HU, with dashed clipping values; other channels in standard deviations from the mean of the "
             "nonzero crop of each case."
         ),
         _row(_intensity_histograms(cases, plan)),

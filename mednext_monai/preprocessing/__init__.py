@@ -1,17 +1,15 @@
-"""Preprocessing as published: nonzero crop, resampling to 1 mm, normalisation, the exact way back, a store of cases.
+"""Preprocessing as published, on NumPy arrays: nonzero crop, resampling to 1 mm, normalization, and the way back.
 
-What lies where, in the order of use:
+In order of use:
 
-- ``nonzero``: what belongs to the body (any channel nonzero, holes filled) and the crop to it.
-- ``resampling``: to another grid over the same extent; images, label maps, probabilities.
+- ``nonzero``: the nonzero region of the image (any channel nonzero, holes filled) and the crop to it.
+- ``resampling``: images, label maps and probabilities on another grid of the same extent.
 - ``normalization``: intensities, after resampling.
 - ``foreground``: voxel locations per class, from which training patches are drawn.
-- ``case``: the four steps above in one call on arrays; ``geometry``: the grids before and after, and the way back.
-- ``files``: reading images and labels, writing a segmentation on the grid of the original file.
-- ``case_store``: every case of a data set prepared once, in parallel, as memory-mapped arrays.
-- ``transforms``: the same steps as MONAI transforms.
+- ``geometry``: the grids before and after preprocessing, and the mapping back to the first.
+- ``case``: all steps for one case in one call.
 
-Arrays are channel first with the axis order of the file, ``(C, X, Y, Z)``, as MONAI's readers give them; no axis is
-flipped or permuted. All but ``transforms`` need neither torch nor MONAI, so that worker processes start fast; hence
-this package imports nothing by itself.
+Arrays are channel-first with the axis order of the file, ``(C, X, Y, Z)``, as MONAI's readers return them; axes are
+only flipped or permuted if an orientation is set. Nothing here needs torch or MONAI, so worker processes start quickly;
+hence this package imports nothing by itself.
 """

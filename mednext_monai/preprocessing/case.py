@@ -17,7 +17,7 @@ __all__ = ["PreprocessedCase", "check_settings", "preprocess_case"]
 
 
 class PreprocessedCase(NamedTuple):
-    """A case as the network sees it, and how it came from its file (reoriented, if the settings say so)."""
+    """A case on the grid of the network, and its relation to the grid of the file (reoriented, if so configured)."""
 
     image: np.ndarray  # float32 (C, X, Y, Z)
     label: np.ndarray  # int8 or int16 (X, Y, Z); -1: background outside the nonzero region
@@ -28,20 +28,20 @@ def preprocess_case(
     image: np.ndarray, label: np.ndarray | None, affine: np.ndarray, settings: Mapping
 ) -> PreprocessedCase:
     """
-    Crop to the nonzero region, resample to the target spacing, normalize: in this order, as published.
+    Crop to the nonzero region, resample to the target spacing, and normalize, in this order, as published.
 
-    With an ``orientation`` in the settings the axes are reordered and flipped first, and the resulting grid takes the
-    place of the file's.
+    If the settings have an ``orientation``, the axes are reordered and flipped first, and the resulting grid replaces
+    that of the file.
 
     Args:
         image: ``(C, X, Y, Z)``.
-        label: signed integers ``(X, Y, Z)``, or ``None``: then the label returned is 0 inside the nonzero region and
-            -1 outside.
-        affine: 4×4, voxel index to mm.
+        label: signed integers ``(X, Y, Z)``. If ``None``, the returned label is 0 inside the nonzero region and -1
+            outside.
+        affine: ``(4, 4)``, voxel index to mm.
         settings: see :py:func:`check_settings`.
 
     Raises:
-        ValueError: if the image is 0 everywhere or infinite somewhere, the label's shape is not the image's, or the
+        ValueError: if the image is 0 everywhere or has infinite values, the shapes of image and label differ, or the
             settings are incomplete.
     """
     settings = check_settings(settings, channels=len(image))
@@ -64,21 +64,21 @@ def preprocess_case(
 
 def check_settings(settings: Mapping, channels: int | None = None) -> dict:
     """
-    Check the preprocessing settings, all that preprocessing depends on, and return them in one form.
+    Check the preprocessing settings and return them in a canonical form.
 
     Args:
-        settings: with ``spacing`` (mm per axis, in the axis order of the files, or of the orientation),
-            ``normalization`` (one of ``SCHEMES`` per channel), for ``"CT"`` channels ``intensity``, one entry per
-            channel or by channel index (a number, or its text as JSON has it): the data set's ``mean``, ``sd``,
-            ``p005`` and ``p995``; and optionally ``orientation``: axis codes such as ``"RAS"``, where ``None`` keeps
-            the file's axes, as published. Other keys are ignored.
-        channels: the number of image channels, when known.
+        settings: dictionary with the keys ``spacing`` (mm per axis, in the axis order of the files, or of the
+            orientation if set); ``normalization`` (one of ``SCHEMES`` per channel); ``intensity`` (required for
+            ``"CT"`` channels: ``mean``, ``sd``, ``p005`` and ``p995`` of the data set, as a list with one entry per
+            channel or a dictionary by channel index, which may be a string as in JSON); and optionally ``orientation``
+            (axis codes such as ``"RAS"``; ``None`` keeps the axes of the files, as published). Other keys are ignored.
+        channels: number of image channels, if known. Defaults to ``None``.
 
     Returns:
-        a dictionary of the four keys, numbers as float, channel indices as int.
+        a dictionary of the four keys, with numbers as float and channel indices as int.
 
     Raises:
-        ValueError: naming what is missing or wrong.
+        ValueError: if a setting is missing or invalid. The message names it.
     """
     spacing = settings.get("spacing")
     if not isinstance(spacing, Sequence) or len(spacing) != 3 or not all(_is_positive(value) for value in spacing):
@@ -121,7 +121,7 @@ def check_settings(settings: Mapping, channels: int | None = None) -> dict:
 
 
 def _is_orientation(codes: object) -> bool:
-    """Whether each axis of the body is named once: L or R, A or P, S or I."""
+    """Whether the codes contain each anatomical axis once: L or R, A or P, S or I."""
     return isinstance(codes, str) and sorted("LRPAIS".find(code) // 2 for code in codes) == [0, 1, 2]
 
 

@@ -1,6 +1,6 @@
-"""Voxel locations per class, drawn once per case, from which the training patches with foreground are chosen.
+"""Voxel locations per class, drawn once per case, from which training patches with foreground are selected.
 
-Source: nnU-Net v1 as used by MedNeXt: up to 10000 voxels of every class, or 1 % of them where that is more.
+Source: nnU-Net v1 as used by MedNeXt: at most 10000 voxels of each class, or 1% of them if that is more.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ MIN_FRACTION = 0.01
 
 def foreground_locations(label: np.ndarray) -> dict[int, np.ndarray]:
     """
-    Draw ``max(min(10000, N), ceil(0.01 N))`` of the ``N`` voxels of every class above 0, without replacement.
+    Draw ``max(min(10000, N), ceil(0.01 N))`` of the ``N`` voxels of each class above 0, without replacement.
 
-    The random state is new for every call (seed 1234) and voxels are counted with the first axis running fastest,
-    which is the original's order for its reversed axes: the same voxels are drawn as there.
+    Each call starts from seed 1234, and voxels are enumerated with the first axis varying fastest. This is the order of
+    the original, whose axes are reversed, so the same voxels are drawn.
 
     Args:
         label: integers ``(X, Y, Z)``.
 
     Returns:
-        for every class present, in ascending order, its voxel coordinates ``(n, 3)`` in the label's axis order:
-        int16, or int32 when an axis is longer than int16 can count.
+        voxel coordinates ``(n, 3)`` of each class that occurs, in ascending order of classes: int16, or int32 if an
+        axis is too long for int16.
     """
     random = np.random.RandomState(SEED)
     dtype = np.int16 if max(label.shape) <= np.iinfo(np.int16).max else np.int32

@@ -1,7 +1,8 @@
-"""The grid of a case before and after preprocessing, and the exact way back from the second to the first.
+"""The grid of a case before and after preprocessing, and the exact mapping back to the first.
 
-Voxel ``i`` of an array lies at ``affine @ (i, 1)`` in mm, as in NIfTI; an affine may rotate and shift. A crop moves the
-origin; resampling over the same extent scales by old over new voxel count and keeps the outer borders in place.
+Voxel ``i`` of an array is at ``affine @ (i, 1)`` in mm, as in NIfTI; the affine may contain rotation and translation. A
+crop shifts the origin. Resampling over the same extent scales by old over new voxel count and preserves the outer
+borders.
 """
 
 from __future__ import annotations
@@ -30,15 +31,15 @@ __all__ = [
 @dataclass(frozen=True)
 class Geometry:
     """
-    How the grid of a preprocessed case came from that of its file; plain numbers, so that JSON can hold it.
+    Relation between the grid of a preprocessed case and that of its file, as plain numbers that JSON can represent.
 
     Attributes:
         shape: voxels per axis of the file.
-        affine: 4×4, voxel index to mm, of the file.
+        affine: ``(4, 4)``, voxel index to mm, of the file.
         start: first voxel of the crop along each axis.
         stop: one past the last voxel of the crop along each axis.
         resampled_shape: voxels per axis after resampling the crop.
-        axis: the axis resampled separately (nearest along it), or ``None``.
+        axis: the axis that is resampled separately (nearest neighbor along it), or ``None``.
     """
 
     shape: tuple[int, ...]
@@ -60,12 +61,12 @@ class Geometry:
         return cropped @ _resampling_matrix(self.cropped_shape, self.resampled_shape)
 
     def to_dict(self) -> dict:
-        """The attributes as a dictionary of plain numbers."""
+        """Return the attributes as a dictionary of plain numbers."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping) -> Geometry:
-        """The reverse of ``to_dict``, also after a round trip through JSON."""
+        """Inverse of ``to_dict``, also after a round trip through JSON."""
         values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
         return cls(**{**values, "affine": tuple(tuple(row) for row in values["affine"])})
 
@@ -77,7 +78,7 @@ def plan_geometry(
     stop: Sequence[int],
     target_spacing: Sequence[float] = (1.0, 1.0, 1.0),
 ) -> Geometry:
-    """The geometry of a case of this grid, cropped to this box and resampled to the target spacing in mm."""
+    """Return the geometry of a case that is cropped to a box and resampled to the target spacing in mm."""
     spacing = spacing_of(affine)
     cropped = [high - low for low, high in zip(start, stop)]
     return Geometry(
@@ -92,10 +93,10 @@ def plan_geometry(
 
 def spacing_of(affine: np.ndarray) -> tuple[float, ...]:
     """
-    Voxel edge lengths in mm: the lengths of the affine's columns.
+    Return the voxel spacing in mm: the lengths of the columns of the affine.
 
-    Rounded to float32, the precision of a NIfTI header, so that the number of voxels after resampling does not hang on
-    the last bits of the affine.
+    Values are rounded to float32, the precision of a NIfTI header, so that the number of voxels after resampling does
+    not depend on rounding errors of the affine.
     """
     affine = np.asarray(affine, dtype=np.float64)
     return tuple(float(np.float32(length)) for length in np.linalg.norm(affine[:-1, :-1], axis=0))
@@ -103,12 +104,12 @@ def spacing_of(affine: np.ndarray) -> tuple[float, ...]:
 
 def reorient(array: np.ndarray, affine: np.ndarray, axcodes: str) -> tuple[np.ndarray, np.ndarray]:
     """
-    Reorder and flip the axes so that each runs towards what its code says; no voxel is interpolated.
+    Reorder and flip the axes to an orientation, without interpolation.
 
     Args:
         array: ``(C, X, Y, Z)``.
-        affine: 4×4, voxel index to mm.
-        axcodes: one letter per axis, ``"RAS"``: towards the right, the front, the head.
+        affine: ``(4, 4)``, voxel index to mm.
+        axcodes: direction of each axis, such as ``"RAS"``: right, anterior, superior.
 
     Returns:
         the array, contiguous, and its affine.
@@ -124,25 +125,25 @@ def restore_axes(array: np.ndarray, affine: np.ndarray, axcodes: str) -> np.ndar
 
     Args:
         array: ``(C, X, Y, Z)``, reoriented to ``axcodes``.
-        affine: 4×4, voxel index to mm, of the array before it was reoriented.
-        axcodes: what it was reoriented to.
+        affine: ``(4, 4)``, voxel index to mm, of the array before it was reoriented.
+        axcodes: the orientation of ``array``.
 
     Returns:
-        the array with its first axis order and directions, contiguous.
+        the array with its original axis order and directions, contiguous.
     """
     change = ornt_transform(axcodes2ornt(axcodes), io_orientation(affine))
     return np.ascontiguousarray(np.moveaxis(apply_orientation(np.moveaxis(array, 0, -1), change), -1, 0))
 
 
 def _cropping_matrix(start: Sequence[int]) -> np.ndarray:
-    """4×4: index in a crop that begins at voxel ``start`` to index in the whole array."""
+    """``(4, 4)``: index in a crop that starts at voxel ``start`` to index in the full array."""
     matrix = np.eye(len(start) + 1)
     matrix[:-1, -1] = start
     return matrix
 
 
 def _resampling_matrix(old_shape: Sequence[int], new_shape: Sequence[int]) -> np.ndarray:
-    """4×4: index after resampling over the same extent to index before, ``(i + 1/2) old/new - 1/2`` per axis."""
+    """``(4, 4)``: index after resampling over the same extent to index before, ``(i + 1/2) old/new - 1/2`` per axis."""
     factor = np.asarray(old_shape, dtype=np.float64) / np.asarray(new_shape)
     matrix = np.diag([*factor, 1.0])
     matrix[:-1, -1] = factor / 2 - 0.5
@@ -151,17 +152,17 @@ def _resampling_matrix(old_shape: Sequence[int], new_shape: Sequence[int]) -> np
 
 def restore_image(image: np.ndarray, geometry: Geometry) -> np.ndarray:
     """
-    Bring an image or probabilities of the preprocessed grid back to the file's grid, linearly; 0 outside the crop.
+    Resample an image or probabilities linearly from the preprocessed grid to that of the file; 0 outside the crop.
 
     Args:
         image: ``(C, *geometry.resampled_shape)``.
-        geometry: of the case.
+        geometry: geometry of the case.
 
     Returns:
         float32 ``(C, *geometry.shape)``.
 
     Raises:
-        ValueError: if the shape is not that of the preprocessed case.
+        ValueError: if the shape differs from that of the preprocessed case.
     """
     _check_shape(image.shape[1:], geometry)
     return _into_volume(resample_image(image, geometry.cropped_shape, geometry.axis, order=1), geometry)
@@ -169,17 +170,17 @@ def restore_image(image: np.ndarray, geometry: Geometry) -> np.ndarray:
 
 def restore_labels(labels: np.ndarray, geometry: Geometry) -> np.ndarray:
     """
-    Bring a label map of the preprocessed grid back to the file's grid; 0 outside the crop and for ``OUTSIDE`` (-1).
+    Resample a label map from the preprocessed grid to that of the file; 0 outside the crop and for ``OUTSIDE`` (-1).
 
     Args:
-        labels: integers ``geometry.resampled_shape``.
-        geometry: of the case.
+        labels: integers, shape ``geometry.resampled_shape``.
+        geometry: geometry of the case.
 
     Returns:
-        an array ``geometry.shape`` of the type of ``labels``.
+        an array of shape ``geometry.shape`` and the type of ``labels``.
 
     Raises:
-        ValueError: if the shape is not that of the preprocessed case.
+        ValueError: if the shape differs from that of the preprocessed case.
     """
     _check_shape(labels.shape, geometry)
     labels = resample_labels(labels, geometry.cropped_shape, geometry.axis)
@@ -188,21 +189,21 @@ def restore_labels(labels: np.ndarray, geometry: Geometry) -> np.ndarray:
 
 def restore_probabilities(probabilities: np.ndarray, geometry: Geometry) -> np.ndarray:
     """
-    Bring class probabilities back to the file's grid and take the most probable class; 0 outside the crop.
+    Resample class probabilities to the grid of the file and take the most probable class; 0 outside the crop.
 
-    Probabilities are interpolated linearly, by the same rule for a separate axis, and the class is chosen on the
-    file's grid, as in the original. The classes are those of :py:func:`restore_image`'s largest channel, but only one
-    class at a time is held on the file's grid, and only for a slab.
+    As in the original, probabilities are interpolated linearly, with the same rule for a separate axis, and the class
+    is selected on the grid of the file. The result equals the argmax of :py:func:`restore_image`, but only one class is
+    held on the grid of the file at a time, and only for a slab.
 
     Args:
         probabilities: ``(K, *geometry.resampled_shape)``, class 0 is the background.
-        geometry: of the case.
+        geometry: geometry of the case.
 
     Returns:
-        class indices ``geometry.shape``: uint8, or int16 above 256 classes.
+        class indices of shape ``geometry.shape``: uint8, or int16 for more than 256 classes.
 
     Raises:
-        ValueError: if the shape is not that of the preprocessed case, or there are fewer than two classes.
+        ValueError: if the shape differs from that of the preprocessed case, or there are fewer than two classes.
     """
     _check_shape(probabilities.shape[1:], geometry)
     return _into_volume(resample_to_labels(probabilities, geometry.cropped_shape, geometry.axis), geometry)

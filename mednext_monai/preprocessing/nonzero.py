@@ -1,10 +1,12 @@
-"""The nonzero region of an image: what is cropped to, and which voxels count as outside.
+"""The nonzero region of an image: the box to crop to, and the voxels that count as outside.
 
-Source: nnU-Net v1, which MedNeXt uses unchanged: a voxel is inside when any channel differs from 0 there, or when it
-lies in a hole of that region. (MONAI's ``CropForeground`` takes ``x > 0`` by default, which removes most of a CT.)
+Source: nnU-Net v1, which MedNeXt uses unchanged: a voxel is inside if any channel is nonzero there, or if it is in a
+hole of that region. (MONAI's ``CropForeground`` selects ``x > 0`` by default, which removes most of a CT.)
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 from scipy import ndimage
@@ -15,7 +17,7 @@ OUTSIDE = -1  # label of background voxels outside the nonzero region
 
 
 def nonzero_mask(image: np.ndarray) -> np.ndarray:
-    """Where any channel of the image ``(C, X, Y, Z)`` differs from 0; a boolean array ``(X, Y, Z)``, holes not filled.
+    """Return where any channel of an image ``(C, X, Y, Z)`` is nonzero: boolean ``(X, Y, Z)``, holes not filled.
 
     NaN counts as nonzero, as in the original.
     """
@@ -27,10 +29,9 @@ def nonzero_mask(image: np.ndarray) -> np.ndarray:
 
 def fill_holes(mask: np.ndarray) -> np.ndarray:
     """
-    Fill the holes of a boolean mask: background that no path through faces connects with the border of the array.
+    Fill the holes of a boolean mask: background that is not face-connected to the border of the array.
 
-    The result is that of ``scipy.ndimage.binary_fill_holes``; labelling the background once is faster than its
-    repeated dilation.
+    Equals ``scipy.ndimage.binary_fill_holes``; labeling the background once is faster than repeated dilation.
     """
     components, count = ndimage.label(~mask)
     is_open = np.zeros(count + 1, dtype=bool)
@@ -43,10 +44,10 @@ def fill_holes(mask: np.ndarray) -> np.ndarray:
 
 def bounding_box(mask: np.ndarray) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """
-    First index and one past the last index of the mask along each axis.
+    Return the first index and one past the last index of the mask along each axis.
 
     Raises:
-        ValueError: when the mask is empty.
+        ValueError: if the mask is empty.
     """
     start, stop = [], []
     for axis in range(mask.ndim):
@@ -60,20 +61,21 @@ def bounding_box(mask: np.ndarray) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 
 def crop(array: np.ndarray, start: tuple[int, ...], stop: tuple[int, ...]) -> np.ndarray:
-    """The box of an array whose last ``len(start)`` axes are spatial; a view."""
-    return array[(..., *(slice(low, high) for low, high in zip(start, stop)))]
+    """Return a box of an array whose last ``len(start)`` axes are spatial, as a view."""
+    box: tuple[Any, ...] = (..., *(slice(low, high) for low, high in zip(start, stop)))
+    return array[box]
 
 
 def mark_outside(label: np.ndarray, inside: np.ndarray) -> np.ndarray:
     """
-    A copy of the label map in which background outside the mask is ``OUTSIDE`` (-1); labelled voxels stay.
+    Return a copy of a label map in which background outside the mask is ``OUTSIDE`` (-1); labeled voxels are kept.
 
     Args:
-        label: signed integers, of the shape of ``inside``; values below -1 become 0.
+        label: signed integers, same shape as ``inside``; values below -1 become 0.
         inside: boolean mask with holes filled.
 
     Raises:
-        ValueError: when the label's type is unsigned or the shapes differ.
+        ValueError: if the type of the label is not a signed integer or the shapes differ.
     """
     if not np.issubdtype(label.dtype, np.signedinteger):
         raise ValueError(f"the label must have a signed integer type, got {label.dtype}.")

@@ -1,4 +1,4 @@
-"""Intensity normalisation, channel by channel, after resampling: the schemes of nnU-Net v1, which MedNeXt uses."""
+"""Intensity normalization per channel, after resampling: the schemes of nnU-Net v1, which MedNeXt uses."""
 
 from __future__ import annotations
 
@@ -20,26 +20,29 @@ def normalize_channels(
     inside: np.ndarray | None = None,
 ) -> np.ndarray:
     """
-    Normalise each channel by its scheme.
+    Normalize each channel by its scheme.
 
-    - ``"CT"``: clipped to the data set's 0.5 and 99.5 percentiles, minus its mean, over its standard deviation.
-    - ``"zscore"``: minus the channel's mean, over its standard deviation (population, plus 1e-8).
-    - ``"masked_zscore"``: the same with mean and deviation of the voxels inside the mask; outside becomes 0.
+    - ``"CT"``: clip to the 0.5 and 99.5 percentiles of the data set, subtract its mean, divide by its standard
+      deviation.
+    - ``"zscore"``: subtract the mean of the channel, divide by its (population) standard deviation plus 1e-8.
+    - ``"masked_zscore"``: the same with the statistics of the voxels inside the mask; voxels outside become 0.
     - ``"none"``: unchanged.
 
     Args:
         image: ``(C, X, Y, Z)``.
         schemes: one of ``SCHEMES`` per channel.
-        intensity: for every ``"CT"`` channel its ``mean``, ``sd``, ``p005`` and ``p995``, by channel index.
-        inside: boolean ``(X, Y, Z)``, needed by ``"masked_zscore"``: the stored mask, not the nonzero voxels of the
-            resampled image, which the overshoot of cubic interpolation makes nonzero where nothing is.
+        intensity: ``mean``, ``sd``, ``p005`` and ``p995`` of each ``"CT"`` channel, by channel index. Defaults to
+            ``None``.
+        inside: boolean ``(X, Y, Z)``, required by ``"masked_zscore"``: the resampled mask. (The nonzero voxels of the
+            resampled image are not the same, because cubic interpolation overshoots into the background.) Defaults to
+            ``None``.
 
     Returns:
         float32 ``(C, X, Y, Z)``, a new array.
 
     Raises:
-        ValueError: when a scheme is unknown, the number of schemes is not that of the channels, or the intensities or
-            the mask that a scheme needs are missing.
+        ValueError: if a scheme is unknown, the numbers of schemes and channels differ, or the intensities or mask that
+            a scheme needs are missing.
     """
     if len(schemes) != len(image):
         raise ValueError(f"normalization must have one scheme per channel: {len(image)} channels, got {list(schemes)}.")
@@ -51,16 +54,16 @@ def normalize_channels(
         elif scheme == "zscore":
             _standardize(values, values)
         elif scheme == "masked_zscore":
-            _check_mask(inside, values.shape)
-            _standardize(values, values[inside])
-            values[~inside] = 0
+            mask = _checked_mask(inside, values.shape)
+            _standardize(values, values[mask])
+            values[~mask] = 0
         elif scheme != "none":
             raise ValueError(f"normalization must be one of {list(SCHEMES)}, got {scheme!r}.")
     return result
 
 
 def by_channel(intensity: Mapping | Sequence | None) -> dict[int, Mapping[str, float]]:
-    """Statistics by channel index, from one entry per channel or by index, which may be text, as in JSON."""
+    """Return statistics by channel index, from a list or a dictionary whose keys may be strings, as in JSON."""
     items = intensity.items() if isinstance(intensity, Mapping) else enumerate(intensity or ())
     return {int(channel): values for channel, values in items}
 
@@ -76,17 +79,18 @@ def _normalize_ct(values: np.ndarray, channel: int, intensity: Mapping[int, Mapp
 
 
 def _standardize(values: np.ndarray, sample: np.ndarray) -> None:
-    """Subtract the sample's mean and divide by its standard deviation, both summed in float64, in place."""
+    """Subtract the mean of ``sample`` and divide by its standard deviation in place; sums are in float64."""
     mean = sample.mean(dtype=np.float64)
     sd = sample.std(dtype=np.float64)
     values -= np.float32(mean)
     values /= np.float32(sd + EPSILON)
 
 
-def _check_mask(inside: np.ndarray | None, shape: tuple[int, ...]) -> None:
+def _checked_mask(inside: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray:
     if inside is None:
         raise ValueError("normalization 'masked_zscore' needs the mask of the nonzero region.")
     if inside.shape != shape or inside.dtype != bool:
         raise ValueError(f"the mask must be boolean {shape}, got {inside.dtype} {inside.shape}.")
     if not inside.any():
         raise ValueError("normalization 'masked_zscore' needs a mask that is not empty.")
+    return inside

@@ -1,16 +1,16 @@
-"""Resampling to another grid over the same physical extent, as the original MedNeXt (nnU-Net v1) does it.
+"""Resampling to another grid of the same physical extent, as in the original MedNeXt (nnU-Net v1).
 
-A grid of ``n`` voxels and one of ``m`` voxels cover the same extent: output voxel ``i`` lies at input coordinate
-``(i + 1/2) n/m - 1/2``, and the nearest border voxel continues the image outside. Images are interpolated by cubic
-splines and clipped to their input range; label maps by linear weights of every label, of which the largest wins. Labels
-of equal weight are common (every boundary voxel, when an even factor shrinks the grid): then the label of the nearest
-voxel wins if it is one of them, else the lowest, as in batchgenerators 0.25.5. When one axis is over three times as
-coarse as the finest, it is *separate*: slices are resampled in their plane, and along that axis the nearest is taken.
+Grids of ``n`` input and ``m`` output voxels cover the same extent: output voxel ``i`` is at input coordinate
+``(i + 1/2) n/m - 1/2``, and the image is extended by its border voxels. Images are interpolated with cubic splines and
+clipped to their input range. Label maps take the label with the largest linear weight. Equal weights are common (at all
+boundary voxels, if the grid shrinks by an even factor): then the label of the nearest voxel is taken if it is one of
+them, else the lowest, as in batchgenerators 0.25.5. If the coarsest spacing is more than three times the finest, its
+axis is *separate*: slices are resampled in their plane, with nearest-neighbor sampling across slices.
 
-The original calls ``skimage.transform.resize``, which is ``scipy.ndimage.zoom``. Both are tensor products of
-one-dimensional interpolations, so here each axis is one product with a banded matrix: the same values, several times
-faster. Label maps and probabilities are done in slabs, one class at a time and only where it has weight, so that the
-memory needed beyond input and output does not grow with the number of classes.
+The original calls ``skimage.transform.resize``, which uses ``scipy.ndimage.zoom``, a tensor product of one-dimensional
+interpolations. Here each axis is a product with a banded matrix, which gives the same values several times faster.
+Label maps and probabilities are processed in slabs, one class at a time and only where it has weight, so the additional
+memory does not grow with the number of classes.
 
 Nothing here depends on the order of the axes.
 """
@@ -41,12 +41,12 @@ SLAB_VOXELS = 2**22  # output voxels per slab for label maps and probabilities: 
 def resampled_shape(
     shape: Sequence[int], spacing: Sequence[float], target_spacing: Sequence[float] = (1.0, 1.0, 1.0)
 ) -> tuple[int, ...]:
-    """Voxels per axis at the target spacing over the same extent: rounded, halves to even, and at least 1.
+    """Return the voxels per axis at the target spacing over the same extent: rounded half to even, at least 1.
 
     Args:
         shape: voxels per spatial axis.
         spacing: mm per voxel and axis.
-        target_spacing: mm per voxel and axis wanted. Defaults to 1 mm, as published.
+        target_spacing: target mm per voxel and axis. Defaults to 1 mm, as published.
 
     Raises:
         ValueError: if a spacing is not a positive number or the lengths differ.
@@ -60,11 +60,11 @@ def resampled_shape(
 
 def separate_axis(spacing: Sequence[float], target_spacing: Sequence[float] = (1.0, 1.0, 1.0)) -> int | None:
     """
-    The axis to resample separately, or ``None``.
+    Return the axis to resample separately, or ``None``.
 
-    It is the coarsest axis of the original spacing (mm) when that is more than ``ANISOTROPY_THRESHOLD`` times the
-    finest; otherwise that of the target spacing by the same rule. No axis when two are equally coarse. Differences
-    below 1e-5 do not count: spacings that come from the columns of a rotated affine carry its rounding.
+    This is the coarsest axis of the original spacing (mm) if it is more than ``ANISOTROPY_THRESHOLD`` times the finest,
+    otherwise that of the target spacing by the same rule. There is none if two axes are equally coarse. Relative
+    differences below 1e-5 are ignored, since the spacing of a rotated affine has rounding errors.
     """
     for candidate in (spacing, target_spacing):
         if max(candidate) / min(candidate) > ANISOTROPY_THRESHOLD * (1 + 1e-5):
@@ -81,16 +81,16 @@ def resample_image(image: np.ndarray, shape: Sequence[int], axis: int | None = N
 
     Args:
         image: ``(C, X, Y, Z)``; NaN becomes 0.
-        shape: voxels per spatial axis wanted.
-        axis: the axis to resample separately, nearest along it; see ``separate_axis``. Defaults to ``None``.
-        order: 3 cubic, clipped to the range of the channel (of the slice, when an axis is separate); 1 linear.
-            Defaults to 3.
+        shape: target voxels per spatial axis.
+        axis: axis to resample separately (nearest neighbor), see :py:func:`separate_axis`. Defaults to ``None``.
+        order: 3 for cubic interpolation, clipped to the range of the channel (of the slice, if an axis is separate); 1
+            for linear. Defaults to 3.
 
     Returns:
-        float32 ``(C, *shape)``; the image itself (as float32, NaN replaced) when the shape is unchanged.
+        float32 ``(C, *shape)``; the image itself (as float32, NaN replaced) if the shape is unchanged.
 
     Raises:
-        ValueError: if the image holds infinite values or the shape does not fit.
+        ValueError: if the image has infinite values or ``shape`` is invalid.
     """
     shape = _checked_shape(image.shape[1:], shape)
     image = np.asarray(image, dtype=np.float32)
@@ -108,21 +108,21 @@ def resample_image(image: np.ndarray, shape: Sequence[int], axis: int | None = N
 
 def resample_labels(labels: np.ndarray, shape: Sequence[int], axis: int | None = None) -> np.ndarray:
     """
-    Resample a label map over the same extent: the label with the largest linear weight wins.
+    Resample a label map over the same extent: take the label with the largest linear weight.
 
-    Among labels of equal weight (in float32, so that the rounding of float64 decides nothing) the label of the nearest
-    voxel wins if it is one of them, else the lowest.
+    Among labels of equal weight (compared in float32, to ignore rounding errors of float64), the label of the nearest
+    voxel is taken if it is one of them, else the lowest.
 
     Args:
         labels: integers ``(X, Y, Z)``; -1 is a label like any other.
-        shape: voxels per spatial axis wanted.
-        axis: the axis to resample separately, nearest along it; see ``separate_axis``. Defaults to ``None``.
+        shape: target voxels per spatial axis.
+        axis: axis to resample separately (nearest neighbor), see :py:func:`separate_axis`. Defaults to ``None``.
 
     Returns:
-        an array ``shape`` of the type of ``labels``; ``labels`` itself when the shape is unchanged.
+        an array of shape ``shape`` and the type of ``labels``; ``labels`` itself if the shape is unchanged.
 
     Raises:
-        ValueError: if the labels are no integers or the shape does not fit.
+        ValueError: if the labels are not integers or ``shape`` is invalid.
     """
     if not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(f"labels must be integers, got {labels.dtype}.")
@@ -140,20 +140,20 @@ def resample_labels(labels: np.ndarray, shape: Sequence[int], axis: int | None =
 
 def resample_to_labels(probabilities: np.ndarray, shape: Sequence[int], axis: int | None = None) -> np.ndarray:
     """
-    Resample class probabilities linearly and take the class with the largest, without storing them all resampled.
+    Resample class probabilities linearly and take the most probable class, without storing all resampled classes.
 
     The values compared are those of :py:func:`resample_image` with ``order=1``, in float32.
 
     Args:
-        probabilities: ``(K, X, Y, Z)``, class 0 is the background; any numbers that grow with the probability.
-        shape: voxels per spatial axis wanted.
-        axis: the axis to resample separately, nearest along it; see ``separate_axis``. Defaults to ``None``.
+        probabilities: ``(K, X, Y, Z)``, class 0 is the background; any values that increase with the probability.
+        shape: target voxels per spatial axis.
+        axis: axis to resample separately (nearest neighbor), see :py:func:`separate_axis`. Defaults to ``None``.
 
     Returns:
-        class indices ``shape``: uint8, or int16 above 256 classes. Ties go to the lower class.
+        class indices of shape ``shape``: uint8, or int16 for more than 256 classes. Ties give the lower class.
 
     Raises:
-        ValueError: if there are fewer than two classes or the shape does not fit.
+        ValueError: if there are fewer than two classes or ``shape`` is invalid.
     """
     if len(probabilities) < 2:
         raise ValueError(f"probabilities must have at least 2 classes as their first axis, got {len(probabilities)}.")
@@ -182,8 +182,7 @@ def _split_axis(
     array: np.ndarray, shape: tuple[int, ...], axis: int | None
 ) -> tuple[np.ndarray, tuple[int, ...], np.ndarray | None]:
     """
-    Take the separate axis out of the work: slices that are not needed are dropped before the resampling in the plane,
-    slices that are needed several times are repeated after it.
+    Handle the separate axis: drop unused slices before the in-plane resampling, or repeat slices after it.
 
     Returns:
         the array (last axes spatial), the shape to resample it to, and the slices to take from the result, if any.
@@ -199,7 +198,7 @@ def _split_axis(
 
 
 def _nearest(old: int, new: int) -> np.ndarray:
-    """Index of the input voxel nearest to each output voxel; halfway, the one after."""
+    """Return the index of the input voxel nearest to each output voxel; halfway, the following one."""
     positions = old / new * (np.arange(new) + 0.5) - 0.5
     return np.clip(np.floor(positions + 0.5).astype(np.intp), 0, old - 1)
 
@@ -207,10 +206,10 @@ def _nearest(old: int, new: int) -> np.ndarray:
 @lru_cache(maxsize=64)
 def _weights(old: int, new: int, order: int) -> np.ndarray | None:
     """
-    Interpolation along one axis as a matrix ``(new, old)``, float64: ``scipy.ndimage.zoom`` of every unit vector.
+    Return interpolation along an axis as a matrix ``(new, old)``, float64: ``scipy.ndimage.zoom`` of each unit vector.
 
-    Entries below 1e-12 are dropped: they are the far tail of the spline's prefilter, less than the rounding of float32.
-    ``None`` when the axis keeps its size, where the interpolation is the identity.
+    Entries below 1e-12, the far tail of the spline's prefilter, are dropped; they are below the precision of float32.
+    Returns ``None`` if the size is unchanged, where the interpolation is the identity.
     """
     if old == new:
         return None
@@ -223,18 +222,18 @@ def _weights(old: int, new: int, order: int) -> np.ndarray | None:
 
 
 def _support(weights: np.ndarray, axis: int) -> slice:
-    """From the first to the last index along ``axis`` at which the matrix has any weight."""
+    """Return the range of indices along ``axis`` that contains all nonzero entries of the matrix."""
     indices = np.flatnonzero(weights.any(axis=1 - axis))
     return slice(int(indices[0]), int(indices[-1]) + 1)
 
 
 def _axis_order(old: Sequence[int], new: Sequence[int]) -> list[int]:
-    """The axes in the order in which they are resampled: those that shrink the array most first."""
+    """Return the axes in resampling order: those that shrink the array most come first."""
     return sorted(range(len(old)), key=lambda axis: new[axis] / old[axis])
 
 
 def _apply(array: np.ndarray, weights: Sequence[np.ndarray | None], order: Sequence[int]) -> np.ndarray:
-    """Apply one matrix (or ``None``) per axis, in this order of the axes; keeps the array's type."""
+    """Apply one matrix (or ``None``) per axis, in the given order; the type of the array is kept."""
     for axis in order:
         matrix = weights[axis]
         if matrix is not None:
@@ -243,7 +242,7 @@ def _apply(array: np.ndarray, weights: Sequence[np.ndarray | None], order: Seque
 
 
 def _apply_along(array: np.ndarray, weights: np.ndarray, axis: int) -> np.ndarray:
-    """Matrix times array along one axis: float64 products over the band of the matrix, stored in the array's type."""
+    """Multiply matrix and array along an axis in float64, using the matrix band; the type of the array is kept."""
     before, after = math.prod(array.shape[:axis]), math.prod(array.shape[axis + 1 :])
     source = array.reshape(before, array.shape[axis], after)
     result = np.empty((before, len(weights), after), dtype=array.dtype)
@@ -259,7 +258,7 @@ def _apply_along(array: np.ndarray, weights: np.ndarray, axis: int) -> np.ndarra
 
 
 def _resample_channel(channel: np.ndarray, shape: tuple[int, ...], axis: int | None, order: int) -> np.ndarray:
-    """One channel ``(X, Y, Z)`` in float32, clipped to its range, or to that of each slice across a separate axis."""
+    """Resample a float32 channel ``(X, Y, Z)``; clip to its range, or to that of each slice of a separate axis."""
     channel, plane_shape, picks = _split_axis(channel, shape, axis)
     weights = [_weights(old, new, order) for old, new in zip(channel.shape, plane_shape)]
     values = _apply(channel, weights, _axis_order(channel.shape, plane_shape))
@@ -271,10 +270,10 @@ def _resample_channel(channel: np.ndarray, shape: tuple[int, ...], axis: int | N
 
 def _slabs(old: Sequence[int], new: Sequence[int]) -> Iterator[tuple[slice, slice, list[np.ndarray | None]]]:
     """
-    Cut linear resampling into slabs along the first axis.
+    Divide linear resampling into slabs along the first axis.
 
     Yields:
-        output indices, the input indices they depend on, and the matrices from that input to that output.
+        output indices, the input indices that they depend on, and the matrices from this input to this output.
     """
     first, *others = (_weights(before, after, 1) for before, after in zip(old, new))
     height = max(SLAB_VOXELS // math.prod(new[1:]), 1)
@@ -290,13 +289,13 @@ def _slabs(old: Sequence[int], new: Sequence[int]) -> Iterator[tuple[slice, slic
 def _largest_label(
     labels: np.ndarray, weights: Sequence[np.ndarray | None], nearest: np.ndarray, out: np.ndarray
 ) -> None:
-    """Write into ``out`` the label with the largest weight (equal: ``nearest``), each looked at only where it reaches.
+    """Write the label with the largest weight (ties: ``nearest``) to ``out``, evaluating each label only in its reach.
 
     Args:
         labels: the label map ``(X, Y, Z)``, or a slab of it.
         weights: one matrix or ``None`` per axis, from ``labels`` to ``out``.
-        nearest: the label of the nearest voxel, of the shape of ``out``.
-        out: written to.
+        nearest: the label of the nearest voxel, same shape as ``out``.
+        out: the output array.
     """
     lowest = int(labels.min())
     boxes = ndimage.find_objects(labels.astype(np.int32) - (lowest - 1))

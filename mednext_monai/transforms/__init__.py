@@ -1,11 +1,11 @@
-"""MONAI transforms: preprocessing and its way back, and the sampling and augmentation of training patches.
+"""MONAI transforms: preprocessing and its inverse, and sampling and augmentation of training patches.
 
-- ``preprocess``: ``Preprocessd``, its inverse that ends in classes, and saving them; for inference and evaluation.
-- ``patch``: drawing a patch of a stored case.
+- ``preprocess``: ``Preprocessd``, the way back to a class map, and saving it; for inference and evaluation.
+- ``patch``: drawing a patch from a stored case.
 - ``spatial``: rotation and scaling in one interpolation.
 - ``intensity``: smoothing, lower resolution and gamma per channel.
-- ``augmentation``: everything that a training patch goes through, in the original's order.
-- ``splines``: the interpolation itself.
+- ``augmentation``: the complete training augmentation, in the original's order.
+- ``splines``: the interpolation.
 """
 
 from .augmentation import CleanOutsided, patch_transforms, training_augmentation

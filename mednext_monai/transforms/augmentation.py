@@ -1,7 +1,7 @@
 """The training augmentation of the paper, in the original's order, as one MONAI transform.
 
-Source: recipe of MIC-DKFZ/MedNeXt (nnU-Net v1's ``get_moreDA_augmentation``), written anew. Where MONAI's own
-transform does the same, it is used.
+Source: recipe of MIC-DKFZ/MedNeXt (nnU-Net v1's ``get_moreDA_augmentation``), reimplemented. MONAI's own transforms
+are used if they are equivalent.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ class CleanOutsided(MapTransform):
     """
     Dictionary transform: zero the image outside the mask, then turn label -1 ("outside") into background.
 
-    It belongs after all augmentation: noise, contrast and gamma move voxels that normalisation had set to zero.
-    Written for this package because MONAI's ``MaskIntensityd`` masks all channels. Not lazy.
+    Use it after all augmentation: noise, contrast and gamma change voxels that normalization has set to zero. Written
+    for this package because MONAI's ``MaskIntensityd`` masks all channels. Not lazy.
 
     Args:
         image_key: key of the image ``(C, *spatial)``.
         label_key: key of the label ``(1, *spatial)``, negative outside.
-        mask_channels: numbers of the channels that were normalised inside the mask; no others are zeroed.
-            Defaults to none.
-        label_dtype: type of the cleaned label. Defaults to uint8, which MONAI's ``DeepSupervisionLoss`` can resize as
-            it can float32, and which is four times less to hand from process to process.
+        mask_channels: indices of the channels that were normalized inside the mask; only these are zeroed. Defaults to
+            ``()``.
+        label_dtype: type of the cleaned label. Defaults to uint8, which MONAI's ``DeepSupervisionLoss`` can resize like
+            float32, with a quarter of the data to transfer between processes.
 
     Raises:
-        ValueError: the image lacks one of ``mask_channels``, or a label does not fit ``label_dtype``.
+        ValueError: if the image lacks one of ``mask_channels``, or a label does not fit ``label_dtype``.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class CleanOutsided(MapTransform):
                 image = MetaTensor(cleaned, meta=image.meta) if isinstance(image, MetaTensor) else cleaned
             d[image_key] = image
         if self.label_dtype == torch.uint8 and label.dtype != torch.int8 and label.max() > 255:
-            raise ValueError(f"label_dtype must be other than uint8 for labels above 255, got label {label.max()}.")
+            raise ValueError(f"label_dtype must not be uint8 for labels above 255, got label {label.max()}.")
         d[label_key] = label.clamp(min=0).to(self.label_dtype)
         return d
 
@@ -93,12 +93,12 @@ def training_augmentation(
     thin_axis: int = 2,
 ) -> Compose:
     """
-    From stored case to training patch: sampling and the nine augmentations, in the original's order.
+    Return the transform from stored case to training patch: sampling and nine augmentations, in the original's order.
 
-    Takes what :py:class:`RandPatchd` takes; gives the image as float32 ``(C, *patch_size)`` and the label as uint8
-    ``(1, *patch_size)``, without -1. Deep-supervision targets are made in the loss.
+    The input is that of :py:class:`RandPatchd`. The output is the image as float32 ``(C, *patch_size)`` and the label
+    as uint8 ``(1, *patch_size)``, without -1. The loss computes the deep-supervision targets.
 
-    | augmentation | how often | range | per channel |
+    | augmentation | probability | range | per channel |
     | --- | --- | --- | --- |
     | rotation; scaling (one interpolation) | 0.2; 0.2 | 30 degrees per axis; 0.7 to 1.4 | no |
     | Gaussian noise | 0.1 | standard deviation 0 to 0.1 | no |
@@ -111,13 +111,13 @@ def training_augmentation(
     | mirroring | 0.5 per axis | | no |
 
     Args:
-        patch_size: in voxels, one number or three.
+        patch_size: patch size in voxels, one number or three.
         image_key: key of the image. Defaults to "image".
         label_key: key of the label. Defaults to "label".
-        mask_channels: channels that were normalised inside the nonzero mask. Defaults to none.
-        dummy_2d: for thick slices: rotate (up to 180 degrees), scale and lower the resolution only in their plane.
-            Defaults to ``False``.
-        thin_axis: the axis across the slices. Defaults to 2, the last; the original's first.
+        mask_channels: channels that were normalized inside the nonzero mask. Defaults to ``()``.
+        dummy_2d: rotate (up to 180 degrees), scale and lower the resolution only in the plane of thick slices. Defaults
+            to ``False``.
+        thin_axis: axis across the slices. Defaults to 2, the last, which is the original's first.
     """
     keys = (image_key, label_key)
     return Compose(
@@ -166,9 +166,9 @@ def patch_transforms(
     mask_channels: Sequence[int] = (),
 ) -> Compose:
     """
-    From stored case to validation patch: sampling as for training, no augmentation.
+    Return the transform from stored case to validation patch: sampling as in training, without augmentation.
 
-    For the original's cheap validation on patches. Arguments and output as for :py:func:`training_augmentation`.
+    For the original's fast validation on patches. Arguments and output as in :py:func:`training_augmentation`.
     """
     return Compose(
         [

@@ -1,10 +1,10 @@
 """Per-channel intensity augmentation: Gaussian smoothing, lower resolution, gamma.
 
-MONAI has transforms of these names; they draw one value for all channels and differ in the operation, as each class
-says. Each class here draws parameters for a function, which does the work and can be used alone. All are pure PyTorch,
-leave their input as it is, and can run in a ``Compose(lazy=True)``: they are not lazy themselves.
+MONAI's corresponding transforms draw one value for all channels and differ in the operation, as described for each
+class. Each class here draws the parameters of a function that can also be used alone. All are pure PyTorch, do not
+modify their input, and work in a ``Compose(lazy=True)``, although they are not lazy themselves.
 
-Source: recipe of MIC-DKFZ/MedNeXt (nnU-Net v1's ``get_moreDA_augmentation``), written anew.
+Source: recipe of MIC-DKFZ/MedNeXt (nnU-Net v1's ``get_moreDA_augmentation``), reimplemented.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ def smooth(channel: torch.Tensor, sigma: float) -> torch.Tensor:
 
     Args:
         channel: ``spatial``, floating point.
-        sigma: standard deviation in voxels, for all axes.
+        sigma: standard deviation in voxels, the same for all axes.
     """
     return apply_along_axes(channel, [_gaussian_matrix(n, sigma) for n in channel.shape])
 
 
 def _gaussian_matrix(size: int, sigma: float) -> torch.Tensor:
-    """One axis of :py:func:`smooth` as a matrix ``(size, size)``, float64."""
+    """Return one axis of :py:func:`smooth` as a matrix ``(size, size)``, float64."""
     radius = int(TRUNCATE * sigma + 0.5)
     taps = torch.arange(-radius, radius + 1)
     weights = torch.exp(-0.5 * (taps.double() / sigma) ** 2)
@@ -60,14 +60,14 @@ def _gaussian_matrix(size: int, sigma: float) -> torch.Tensor:
 
 def lower_resolution(channel: torch.Tensor, zoom: float, keep_axis: int | None = None) -> torch.Tensor:
     """
-    Nearest-neighbour sampling to ``round(size * zoom)`` voxels and a cubic spline back, within the range of the former.
+    Nearest-neighbor sampling to ``round(size * zoom)`` voxels, then a cubic spline back, clipped to the former's range.
 
     Equal to two calls of ``skimage.transform.resize`` (order 0, then 3, mode "edge", no anti-aliasing).
 
     Args:
         channel: ``spatial``, floating point.
         zoom: size of the coarse grid relative to ``channel``, at most 1.
-        keep_axis: axis to leave at full resolution. Defaults to ``None``.
+        keep_axis: axis to keep at full resolution. Defaults to ``None``.
     """
     matrices: list[torch.Tensor | None] = []
     for axis, size in enumerate(channel.shape):
@@ -84,7 +84,7 @@ def lower_resolution(channel: torch.Tensor, zoom: float, keep_axis: int | None =
 
 @lru_cache(maxsize=256)
 def _enlarging_matrix(coarse: int, size: int) -> torch.Tensor:
-    """Cubic spline from ``coarse`` to ``size`` voxels of one extent, edges repeated; ``(size, coarse)``, float64."""
+    """Return the cubic spline from ``coarse`` to ``size`` voxels, edges repeated: ``(size, coarse)``, float64."""
     positions = (torch.arange(size, dtype=torch.float64) + 0.5) * (coarse / size) - 0.5
     padded = spline_matrix(positions + EDGE, coarse + 2 * EDGE)
     index = (torch.arange(coarse + 2 * EDGE) - EDGE).clamp_(0, coarse - 1)
@@ -93,12 +93,12 @@ def _enlarging_matrix(coarse: int, size: int) -> torch.Tensor:
 
 def adjust_gamma(channel: torch.Tensor, gamma: float, invert: bool = False) -> torch.Tensor:
     """
-    ``((x - min) / range) ** gamma``, brought back to the range and then to the mean and standard deviation of ``x``.
+    ``((x - min) / range) ** gamma``, rescaled to the range and then to the mean and standard deviation of ``x``.
 
     Args:
         channel: any shape, floating point.
         gamma: exponent.
-        invert: apply it to ``-x`` and negate the result.
+        invert: whether to apply it to ``-x`` and negate the result. Defaults to ``False``.
     """
     low, high = torch.aminmax(channel)
     mean, std = _mean_std(channel)
@@ -106,23 +106,23 @@ def adjust_gamma(channel: torch.Tensor, gamma: float, invert: bool = False) -> t
     out = torch.sub(high, channel) if invert else torch.sub(channel, low)
     out = out.div_(span).pow_(gamma)
     new_mean, new_std = _mean_std(out)
-    # going back to the range is a factor and an offset, which restoring mean and standard deviation absorbs
+    # rescaling to the range is affine, so it is combined with restoring mean and standard deviation
     out = out.sub_(new_mean).mul_(span * std / (new_std * span + 1e-8))
     return out.neg_().add_(mean) if invert else out.add_(mean)
 
 
 def _mean_std(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and population standard deviation; ``torch.std_mean`` takes ten times as long on a CPU."""
+    """Return mean and population standard deviation; ``torch.std_mean`` is ten times slower on a CPU."""
     mean = values.mean()
     return mean, (values - mean).square_().mean().sqrt_()
 
 
 class _RandChannelTransformd(RandomizableTransform, MapTransform):
     """
-    Shared by the transforms below: fires with ``prob`` per sample and then with ``channel_prob`` per channel.
+    Base class of the transforms below, applied with ``prob`` per sample and then with ``channel_prob`` per channel.
 
-    ``parameters`` holds one entry per channel after :py:meth:`randomize`, ``None`` where nothing happens. With several
-    keys all of them get the same parameters, as many channels as the first one has.
+    After :py:meth:`randomize`, ``parameters`` has one entry per channel, ``None`` for unchanged channels. All keys get
+    the same parameters; their number of channels must be that of the first key.
     """
 
     def __init__(self, keys: KeysCollection, prob: float, channel_prob: float, allow_missing_keys: bool) -> None:
@@ -135,11 +135,11 @@ class _RandChannelTransformd(RandomizableTransform, MapTransform):
         self.parameters: list[float | None] = []
 
     def draw(self) -> float:
-        """One channel's parameter."""
+        """Draw the parameter of one channel."""
         raise NotImplementedError
 
     def apply(self, channel: torch.Tensor, parameter: float) -> torch.Tensor:
-        """The operation on one channel ``spatial``; returns a new tensor."""
+        """Return the transformed channel, ``spatial``, as a new tensor."""
         raise NotImplementedError
 
     def randomize(self, data: int) -> None:
@@ -165,7 +165,7 @@ class _RandChannelTransformd(RandomizableTransform, MapTransform):
 def _per_channel(
     image: Any, parameters: Sequence[float | None], operation: Callable[[torch.Tensor, float], torch.Tensor]
 ) -> torch.Tensor:
-    """``operation`` on those channels of ``(C, *spatial)`` that have a parameter; new, meta data kept."""
+    """Apply ``operation`` to the channels of ``(C, *spatial)`` that have a parameter; return a copy with metadata."""
     image = convert_to_tensor(image, track_meta=get_track_meta())
     if all(parameter is None for parameter in parameters):
         return image
@@ -183,20 +183,20 @@ def _per_channel(
 
 class RandChannelSmoothd(_RandChannelTransformd):
     """
-    Dictionary transform: Gaussian smoothing, with one sigma per channel that holds for all axes.
+    Dictionary transform: Gaussian smoothing, with one sigma per channel, the same for all axes.
 
-    Written for this package because MONAI's ``RandGaussianSmoothd`` draws one sigma per axis for all channels, and
-    takes values outside the image as zero. See :py:func:`smooth`.
+    Written for this package because MONAI's ``RandGaussianSmoothd`` draws one sigma per axis for all channels and pads
+    the image with zeros. See :py:func:`smooth`.
 
     Args:
         keys: keys of images ``(C, *spatial)``.
-        prob: how often a sample is hit. Defaults to 0.2.
-        channel_prob: how often a channel of it is. Defaults to 0.5.
+        prob: probability per sample. Defaults to 0.2.
+        channel_prob: probability per channel of a selected sample. Defaults to 0.5.
         sigma_range: smallest and largest sigma in voxels. Defaults to ``(0.5, 1.0)``.
         allow_missing_keys: see :py:class:`monai.transforms.MapTransform`.
 
     Raises:
-        ValueError: probabilities outside 0 ... 1, or a sigma of 0 or less.
+        ValueError: if a probability is outside [0, 1], or a sigma is not positive.
     """
 
     def __init__(
@@ -213,7 +213,8 @@ class RandChannelSmoothd(_RandChannelTransformd):
         self.sigma_range = tuple(sigma_range)
 
     def draw(self) -> float:
-        return self.R.uniform(*self.sigma_range)
+        low, high = self.sigma_range
+        return self.R.uniform(low, high)
 
     def apply(self, channel: torch.Tensor, parameter: float) -> torch.Tensor:
         return smooth(channel, parameter)
@@ -221,21 +222,21 @@ class RandChannelSmoothd(_RandChannelTransformd):
 
 class RandChannelLowResolutiond(_RandChannelTransformd):
     """
-    Dictionary transform: lower resolution and back, with one zoom per channel.
+    Dictionary transform: downsampling and upsampling, with one zoom per channel.
 
-    Written for this package because MONAI's ``RandSimulateLowResolutiond`` draws one zoom for all channels, enlarges
-    linearly, and by its default shifts the image against the label. See :py:func:`lower_resolution`.
+    Written for this package because MONAI's ``RandSimulateLowResolutiond`` draws one zoom for all channels, upsamples
+    linearly, and by default shifts the image relative to the label. See :py:func:`lower_resolution`.
 
     Args:
         keys: keys of images ``(C, *spatial)``.
-        prob: how often a sample is hit. Defaults to 0.25.
-        channel_prob: how often a channel of it is. Defaults to 0.5.
+        prob: probability per sample. Defaults to 0.25.
+        channel_prob: probability per channel of a selected sample. Defaults to 0.5.
         zoom_range: smallest and largest coarse size, relative to the image. Defaults to ``(0.5, 1.0)``.
-        keep_axis: spatial axis to leave at full resolution, for thick slices. Defaults to ``None``.
+        keep_axis: spatial axis to keep at full resolution, for thick slices. Defaults to ``None``.
         allow_missing_keys: see :py:class:`monai.transforms.MapTransform`.
 
     Raises:
-        ValueError: probabilities outside 0 ... 1, or a zoom outside of (0, 1].
+        ValueError: if a probability is outside [0, 1], or a zoom outside (0, 1].
     """
 
     def __init__(
@@ -253,7 +254,8 @@ class RandChannelLowResolutiond(_RandChannelTransformd):
         self.zoom_range, self.keep_axis = tuple(zoom_range), keep_axis
 
     def draw(self) -> float:
-        return self.R.uniform(*self.zoom_range)
+        low, high = self.zoom_range
+        return self.R.uniform(low, high)
 
     def apply(self, channel: torch.Tensor, parameter: float) -> torch.Tensor:
         return lower_resolution(channel, parameter, self.keep_axis)
@@ -261,21 +263,21 @@ class RandChannelLowResolutiond(_RandChannelTransformd):
 
 class RandChannelGammad(_RandChannelTransformd):
     """
-    Dictionary transform: gamma on each channel's own range, its mean and standard deviation restored.
+    Dictionary transform: gamma correction in the range of each channel, preserving its mean and standard deviation.
 
-    Written for this package because MONAI's ``RandAdjustContrastd`` takes range, mean and gamma over all channels, and
-    draws gamma uniformly; here it is as often below as above 1. See :py:func:`adjust_gamma`.
+    Written for this package because MONAI's ``RandAdjustContrastd`` uses one range, mean and gamma for all channels and
+    draws gamma uniformly; here it is below and above 1 equally often. See :py:func:`adjust_gamma`.
 
     Args:
         keys: keys of images ``(C, *spatial)``.
-        prob: how often a sample is hit. Defaults to 0.3.
+        prob: probability per sample. Defaults to 0.3.
         gamma_range: smallest and largest exponent. Defaults to ``(0.7, 1.5)``.
-        invert: whether to apply it to the negative image. Defaults to ``False``.
-        channel_prob: how often a channel of a sample that is hit is. Defaults to 1.
+        invert: whether to apply it to the inverted image. Defaults to ``False``.
+        channel_prob: probability per channel of a selected sample. Defaults to 1.
         allow_missing_keys: see :py:class:`monai.transforms.MapTransform`.
 
     Raises:
-        ValueError: probabilities outside 0 ... 1, or a gamma of 0 or less.
+        ValueError: if a probability is outside [0, 1], or a gamma is not positive.
     """
 
     def __init__(

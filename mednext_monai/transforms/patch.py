@@ -1,8 +1,8 @@
-"""Drawing a training patch from a stored case, by the original's rule: which voxel, and padded overhang.
+"""Drawing a training patch from a stored case, by the original's rules for its position and padding.
 
-Which case, and whether foreground is forced, is decided by :py:mod:`mednext_monai.data.patches`.
+:py:mod:`mednext_monai.data.patches` selects the case, and whether the patch must contain foreground.
 
-Source: nnU-Net v1's ``DataLoader3D`` as MIC-DKFZ/MedNeXt uses it, written anew.
+Source: nnU-Net v1's ``DataLoader3D`` as MIC-DKFZ/MedNeXt uses it, reimplemented.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = ["RandPatchd", "read_box"]
 
 
 def _opened(value: Any) -> Any:
-    """An array or tensor as it is; the path of an ``.npy`` file memory-mapped."""
+    """Return an array or tensor unchanged, and memory-map the ``.npy`` file of a path."""
     return np.load(value, mmap_mode="r") if isinstance(value, (str, PathLike)) else value
 
 
@@ -40,18 +40,18 @@ def read_box(
     reuse_memory: bool = False,
 ) -> torch.Tensor:
     """
-    A copy of a box of a volume, padded where it overhangs. Of a memory-mapped array only the box is read.
+    Return a copy of a box of a volume, padded outside. Of a memory-mapped array only the box is read.
 
     Args:
         array: ``(C, X, Y, Z)`` or ``(X, Y, Z)``.
-        start: first voxel of the box, may be negative.
+        start: first voxel of the box; may be negative.
         size: size of the box in voxels.
         fill: value outside the volume.
-        mode: "image" for float32; "label" for int8 if stored so, else int16.
+        mode: "image" for float32; "label" for int8 if stored as int8, else int16.
         reuse_memory: whether to allocate with :py:func:`mednext_monai.memory.empty`. Defaults to ``False``.
 
     Returns:
-        ``(C, *size)``, with one channel for an array without channels; never shares memory with ``array``.
+        ``(C, *size)``, with one channel for an array without channels; shares no memory with ``array``.
     """
     array = array[None] if array.ndim == 3 else array
     array = array.as_tensor() if isinstance(array, MetaTensor) else array
@@ -62,7 +62,7 @@ def read_box(
     allocate = empty if reuse_memory else torch.empty
     out = allocate((len(array), *size), dtype=working_dtype(stored, mode))
     inside = out
-    for axis, (a, b, first) in enumerate(zip(low, high, start), start=1):  # fill what overhangs, axis by axis
+    for axis, (a, b, first) in enumerate(zip(low, high, start), start=1):  # fill outside, axis by axis
         inside.narrow(axis, 0, a - first).fill_(fill)
         inside.narrow(axis, b - first, inside.shape[axis] - (b - first)).fill_(fill)
         inside = inside.narrow(axis, a - first, b - a)
@@ -75,41 +75,44 @@ def read_box(
 
 class RandPatchd(MapTransform, Randomizable):
     """
-    Dictionary transform: cut one training patch out of a case, by the original's rule.
+    Dictionary transform: crop one training patch from a case, by the original's rules.
 
-    A random patch begins at a uniform voxel such that it stays inside (with an augmentation: the original's range,
-    which begins one voxel before the volume). A forced patch has one voxel of a class at its centre: the class uniform
-    among those present, then the voxel uniform among its stored locations. Towards the low end the patch is pushed
-    inside, towards the high end it overhangs. What overhangs is filled. A case without foreground gives a random patch.
+    A random patch has a uniformly drawn position inside the volume (with an augmentation, the original's range, which
+    starts one voxel before the volume). A forced patch has a foreground voxel at its center: its class is drawn
+    uniformly from those present, and the voxel uniformly from the stored locations of the class. The patch is shifted
+    to start inside the volume, but may extend beyond its end, where it is padded. A case without foreground gives a
+    random patch.
 
-    Written for this package: MONAI's ``RandCropByPosNegLabeld`` favours large classes, and it and
-    ``RandCropByLabelClassesd`` keep patches inside, cannot follow slots, and need the volume in memory.
+    Written for this package: MONAI's ``RandCropByPosNegLabeld`` favors large classes, and both it and
+    ``RandCropByLabelClassesd`` keep patches inside, do not support slots, and need the volume in memory.
 
-    With an ``augmentation``, rotation and scaling are drawn first, and only the part of the volume that they need is
-    read: the patch alone when neither fires. The output is the same as from the 205-voxel box that the original loads.
+    With an ``augmentation``, rotation and scaling are drawn first, and only the required part of the volume is read
+    (just the patch if neither is applied). The output is the same as from the 205-voxel box that the original loads.
 
-    Input: per key an array, tensor or the path of an ``.npy`` file, ``(C, X, Y, Z)`` or ``(X, Y, Z)``; under
-    ``foreground_key`` a dictionary class to ``(n, 3)`` voxels, or the path of an ``.npz`` file with one array per
-    class, named by the class; when the key is missing, the last label is searched, which is slow. Output: per key a
-    tensor ``(C, *patch_size)``, images float32, labels int16 (int8 if stored so) with -1 outside; the foreground and
-    slot entries are removed. With MONAI's ``set_track_meta`` on (its default) these are ``MetaTensor``, whose
-    ``affine`` is the input's (identity for plain arrays) times the patch's place. Not lazy, not invertible.
+    Input: for each key an array, tensor or path of an ``.npy`` file, ``(C, X, Y, Z)`` or ``(X, Y, Z)``; under
+    ``foreground_key`` a dictionary from class to ``(n, 3)`` voxels, or the path of an ``.npz`` file with one array per
+    class, named by the class. If this key is missing, the locations are computed from the last label, which is slow.
+
+    Output: for each key a tensor ``(C, *patch_size)``, images as float32, labels as int16 (int8 if stored as int8) with
+    -1 outside; the foreground and slot entries are removed. Unless MONAI's ``set_track_meta`` is off, these are
+    ``MetaTensor``, with the ``affine`` of the input (identity for plain arrays) shifted to the patch. Not lazy, not
+    invertible.
 
     Args:
-        keys: keys of images and labels on one grid.
-        patch_size: in voxels, one number or three.
+        keys: keys of images and labels on the same grid.
+        patch_size: patch size in voxels, one number or three.
         mode: "image" or "label" per key, or one for all. Defaults to ("image", "label").
-        augmentation: rotation and scaling to carry out while reading; its ``mode``, ``keys`` and ``spatial_size`` are
-            not used. Defaults to ``None``, as for validation.
+        augmentation: rotation and scaling to apply while reading; its ``mode``, ``keys`` and ``spatial_size`` are not
+            used. Defaults to ``None``, as for validation.
         foreground_key: key of the locations. Defaults to "foreground".
-        slot_key: key of a flag set by :py:class:`PatchDataset`: whether this patch is forced onto foreground.
-            Defaults to "force_foreground".
-        foreground_prob: how often to force where there is no such flag. Defaults to 0.5, the original's share at
-            batch size 2.
+        slot_key: key of the flag, set by :py:class:`PatchDataset`, whether this patch must contain foreground. Defaults
+            to "force_foreground".
+        foreground_prob: probability of a forced patch if there is no such flag. Defaults to 0.5, the original's
+            fraction for batch size 2.
         allow_missing_keys: see :py:class:`monai.transforms.MapTransform`.
 
     Raises:
-        ValueError: unknown mode; volumes of one case with different sizes; none of the keys is in the data.
+        ValueError: if a mode is unknown, the volumes of a case differ in size, or none of the keys is in the data.
     """
 
     fill = {"image": 0.0, "label": -1.0}
@@ -134,7 +137,7 @@ class RandPatchd(MapTransform, Randomizable):
         self.foreground_key, self.slot_key = foreground_key, slot_key
         self.foreground_prob = foreground_prob
         self.box_size = self.patch_size if augmentation is None else augmentation.box_size(self.patch_size)
-        self.start: tuple[int, ...] | None = None
+        self.start: tuple[int, ...] = (0, 0, 0)
 
     def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> RandPatchd:
         super().set_random_state(seed, state)
@@ -142,13 +145,15 @@ class RandPatchd(MapTransform, Randomizable):
             self.augmentation.set_random_state(state=self.R)
         return self
 
-    def randomize(self, shape: Sequence[int], locations: Mapping[Any, np.ndarray] | None) -> None:
+    def randomize(  # type: ignore[override]  # as MONAI's own crops, it needs more than ``data``
+        self, shape: Sequence[int], locations: Mapping[Any, np.ndarray] | None
+    ) -> None:
         """
         Draw ``start``, the first voxel of the patch, and the augmentation.
 
         Args:
-            shape: three sizes of the case.
-            locations: class to voxels, for a forced patch; ``None`` or empty for a random one.
+            shape: size of the case, three numbers.
+            locations: voxels by class for a forced patch; ``None`` or empty for a random one.
         """
         need = [max(b - p, b - n) for b, p, n in zip(self.box_size, self.patch_size, shape)]
         low = [-need_d // 2 for need_d in need]  # floor of a negative number: the original's one voxel
@@ -185,7 +190,7 @@ class RandPatchd(MapTransform, Randomizable):
 
     def _locations(self, foreground: Any, volumes: Mapping[Hashable, Any]) -> AbstractContextManager[Mapping]:
         if isinstance(foreground, (str, PathLike)):
-            return np.load(foreground)  # reads the class that is drawn, no other
+            return np.load(foreground)  # lazy: reads only the class that is drawn
         if foreground is None:
             labels = [volumes[key] for key, mode in zip(self.keys, self.mode) if mode == "label" and key in volumes]
             label = np.asarray(labels[-1]) if labels else np.zeros((0, 0, 0))
@@ -193,7 +198,7 @@ class RandPatchd(MapTransform, Randomizable):
         return nullcontext({value: voxels for value, voxels in foreground.items() if len(voxels)})
 
     def _patch(self, volume: np.ndarray | torch.Tensor, mode: str) -> tuple[torch.Tensor, np.ndarray]:
-        """The drawn patch, ``(C, *patch_size)``, and the matrix ``(4, 4)`` from its voxels to the volume's."""
+        """Return the drawn patch, ``(C, *patch_size)``, and the matrix ``(4, 4)`` from its voxels to the volume's."""
         fill = self.fill[mode]
         draw = None if self.augmentation is None else self.augmentation.draw(self.patch_size, self.box_size)
         if draw is None:

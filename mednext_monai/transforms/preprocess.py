@@ -1,17 +1,16 @@
-"""Preprocessing and its way back as MONAI transforms, for inference and evaluation; training reads the store instead.
+"""Preprocessing and its inverse as MONAI transforms, for inference and evaluation; training reads stored cases instead.
 
-A chain that does to a file what the original does, and its way back::
+The steps of the original from image file to segmentation file::
 
     Preprocessd("image", spacing, normalization), the network, RestoreClassesd("pred"),
     SaveImageOnSourceGridd("pred", output_dir)
 
-``preprocess_case`` does the work, for a single volume as for a data set that is prepared for training. MONAI's
-``Invertd`` undoes ``Preprocessd`` as well, and keeps probabilities of all classes on the file's grid;
-``RestoreClassesd`` ends in the class map with one class at a time.
+``preprocess_case`` does the work, both here and for stored training cases. MONAI's ``Invertd`` also inverts
+``Preprocessd``, but holds the probabilities of all classes on the grid of the file; ``RestoreClassesd`` computes the
+class map with one class at a time.
 
-There is no ``Orientationd`` in the chain: the original keeps the axes of the file, and one forward pass of a network is
-not equivariant to flips, so a network must see the orientations that it was trained on. Files of mixed orientation are
-what the argument ``orientation`` is for.
+There is no ``Orientationd``: the original keeps the axes of the file, and a network is not equivariant to flips, so it
+must see the orientations that it was trained on. For files of mixed orientation, use the argument ``orientation``.
 """
 
 from __future__ import annotations
@@ -34,8 +33,8 @@ from ..preprocessing.geometry import Geometry, restore_axes, restore_image, rest
 
 __all__ = ["LoadLabeld", "Preprocessd", "RestoreClassesd", "SaveImageOnSourceGridd"]
 
-CASE_ID = "case_id"  # in the image's metadata: the name of the case, which its segmentation gets
-NONZERO = "nonzero"  # in the image's metadata: the region in which the image is not zero, holes filled, (X, Y, Z)
+CASE_ID = "case_id"  # in the metadata of the image: the case id, which names the segmentation file
+NONZERO = "nonzero"  # in the metadata of the image: its nonzero region, holes filled, (X, Y, Z)
 
 
 class Preprocessd(MapTransform, InvertibleTransform):
@@ -47,21 +46,20 @@ class Preprocessd(MapTransform, InvertibleTransform):
 
     An image is one of
 
-    - the path of a file, or a list with one path per channel, read by :py:func:`mednext_monai.data.io.read_image`;
+    - the path of a file, or a list of one path per channel, read by :py:func:`mednext_monai.data.io.read_image`;
     - a ``MetaTensor`` in memory, whose affine gives its grid: ``(C, X, Y, Z)``, or ``(X, Y, Z)`` for one channel;
     - a NumPy array of these shapes whose affine, ``(4, 4)`` from voxel index to mm, is under ``<key>_meta_dict``, as
       ``{"affine": ...}``.
 
-    It becomes a ``MetaTensor`` ``(C, X', Y', Z')``, float32, with the affine of the new grid. Its metadata hold the
-    file's ``filename_or_obj``, ``original_affine`` and ``spatial_shape``; the case's ``id``, if the data has one, under
+    The output is a ``MetaTensor`` ``(C, X', Y', Z')``, float32, with the affine of the new grid. Its metadata contain
+    ``filename_or_obj``, ``original_affine`` and ``spatial_shape`` of the file; the ``id`` of the case, if given, under
     ``case_id``; and the nonzero region on the new grid, boolean, under ``nonzero``.
 
     A label (a path, tensor or array like the image, integers, one channel) becomes a ``MetaTensor`` ``(1, X', Y',
-    Z')``, int8 or int16, in which background outside the nonzero region is -1. Without a label none is made.
+    Z')``, int8 or int16, in which background outside the nonzero region is -1. The label is optional.
 
-    The inverse, for ``Invertd(..., nearest_interp=False)``, interpolates linearly, as the original does with
-    probabilities, and puts the crop into a volume of zeros with the axes of the file; a label is brought back as
-    classes.
+    The inverse, for ``Invertd(..., nearest_interp=False)``, interpolates linearly, as the original does for
+    probabilities, and pads the crop with zeros to the grid of the file; a label is resampled as classes.
 
     Args:
         keys: key of the image.
@@ -71,12 +69,12 @@ class Preprocessd(MapTransform, InvertibleTransform):
         intensity: statistics of CT channels, see :py:func:`~mednext_monai.preprocessing.case.check_settings`. Defaults
             to ``None``.
         orientation: axis codes such as ``"RAS"`` to reorient the image first. Defaults to ``None``, the file's axes.
-        label_key: key of the label; it may be missing. Defaults to ``"label"``; ``None`` leaves labels alone.
+        label_key: key of the label, which may be missing; ``None`` to ignore labels. Defaults to ``"label"``.
         allow_missing_keys: whether the image may be missing. Defaults to ``False``.
 
     Raises:
-        ValueError: if the settings are incomplete, ``keys`` names several images, or, naming the image, if it cannot be
-            read, has no affine, is 0 everywhere, has other channels than the settings, or another shape than the label.
+        ValueError: if the settings are incomplete; if there are several ``keys``; or if the image cannot be read, has
+            no affine, is 0 everywhere, or does not match the channels of the settings or the shape of the label.
     """
 
     def __init__(
@@ -158,23 +156,22 @@ class Preprocessd(MapTransform, InvertibleTransform):
 
 class RestoreClassesd(MapTransform):
     """
-    Bring class probabilities from the preprocessed grid to the grid of the file and take the most probable class.
+    Resample class probabilities from the preprocessed grid to that of the file and take the most probable class.
 
-    The classes are those of ``Invertd`` followed by the largest channel, without holding all classes on the file's
-    grid: one class at a time is interpolated, slab by slab, so that memory beyond the probabilities and the class map
-    does not grow with the number of classes or voxels.
+    The result equals ``Invertd`` followed by argmax, without holding all classes on the grid of the file: one class at
+    a time is interpolated in slabs, so the additional memory does not grow with the number of classes or voxels.
 
-    The result is a ``MetaTensor`` ``(1, X, Y, Z)`` of class indices, uint8 (int16 for more than 256 classes), with the
-    affine and the metadata of the image's file, 0 outside the nonzero crop.
+    The output is a ``MetaTensor`` ``(1, X, Y, Z)`` of class indices, uint8 (int16 for more than 256 classes), with the
+    affine and metadata of the image file, 0 outside the nonzero crop.
 
     Args:
-        keys: probabilities ``(K, X', Y', Z')``, without batch dimension; any numbers that grow with the probability.
-        source_key: the image that went through :py:class:`Preprocessd`. Defaults to ``"image"``.
+        keys: probabilities ``(K, X', Y', Z')``, without batch dimension; any values that increase with the probability.
+        source_key: key of the image that :py:class:`Preprocessd` has transformed. Defaults to ``"image"``.
         allow_missing_keys: whether keys may be missing. Defaults to ``False``.
 
     Raises:
-        ValueError: if the image went through other invertible transforms (use ``Invertd`` then), there are fewer than
-            two classes, or the probabilities are not on the image's grid.
+        ValueError: if other invertible transforms were applied to the image (then use ``Invertd``), there are fewer
+            than two classes, or the probabilities are not on the grid of the image.
     """
 
     def __init__(
@@ -202,7 +199,7 @@ class LoadLabeld(MapTransform):
     values that are not integers.
 
     Args:
-        keys: paths of label files.
+        keys: keys of the paths of label files.
         allow_missing_keys: whether keys may be missing. Defaults to ``False``.
     """
 
@@ -220,18 +217,18 @@ class LoadLabeld(MapTransform):
 
 class SaveImageOnSourceGridd(SaveImaged):
     """
-    Write segmentations as ``<case>.nii.gz`` with the header of the image that they belong to.
+    Write segmentations as ``<case>.nii.gz`` with the header of their image.
 
-    The header is the image's if that is a NIfTI file (affines and their codes, units, ...), else made from the affine.
-    MONAI's ``SaveImaged`` makes a header anew, drops axes of one voxel, and fails on segmentations of images with
-    several channels in two thirds of the axis orders. This class is one of it by type, so that tools that take a
-    bundle's ``SaveImaged`` out of the chain (MONAI Label) do so.
+    The header is copied from a NIfTI image (affines and their codes, units, ...), otherwise created from the affine.
+    MONAI's ``SaveImaged`` creates a new header, drops axes of size 1, and fails on segmentations of multichannel images
+    for two thirds of the axis orders. This class is derived from it so that tools that remove ``SaveImaged`` from a
+    bundle's transforms (MONAI Label) find it.
 
-    The name is the case's ``id``, or that of the image file without its ending. The path is put into the metadata under
-    ``saved_to``.
+    The file name is the ``id`` of the case, or that of the image file without its ending. The path is stored in the
+    metadata under ``saved_to``.
 
     Args:
-        keys: class indices ``(1, X, Y, Z)`` on the image's grid, with its metadata, as from
+        keys: keys of class indices ``(1, X, Y, Z)`` on the grid of the image, with its metadata, as returned by
             :py:class:`RestoreClassesd`.
         output_dir: folder to write to; created if needed.
         allow_missing_keys: whether keys may be missing. Defaults to ``False``.
@@ -240,8 +237,8 @@ class SaveImageOnSourceGridd(SaveImaged):
     def __init__(
         self, keys: KeysCollection = "pred", output_dir: str | PathLike = ".", allow_missing_keys: bool = False
     ) -> None:
-        super().__init__(keys, output_dir=output_dir, allow_missing_keys=allow_missing_keys)
         self.output_dir = Path(output_dir)
+        super().__init__(keys, output_dir=self.output_dir, allow_missing_keys=allow_missing_keys)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
@@ -256,7 +253,7 @@ class SaveImageOnSourceGridd(SaveImaged):
 
 
 def _volume(data: Mapping[Hashable, Any], key: Hashable) -> tuple[np.ndarray, np.ndarray, dict]:
-    """Return a volume ``(C, X, Y, Z)`` that is given as path, tensor or array, its affine ``(4, 4)`` and metadata."""
+    """Return volume ``(C, X, Y, Z)``, affine ``(4, 4)`` and metadata of an image given as path, tensor or array."""
     value = data[key]
     if isinstance(value, (str, PathLike)) or (
         isinstance(value, Sequence) and all(isinstance(item, (str, PathLike)) for item in value)
@@ -280,7 +277,7 @@ def _volume(data: Mapping[Hashable, Any], key: Hashable) -> tuple[np.ndarray, np
 
 
 def _label(data: Mapping[Hashable, Any], key: Hashable) -> np.ndarray:
-    """Return a label ``(X, Y, Z)``, int8 or int16, that is given as path, tensor or array."""
+    """Return a label ``(X, Y, Z)``, int8 or int16, given as path, tensor or array."""
     value = data[key]
     if isinstance(value, (str, PathLike)):
         return read_label(value)[0]
@@ -293,7 +290,7 @@ def _label(data: Mapping[Hashable, Any], key: Hashable) -> np.ndarray:
 
 
 def _record(source: Any) -> dict:
-    """Return what :py:class:`Preprocessd` recorded in the image, which must be its only invertible transform."""
+    """Return the record of :py:class:`Preprocessd`, which must be the only invertible transform of the image."""
     operations = source.applied_operations if isinstance(source, MetaTensor) else []
     names = [operation.get(TraceKeys.CLASS_NAME) for operation in operations]
     if names != [Preprocessd.__name__]:
@@ -305,7 +302,7 @@ def _record(source: Any) -> dict:
 
 
 def _on_file_grid(array: np.ndarray, source: MetaTensor, record: Mapping) -> MetaTensor:
-    """Return an array on the grid that was cropped as ``MetaTensor`` with the axes, affine and metadata of the file."""
+    """Return an array on the grid before the crop as ``MetaTensor`` with axes, affine and metadata of the file."""
     affine = np.asarray(record["affine"])
     if record["orientation"]:
         array = restore_axes(array, affine, record["orientation"])

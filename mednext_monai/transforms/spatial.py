@@ -1,6 +1,6 @@
-"""Rotation and scaling in one interpolation, as the original trains with.
+"""Rotation and scaling in one interpolation, as in the original training.
 
-Source: recipe of MIC-DKFZ/MedNeXt (nnU-Net v1's ``augment_spatial`` with its default 3D parameters), written anew.
+Source: recipe of MIC-DKFZ/MedNeXt (nnU-Net v1's ``augment_spatial`` with its default 3D parameters), reimplemented.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from .splines import HALO, affine_labels, affine_spline
 __all__ = ["RandRotateScaled", "SpatialDraw", "draw_about_one", "interpolate_box"]
 
 MODES = ("image", "label")
-BOX_ROTATION, BOX_SCALE = math.radians(30), 0.85  # by these the original sizes the box that it loads
+BOX_ROTATION, BOX_SCALE = math.radians(30), 0.85  # determine the size of the box that the original loads
 BOX_ROTATION_2D = math.radians(90)
 
 
 def working_dtype(stored: torch.dtype, mode: str) -> torch.dtype:
-    """In what interpolation computes: images in float32, labels in int16, or in int8 if they are stored so."""
+    """Return the type for interpolation: float32 for images, int16 for labels, or int8 if stored as int8."""
     if mode == "image":
         return torch.float32
     return torch.int8 if stored == torch.int8 else torch.int16
 
 
 def draw_about_one(random: np.random.RandomState, low: float, high: float) -> float:
-    """A factor that is as often below as above 1: uniform in ``(low, 1)`` or ``(1, high)``, half of the time each."""
+    """Draw a factor uniformly from ``(low, 1)`` or ``(1, high)``, with probability 0.5 each."""
     if random.uniform() < 0.5 and low < 1:
         return random.uniform(low, min(1.0, high))
     return random.uniform(max(low, 1.0), max(high, 1.0))
@@ -42,10 +42,10 @@ def draw_about_one(random: np.random.RandomState, low: float, high: float) -> fl
 
 def rotation_matrix(angles: Sequence[float]) -> np.ndarray:
     """
-    Rotation about the three axes, ``(3, 3)``; angles in radians.
+    Return the matrix ``(3, 3)`` of a rotation about three axes; angles in radians.
 
-    The original stores axes as (z, y, x) and turns about its first axis first; with axes (x, y, z) the order is the
-    reverse. The matrix maps output to input positions relative to the centre.
+    The original stores axes as (z, y, x) and rotates about its first axis first; with axes (x, y, z) the order is
+    reversed. The matrix maps output to input positions relative to the center.
     """
     matrix = np.eye(3)
     for axis, (i, j) in ((2, (0, 1)), (1, (2, 0)), (0, (1, 2))):
@@ -57,14 +57,14 @@ def rotation_matrix(angles: Sequence[float]) -> np.ndarray:
 
 
 class SpatialDraw(NamedTuple):
-    """What one draw of :py:class:`RandRotateScaled` does, for an output of ``spatial_size``."""
+    """Mapping drawn by :py:class:`RandRotateScaled` for an output of ``spatial_size``."""
 
     matrix: np.ndarray  # (3, 3), output index to input position in voxels
-    offset: np.ndarray  # (3,), position of output index 0, in voxels from the box's first voxel
-    box_size: tuple[int, int, int]  # outside of this box nothing is read
+    offset: np.ndarray  # (3,), position of output index 0, in voxels from the first voxel of the box
+    box_size: tuple[int, ...]  # (3,); only voxels in this box are read
 
     def needed(self, spatial_size: Sequence[int], mode: str) -> tuple[np.ndarray, np.ndarray]:
-        """The part of the box that an output depends on: first voxel and size, each ``(3,)``."""
+        """Return the part of the box that the output depends on: first voxel and size, each ``(3,)``."""
         halo = HALO + 1 if mode == "image" else 0
         ends = np.outer(np.asarray(spatial_size) - 1, [0, 1]).T  # (2, 3)
         corners = np.array([[ends[c >> d & 1, d] for d in range(3)] for c in range(8)]) @ self.matrix.T + self.offset
@@ -78,14 +78,15 @@ def interpolate_box(
     values: torch.Tensor, draw: SpatialDraw, start: np.ndarray, spatial_size: Sequence[int], mode: str
 ) -> torch.Tensor:
     """
-    Rotate and scale the part of a box that begins at its voxel ``start``.
+    Rotate and scale the part of a box that starts at its voxel ``start``.
 
     Args:
         values: ``(C, X, Y, Z)``: float32 images, or int8 or int16 labels.
-        draw: the map.
-        start: ``(3,)``, as given by :py:meth:`SpatialDraw.needed`.
+        draw: the mapping.
+        start: ``(3,)``, as returned by :py:meth:`SpatialDraw.needed`.
         spatial_size: output size.
-        mode: "image": cubic spline, 0 outside; "label": per-label linear indicator of at least 0.5, -1 outside.
+        mode: "image" for a cubic spline, 0 outside; "label" for linear interpolation of each label's indicator, with a
+            threshold of 0.5, -1 outside.
 
     Returns:
         ``(C, *spatial_size)``, in the dtype of ``values``.
@@ -101,32 +102,34 @@ class RandRotateScaled(MapTransform, Randomizable):
     """
     Dictionary transform: random rotation and isotropic scaling of ``(C, X, Y, Z)``, with one interpolation for both.
 
-    Written for this package because MONAI's ``RandAffined`` draws rotation and scaling together, one factor per axis,
-    interpolates samples that neither hits when sizes differ by an odd number, and takes labels from the nearest voxel.
-    Here rotation and scaling fire independently, all three angles are drawn, the one factor is as often below as above
-    1 and multiplies coordinates (above 1 shows more, smaller). Images: cubic spline, 0 outside. Labels: linear
-    interpolation of each label's indicator, won at 0.5; -1 outside. When nothing fires the centre is cut out,
-    beginning at voxel ``(size - spatial_size) // 2``, exact to the bit. When something fires the output is
-    about the exact centre, which for an odd difference lies half a voxel further on; so does the original's.
+    Written for this package because MONAI's ``RandAffined`` draws rotation and scaling together, with one factor per
+    axis, interpolates even samples that get neither if the sizes differ by an odd number, and samples labels from the
+    nearest voxel. Here rotation and scaling are applied independently. All three angles are drawn. The scale factor is
+    below and above 1 equally often and multiplies coordinates (above 1, structures become smaller). Images: cubic
+    spline, 0 outside. Labels: linear interpolation of each label's indicator, with a threshold of 0.5; -1 outside.
 
-    In training, give it to :py:class:`~mednext_monai.transforms.RandPatchd`, which then reads from disk only the
-    box that the drawn map needs. On its own it takes volumes in memory. It is not lazy: MONAI carries out pending
-    operations before it. It cannot be inverted; a ``MetaTensor`` gets the affine matrix of its new grid.
+    If neither is applied, the output is an exact center crop from voxel ``(size - spatial_size) // 2``. Otherwise the
+    output is about the exact center, which for an odd difference is half a voxel further, as in the original.
+
+    In training, pass it to :py:class:`~mednext_monai.transforms.RandPatchd`, which then reads only the required box
+    from disk. Used alone, it needs volumes in memory. It is not lazy (MONAI applies pending operations before it) and
+    not invertible; a ``MetaTensor`` gets the affine matrix of its new grid.
 
     Args:
-        keys: keys of images and labels on one grid.
-        spatial_size: output size in voxels, one number or three. Defaults to ``None``, the input's.
+        keys: keys of images and labels on the same grid.
+        spatial_size: output size in voxels, one number or three. Defaults to ``None``, the size of the input.
         mode: "image" or "label" per key, or one for all. Defaults to "image".
-        rotate_prob: how often it rotates. Defaults to 0.2.
-        scale_prob: how often it scales. Defaults to 0.2.
+        rotate_prob: probability of rotation. Defaults to 0.2.
+        scale_prob: probability of scaling. Defaults to 0.2.
         rotate_range: largest angle about each axis, in degrees; one number or three. Defaults to 30.
         scale_range: smallest and largest factor. Defaults to ``(0.7, 1.4)``.
         dummy_2d: rotate and scale only in the plane of thick slices, up to 180 degrees. Defaults to ``False``.
-        thin_axis: the axis across the slices, for ``dummy_2d``. Defaults to 2, the last.
+        thin_axis: axis across the slices, for ``dummy_2d``. Defaults to 2, the last.
         allow_missing_keys: see :py:class:`monai.transforms.MapTransform`.
 
     Raises:
-        ValueError: unknown mode, a range with low above high or not positive, an axis other than 0, 1, 2.
+        ValueError: if a mode is unknown, ``scale_range`` is not positive and ascending, or ``thin_axis`` is not 0, 1 or
+            2.
 
     Source: nnU-Net v1's ``augment_spatial`` as MIC-DKFZ/MedNeXt calls it (p 0.2 and 0.2, 30 degrees, 0.7 to 1.4).
     """
@@ -161,22 +164,22 @@ class RandRotateScaled(MapTransform, Randomizable):
         self.scale: float | None = None
 
     def randomize(self, data: Any = None) -> None:
-        """Draw ``angles`` (three, radians) and ``scale``; ``None`` for what does not fire."""
+        """Draw ``angles`` (three, radians) and ``scale``; ``None`` if not applied."""
         self.angles = self.scale = None
         if self.R.uniform() < self.rotate_prob:
-            limits = self.rotate_range
+            limits: Sequence[float] = self.rotate_range
             if self.thin_axis is not None:
                 limits = [math.pi if axis == self.thin_axis else 0.0 for axis in range(3)]
             self.angles = tuple(self.R.uniform(-limit, limit) for limit in limits)
         if self.R.uniform() < self.scale_prob:
             self.scale = draw_about_one(self.R, *self.scale_range)
 
-    def box_size(self, spatial_size: Sequence[int]) -> tuple[int, int, int]:
+    def box_size(self, spatial_size: Sequence[int]) -> tuple[int, ...]:
         """
-        Size of the box that the original loads for an output of ``spatial_size``: 205 for 128, in each axis.
+        Return the size of the box that the original loads for an output of ``spatial_size``: 205 for 128, per axis.
 
-        It holds a rotation by 30 degrees about each single axis and a factor of 1 / 0.85, whatever the ranges; what a
-        stronger map would see beyond it is zero.
+        It fits a rotation by 30 degrees about any single axis and a factor of 1 / 0.85, independent of the ranges;
+        stronger mappings see zeros outside.
         """
         size = np.asarray(spatial_size, dtype=float)
         box = size.copy()
@@ -192,7 +195,7 @@ class RandRotateScaled(MapTransform, Randomizable):
         return tuple(int(n) for n in box)
 
     def draw(self, spatial_size: Sequence[int], box_size: Sequence[int]) -> SpatialDraw | None:
-        """The last draw as a map about the centre of a box of ``box_size``, or ``None`` if nothing fires."""
+        """Return the last draw as a mapping about the center of a box of ``box_size``, or ``None`` if not applied."""
         if self.angles is None and self.scale is None:
             return None
         matrix = rotation_matrix(self.angles or (0.0, 0.0, 0.0))
@@ -212,8 +215,8 @@ class RandRotateScaled(MapTransform, Randomizable):
             size = ensure_tuple_size(self.spatial_size or shape, 3)
             draw = self.draw(size, shape)
             if draw is None:
-                start = [(n - s) // 2 for n, s in zip(shape, size)]
-                if min(start) < 0:
+                start = np.array([(n - s) // 2 for n, s in zip(shape, size)])
+                if start.min() < 0:
                     raise ValueError(f"spatial_size {size} is larger than the volume {tuple(shape)} of key {key!r}.")
                 out = values[(slice(None), *(slice(b, b + s) for b, s in zip(start, size)))].clone()
                 to_input = homogeneous(np.eye(3), start)
@@ -228,8 +231,8 @@ class RandRotateScaled(MapTransform, Randomizable):
         return d
 
 
-def homogeneous(matrix: np.ndarray, offset: Sequence[float]) -> np.ndarray:
-    """The affine matrix ``(4, 4)``, float64, of ``matrix @ index + offset``."""
+def homogeneous(matrix: np.ndarray, offset: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Return the affine matrix ``(4, 4)``, float64, of ``matrix @ index + offset``."""
     out = np.eye(4)
     out[:3, :3], out[:3, 3] = matrix, offset
     return out
@@ -237,11 +240,11 @@ def homogeneous(matrix: np.ndarray, offset: Sequence[float]) -> np.ndarray:
 
 def on_new_grid(values: torch.Tensor, source: Any, to_input: np.ndarray) -> torch.Tensor:
     """
-    ``values`` with its place in space: a ``MetaTensor``, or a plain tensor if MONAI's ``set_track_meta`` is off.
+    Return ``values`` as ``MetaTensor``, or as plain tensor if MONAI's ``set_track_meta`` is off.
 
     Args:
-        values: the new grid, ``(C, *spatial)``.
-        source: what it was made from; its meta data is taken over if it is a ``MetaTensor``.
+        values: values on the new grid, ``(C, *spatial)``.
+        source: the input; its metadata are copied if it is a ``MetaTensor``.
         to_input: ``(4, 4)``, from voxels of ``values`` to voxels of ``source``.
     """
     values = values.as_tensor() if isinstance(values, MetaTensor) else values

@@ -1,17 +1,16 @@
 """Exact interpolation of images and labels on the CPU, fast enough for every training patch.
 
-Interpolation with scipy is one loop over all output voxels, 64 neighbours each. The same numbers come out faster by
-two reformulations:
+SciPy loops over all output voxels, with 64 neighbors each. Two reformulations give the same values faster:
 
-- Whatever acts axis by axis (scaling, Gaussian smoothing, lower resolution) is one small matrix per axis, and applying
-  it is a matrix product, the spline's prefilter and its rule at the border included.
-- A rotation is not separable. Its 16 in-plane neighbours per voxel are a weighted sum of table rows, which is what
-  ``torch.nn.functional.embedding_bag`` computes; each row holds eight neighbouring coefficients along the last axis,
-  of which the four needed get a weight.
+- Separable operations (scaling, Gaussian smoothing, lower resolution) are products with one small matrix per axis,
+  which includes the prefilter of the spline and the border rule.
+- A rotation is not separable. For each voxel, 16 in-plane neighbors are a weighted sum of table rows, which
+  ``torch.nn.functional.embedding_bag`` computes; each row holds eight neighboring coefficients along the last axis, of
+  which four have nonzero weight.
 
-Coordinates are computed in float64; image arithmetic is float32. Against scipy in float64 the images differ by some
-1e-6 of the intensity range. Border rule: that of ``scipy.ndimage.map_coordinates(mode="constant")``, whose spline is
-mirrored about the outermost voxel centres and whose value outside of them is the constant.
+Coordinates are computed in float64, images in float32. Images differ from those of SciPy in float64 by about 1e-6 of
+the intensity range. The border rule is that of ``scipy.ndimage.map_coordinates(mode="constant")``: the spline is
+mirrored about the outermost voxel centers, and the value outside of them is the constant.
 """
 
 from __future__ import annotations
@@ -28,14 +27,14 @@ from ..memory import empty
 __all__ = ["affine_labels", "affine_spline", "apply_along_axes", "spline_matrix"]
 
 HALO = 10  # voxels after which a voxel's influence on spline coefficients has fallen to (2 - sqrt(3))^10 = 2e-6
-SLAB, BLOCK = 8, 48  # rows of the prefilter's band taken together: first axis (to stay in cache), others (times ROW)
-ROW, STEP = 8, 5  # neighbouring coefficients along the last axis in one table row; voxels from row to row
+SLAB, BLOCK = 8, 48  # rows of the prefilter's band per product: first axis (to stay in cache), others (times ROW)
+ROW, STEP = 8, 5  # neighboring coefficients along the last axis in one table row; voxels from row to row
 POLE = math.sqrt(3) - 2  # of the cubic spline's prefilter
 REACH, TINY = 24, 1e-14  # voxels after which the prefilter's weight has fallen to 2e-14; smallest matrix entry kept
 
 
 def cubic_bspline(distance: torch.Tensor) -> torch.Tensor:
-    """Cubic B-spline at ``distance`` voxels from its centre, any shape; non-zero for distances below 2."""
+    """Return the cubic B-spline at ``distance`` voxels from its center, any shape; nonzero for distances below 2."""
     distance = distance.abs()
     outer, inner = (2 - distance).clamp_(min=0), (1 - distance).clamp_(min=0)
     return (outer.pow(3) - inner.pow(3).mul_(4)).div_(6)
@@ -44,10 +43,10 @@ def cubic_bspline(distance: torch.Tensor) -> torch.Tensor:
 @lru_cache(maxsize=256)
 def _prefilter(size: int) -> torch.Tensor:
     """
-    The matrix ``(size, size)``, float64, from samples to cubic spline coefficients under mirrored borders.
+    Return the matrix ``(size, size)``, float64, from samples to cubic spline coefficients, with mirrored borders.
 
-    It inverts ``(c[i-1] + 4 c[i] + c[i+1]) / 6``: a coefficient is the sum of the samples, weighted by
-    ``sqrt(3) * POLE ** distance``, continued beyond the border by mirroring.
+    It inverts ``(c[i-1] + 4 c[i] + c[i+1]) / 6``: a coefficient is the sum of the samples, extended by
+    mirroring and weighted by ``sqrt(3) * POLE ** distance``.
     """
     if size == 1:
         return torch.ones(1, 1, dtype=torch.float64)
@@ -59,10 +58,10 @@ def _prefilter(size: int) -> torch.Tensor:
 
 def spline_matrix(coordinates: torch.Tensor, size: int) -> torch.Tensor:
     """
-    Cubic spline interpolation along one axis as a matrix.
+    Return cubic spline interpolation along one axis as a matrix.
 
     Args:
-        coordinates: ``(n,)``, float64, positions in voxels; 0 is the first voxel's centre.
+        coordinates: ``(n,)``, float64, positions in voxels; 0 is the center of the first voxel.
         size: number of voxels of the axis.
 
     Returns:
@@ -74,11 +73,11 @@ def spline_matrix(coordinates: torch.Tensor, size: int) -> torch.Tensor:
     taps = _mirrored(taps.long().clamp(-size, 2 * size), size)
     matrix = torch.zeros(len(coordinates), size, dtype=torch.float64)
     matrix = matrix.scatter_add_(1, taps, weights) @ _prefilter(size)
-    return matrix.where(matrix.abs() > TINY, 0)  # changes nothing; denormal numbers would make products slow
+    return matrix.where(matrix.abs() > TINY, 0)  # denormal numbers would make products slow
 
 
 def _mirrored(index: torch.Tensor, size: int) -> torch.Tensor:
-    """Indices folded back into ``[0, size)`` by mirroring about the outermost voxel centres."""
+    """Map indices into ``[0, size)`` by mirroring about the outermost voxel centers."""
     if size == 1:
         return torch.zeros_like(index)
     index = index.abs() % (2 * (size - 1))
@@ -87,22 +86,22 @@ def _mirrored(index: torch.Tensor, size: int) -> torch.Tensor:
 
 def apply_along_axes(volume: torch.Tensor, matrices: Sequence[torch.Tensor | None]) -> torch.Tensor:
     """
-    Multiply every line along each axis of ``volume`` by that axis' matrix.
+    Multiply all lines along each axis of ``volume`` by the matrix of the axis.
 
     Args:
         volume: ``(..., *spatial)``, as many spatial dimensions as there are matrices.
-        matrices: per spatial axis ``(out, in)``, or ``None`` where nothing happens.
+        matrices: ``(out, in)`` per spatial axis, or ``None`` for an unchanged axis.
 
     Returns:
-        ``(..., *out)``, in the dtype of ``volume``; ``volume`` itself when every matrix is ``None``.
+        ``(..., *out)``, in the dtype of ``volume``; ``volume`` itself if every matrix is ``None``.
     """
     order = sorted(
-        (axis for axis, matrix in enumerate(matrices) if matrix is not None),
-        key=lambda axis: matrices[axis].shape[0] / matrices[axis].shape[1],  # shrinking axes first
+        ((axis, matrix) for axis, matrix in enumerate(matrices) if matrix is not None),
+        key=lambda entry: entry[1].shape[0] / entry[1].shape[1],  # shrinking axes first
     )
     dims = len(matrices)
-    for axis in order:
-        matrix = matrices[axis].to(volume)
+    for axis, matrix in order:
+        matrix = matrix.to(volume)
         if axis == dims - 1:
             volume = torch.matmul(volume, matrix.T)
             continue
@@ -116,10 +115,10 @@ def _bands(
     indices: torch.Tensor, size: int, block: int, dtype: torch.dtype
 ) -> Iterator[tuple[slice, slice, torch.Tensor]]:
     """
-    The prefilter's rows ``indices``, beyond the border mirrored, as small dense products.
+    Divide rows ``indices`` of the prefilter, mirrored beyond the border, into small dense products.
 
     Yields:
-        the rows, the columns that they need, and the matrix of these rows and columns, for ``block`` rows at a time.
+        up to ``block`` rows, the columns that they need, and the matrix of these rows and columns.
     """
     indices = _mirrored(indices, size)
     matrix = _prefilter(size)[indices].to(dtype)
@@ -132,17 +131,17 @@ def _bands(
 
 def _coefficient_rows(volume: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
     """
-    The table for ``embedding_bag``: spline coefficients of ``(C, X, Y, Z)`` in rows of ``ROW`` along the last axis.
+    Return the table for ``embedding_bag``: spline coefficients of ``(C, X, Y, Z)`` in rows along the last axis.
 
     Returns:
-        ``(rows, C * ROW)``, and the numbers of rows per step along the first and second axis. Coordinate -1 of every
-        axis comes first; beyond the border the coefficients are mirrored.
+        ``(rows, C * ROW)``, and the number of rows per step along the first and second axis. Each axis starts at
+        coordinate -1; beyond the border the coefficients are mirrored.
     """
     channels, x, y, z = volume.shape
     blocks = -(-z // STEP)
     along = torch.arange(blocks)[:, None] * STEP + torch.arange(-1, ROW - 1)
     bands_y = list(_bands(torch.arange(-1, y + 2), y, BLOCK, volume.dtype))
-    spreads_z = []  # per channel, the band between columns of zeros, so that products land where they belong in a row
+    spreads_z = []  # per channel, the band with zero columns, so that products have their position in a row
     for rows, columns, band in _bands(along.flatten(), z, BLOCK, volume.dtype):
         spread = band.new_zeros(channels, band.shape[1], band.shape[0] // ROW, channels, ROW)
         for channel in range(channels):
@@ -172,17 +171,17 @@ def _planes(
     matrix: torch.Tensor, offset: torch.Tensor, size: Sequence[int], shape: Sequence[int]
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]:
     """
-    The sampling positions ``matrix @ index + offset`` of one output plane after the other.
+    Compute the sampling positions ``matrix @ index + offset``, one output plane at a time.
 
     Yields:
-        the points and the first corners of the cells that they lie in, each ``(3, P)``, float64, with ``P = size[1] *
-        size[2]``, and which points lie within a volume of ``shape``, ``(P,)``, or ``None`` when all do. A point
-        outside is replaced by the first voxel.
+        the points and the first corners of their cells, each ``(3, P)``, float64, with ``P = size[1] * size[2]``; and
+        which points are inside a volume of ``shape``, ``(P,)``, or ``None`` if all are. Points outside are replaced by
+        the first voxel.
     """
     rows = torch.arange(size[1], dtype=torch.float64)[:, None] * matrix[:, 1, None, None]
     columns = torch.arange(size[2], dtype=torch.float64) * matrix[:, 2, None, None]
     plane = (rows + columns).reshape(3, -1)
-    ends = plane[:, [0, size[2] - 1, -size[2], -1]]  # an affine map's extremes lie at the corners
+    ends = plane[:, [0, size[2] - 1, -size[2], -1]]  # extremes of an affine map are at the corners
     last = torch.as_tensor(shape, dtype=torch.float64)[:, None] - 1
     for i in range(size[0]):
         start = (matrix[:, 0] * i + offset)[:, None]
@@ -246,11 +245,11 @@ def affine_spline(
 @lru_cache(maxsize=8)
 def _weight_spreads(channels: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """
-    Matrices from powers of the position in a cell to the weights of all taps.
+    Return the matrices from powers of the position in a cell to the weights of all taps.
 
     Returns:
         ``(4, 16)`` for the first axis and for the second, whose elementwise product weighs the 16 rows, and
-        ``(STEP * 4, channels * ROW)`` for the entries of a row, by where in the row the four taps begin.
+        ``(STEP * 4, channels * ROW)`` for the entries of a row, by the position of the first of the four taps.
     """
     # column k: the polynomial in t of the tap at k - 1 voxels from the cell's first corner
     spline = torch.tensor([[1, 4, 1, 0], [-3, 0, 3, 0], [3, -6, 3, 0], [-1, 3, -3, 1]]) / 6
@@ -264,10 +263,10 @@ def affine_labels(
     labels: torch.Tensor, matrix: torch.Tensor, offset: torch.Tensor, size: Sequence[int], outside: int = -1
 ) -> torch.Tensor:
     """
-    Labels at ``matrix @ index + offset``: per label a linear interpolation of its indicator, won at 0.5 or more.
+    Labels at ``matrix @ index + offset``: the label whose linearly interpolated indicator is at least 0.5.
 
-    Of two labels at exactly 0.5 the larger wins; a voxel that no label wins becomes 0. Where all eight neighbours
-    carry one label nothing is interpolated.
+    Of two labels at exactly 0.5 the larger is taken; if no label reaches 0.5, the result is 0. Voxels whose eight
+    neighbors have the same label are not interpolated.
 
     Args:
         labels: ``(X, Y, Z)``, a signed integer type, every size at least 2.
@@ -281,7 +280,7 @@ def affine_labels(
     """
     mixed = torch.iinfo(labels.dtype).min
     low = high = labels
-    for axis in range(3):  # the least and greatest label of the cell that begins at a voxel
+    for axis in range(3):  # the smallest and largest label of the cell that starts at a voxel
         low, high = _with_next(torch.minimum, low, axis), _with_next(torch.maximum, high, axis)
     cells = torch.where(low == high, low, mixed)
     if _is_diagonal(matrix):
@@ -307,7 +306,7 @@ def _scaled_labels(
     size: Sequence[int],
     outside: int,
 ) -> torch.Tensor:
-    """:py:func:`affine_labels` for a diagonal matrix: cells are picked axis by axis."""
+    """:py:func:`affine_labels` for a diagonal matrix: cells are selected axis by axis."""
     positions, beyond = [], []
     for axis, n in enumerate(labels.shape):
         position = step[axis] * torch.arange(size[axis], dtype=torch.float64) + offset[axis]
@@ -329,7 +328,7 @@ def _is_diagonal(matrix: torch.Tensor) -> bool:
 
 
 def _with_next(operation: Callable[..., torch.Tensor], values: torch.Tensor, axis: int) -> torch.Tensor:
-    """``operation`` on every voxel and its neighbour one further along ``axis``; the last voxels stay."""
+    """Apply ``operation`` to each voxel and the next one along ``axis``; the last voxels are unchanged."""
     out = values.clone()
     n = values.shape[axis] - 1
     operation(values.narrow(axis, 0, n), values.narrow(axis, 1, n), out=out.narrow(axis, 0, n))
@@ -337,24 +336,24 @@ def _with_next(operation: Callable[..., torch.Tensor], values: torch.Tensor, axi
 
 
 def _vote(labels: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
-    """The label with a linear weight of at least 0.5 at each of ``points``, ``(3, K)``, which lie inside the volume."""
+    """Return the label with a linear weight of at least 0.5 at ``points``, ``(3, K)``, inside the volume."""
     cell = points.floor()
     fraction = points - cell
     index = cell.to(torch.int64)
     last = [n - 1 for n in labels.shape]
-    neighbours, weights = [], []
+    neighbors, weights = [], []
     for corner in product((0, 1), repeat=3):
         x, y, z = ((i + c).clamp_(max=n) for i, c, n in zip(index, corner, last))
-        neighbours.append(torch.take(labels, (x * labels.shape[1] + y) * labels.shape[2] + z))
+        neighbors.append(torch.take(labels, (x * labels.shape[1] + y) * labels.shape[2] + z))
         x, y, z = (f if c else 1 - f for f, c in zip(fraction, corner))
         weights.append(x * y * z)
-    winner = torch.zeros_like(neighbours[0])
+    winner = torch.zeros_like(neighbors[0])
     won = torch.zeros_like(winner, dtype=torch.bool)
-    for label in neighbours:
+    for label in neighbors:
         votes = torch.zeros_like(fraction[0])
-        for other, weight in zip(neighbours, weights):
+        for other, weight in zip(neighbors, weights):
             votes.addcmul_(weight, (other == label).to(weight.dtype))
-        # a hair below 0.5: the sum of the weights is 1 only up to rounding
+        # slightly below 0.5, since the sum of the weights is 1 only up to rounding
         better = (votes >= 0.5 - 1e-12) & (~won | (label > winner))
         winner = torch.where(better, label, winner)
         won |= better

@@ -139,7 +139,7 @@ def _infer(state_dict: Mapping[str, torch.Tensor]) -> NetworkDescription:
     found = (ratios, counts, use_grn, base_channels) if use_residual_resampling else None
     rows = {(row.expansion_ratio, row.block_counts, row.use_grn, row.base_channels): v for v, row in VARIANTS.items()}
     return NetworkDescription(
-        variant=rows.get(found),
+        variant=rows.get(found) if found else None,
         encoder_kernel_size=int(state_dict["enc_block_0.0.conv1.weight"].shape[-1]),
         decoder_kernel_size=int(state_dict["bottleneck.0.conv1.weight"].shape[-1]),
         spatial_dims=stem.ndim - 2,

@@ -94,7 +94,7 @@ def test_all_problems_come_in_one_list(tmp_path):
         f"case_00: {tmp_path}/imagesTr/case_00_0001.nii.gz: no such file",
         f"case_01: {tmp_path}/imagesTr/case_01_0000.nii.gz: cannot be read",
         f"case_02: {tmp_path}/labelsTr/case_02.nii.gz: no such file",
-        "case_03, case_04: the same image",
+        "case_03, case_04: identical images",
     ):
         assert sum(problem.startswith(start) for problem in problems) == 1, problems
     assert len(problems) == 4
@@ -106,7 +106,7 @@ def test_missing_foreground_and_classes_are_warnings_unless_there_is_none_at_all
     save(tmp_path / "labelsTr/case_00.nii.gz", (LABEL == 1).astype(np.uint8))
     _, warnings = scan(read_dataset(tmp_path), processes=0, progress=False)
     assert warnings == [
-        f"case_01: {tmp_path}/labelsTr/case_01.nii.gz: has no foreground; its patches are drawn at random places.",
+        f"case_01: {tmp_path}/labelsTr/case_01.nii.gz: has no foreground; its patches are drawn at random positions.",
         "label 2 'two' occurs in no case",
     ]
     save(tmp_path / "labelsTr/case_00.nii.gz", np.zeros(SHAPE, np.uint8))

@@ -88,7 +88,7 @@ def test_an_empty_list_and_an_id_twice_are_named(tmp_path):
     make_decathlon(tmp_path, cases=2)
     entry = {"image": "imagesTr/case_00.nii.gz", "label": "labelsTr/case_00.nii.gz"}
     describe(tmp_path, training=[entry, entry])
-    with pytest.raises(DatasetError, match="case_00: this case id comes 2 times"):
+    with pytest.raises(DatasetError, match="case_00: this case id occurs 2 times"):
         read_dataset(tmp_path)
     describe(tmp_path, training=[])
     with pytest.raises(DatasetError, match="no training case"):
@@ -199,7 +199,7 @@ def test_missing_and_superfluous_channels_are_named_in_one_list(images):
     for line in (
         "a_0000.nii.gz: case a has two files of this channel",
         "a_0002.nii.gz: is channel 2, counted from 0; in_channels is 2",
-        "c.nii.gz: its name does not end in the number of a channel, such as _0000",
+        "c.nii.gz: the name does not end in a channel number such as _0000",
         "a: has no file a_0001; in_channels is 2",
         "b: has no file b_0000; in_channels is 2",
     ):
@@ -264,7 +264,7 @@ def test_case_listed_twice(dataset):
     content = json.loads((dataset / "dataset.json").read_text())
     content["training"].append(content["training"][0])
     (dataset / "dataset.json").write_text(json.dumps(content))
-    with pytest.raises(ValueError, match="box_0: this case id comes 2 times"):
+    with pytest.raises(ValueError, match="box_0: this case id occurs 2 times"):
         training_cases(dataset, 0)
 
 

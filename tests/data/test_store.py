@@ -197,8 +197,8 @@ def test_wrong_lists_are_refused_before_anything_is_written(cases, tmp_path):
     wrong = [*cases, cases[0], {"id": "../x", "image": cases[0]["image"]}, {"id": "y", "image": "nowhere.nii"}]
     with pytest.raises(ValueError) as error:
         run(wrong, tmp_path / "cache")
-    assert "'case_0' is given twice" in str(error.value)
-    assert "'../x'" in str(error.value) and "nowhere.nii is no file" in str(error.value)
+    assert "'case_0' occurs twice" in str(error.value)
+    assert "'../x'" in str(error.value) and "nowhere.nii is not a file" in str(error.value)
     assert not (tmp_path / "cache").exists()
 
 

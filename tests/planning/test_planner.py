@@ -101,7 +101,7 @@ def test_the_patch_can_be_asked_for():
         with pytest.raises(ValueError, match="patch_size must be one or three positive multiples of 16, got"):
             make_plan(make_dataset(), cases, patch_size=patch_size)
     for batch_size in (0, 1.5, True):
-        with pytest.raises(ValueError, match="batch_size must be a positive whole number"):
+        with pytest.raises(ValueError, match="batch_size must be a positive integer"):
             make_plan(make_dataset(), cases, batch_size=batch_size)
 
 
@@ -117,7 +117,7 @@ def test_the_patch_can_be_asked_for():
         ("CT perfusion", 0.5, "zscore"),
     ],
 )
-def test_normalisation_follows_the_name_and_the_crop(name, kept, expected):
+def test_normalization_follows_the_name_and_the_crop(name, kept, expected):
     cases = make_cases((100, 10, 10), cropped=(int(100 * kept), 10, 10))
     result = make_plan(make_dataset(name), cases)
     assert result["normalization"] == [expected]
@@ -217,7 +217,7 @@ def test_an_output_that_cannot_be_written_is_found_before_the_work(tmp_path):
         plan(tmp_path / "data", tmp_path / "nowhere" / "my.json")
     with pytest.raises(ValueError, match="must be a .json file, got"):
         plan(tmp_path / "data", tmp_path / "my.yaml")
-    with pytest.raises(ValueError, match="batch_size must be a positive whole number, got 0"):
+    with pytest.raises(ValueError, match="batch_size must be a positive integer, got 0"):
         plan(tmp_path / "data", tmp_path / "my.json", batch_size=0)
     with pytest.raises(ValueError, match="gpu_memory must be a positive number of GiB, got -1"):
         plan(tmp_path / "data", tmp_path / "my.json", gpu_memory=-1)

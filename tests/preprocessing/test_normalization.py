@@ -1,4 +1,4 @@
-"""The promises: crop, resampling and normalisation as published, on arrays and as MONAI transforms, and the exact way
+"""The promises: crop, resampling and normalization as published, on arrays and as MONAI transforms, and the exact way
 back to the grid, affine and header of the file."""
 
 from __future__ import annotations
