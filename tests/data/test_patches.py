@@ -28,7 +28,7 @@ def test_cases_are_drawn_uniformly_with_replacement_and_slots_alternate():
     counts = Counter(d["n"] for d in drawn)
     assert len(counts) == 5 and all(low < count < high for count in counts.values())
     assert [d["force_foreground"] for d in drawn[:6]] == [False, True] * 3
-    # with replacement: neighbouring draws repeat as often as chance has it
+    # with replacement: neighboring draws repeat as often as expected by chance
     low, high = binomial_band(1999, 0.2)
     assert low < sum(a["n"] == b["n"] for a, b in zip(drawn, drawn[1:])) < high
 

@@ -35,7 +35,7 @@ PLAN = {"spacing": [1, 1, 1], "normalization": ["masked_zscore"]}
 AFFINE = np.diag([1.5, 1, 2, 1.0])
 
 
-def write_case(folder, name: str, seed: int, labelled: bool = True) -> dict:
+def write_case(folder, name: str, seed: int, labeled: bool = True) -> dict:
     """A small case with a zero border and one class."""
     random = np.random.RandomState(seed)
     image = random.rand(10, 12, 9).astype(np.float32) + 1
@@ -44,7 +44,7 @@ def write_case(folder, name: str, seed: int, labelled: bool = True) -> dict:
     label[4:8, 3:9, 2:6] = 1
     case = {"id": name, "image": str(folder / f"{name}_0000.nii.gz"), "label": None}
     nibabel.save(nibabel.Nifti1Image(image, AFFINE), case["image"])
-    if labelled:
+    if labeled:
         case["label"] = str(folder / f"{name}.nii.gz")
         nibabel.save(nibabel.Nifti1Image(label, AFFINE), case["label"])
     return case
@@ -100,8 +100,8 @@ def test_parallel_processes_store_the_same(cases, tmp_path, capfd, caplog):
     assert "3 cases to preprocess into" in output and "free" in output and "3/3" in output
 
 
-def test_unlabelled_case(tmp_path):
-    stored = run([write_case(tmp_path, "test_1", 0, labelled=False)], tmp_path / "cache")[0]
+def test_unlabeled_case(tmp_path):
+    stored = run([write_case(tmp_path, "test_1", 0, labeled=False)], tmp_path / "cache")[0]
     assert stored["label"] is None and stored["foreground"] is None
     assert np.load(stored["image"]).shape == (1, 12, 12, 18)
     assert sorted(os.listdir(os.path.dirname(stored["info"]))) == ["case.json", "image.npy"]
@@ -145,7 +145,7 @@ def test_same_size_and_times_set_back_are_still_noticed(cases, tmp_path, prepare
     assert prepared == ["case_0", "case_0"]
 
 
-def test_moved_data_is_recognised(cases, tmp_path, prepared):
+def test_moved_data_is_recognized(cases, tmp_path, prepared):
     run(cases, tmp_path / "cache")
     (tmp_path / "moved").mkdir()
     moved = [

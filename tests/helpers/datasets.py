@@ -78,15 +78,15 @@ BOX_AFFINE = np.array([[-1.1, 0.1, 0, 30], [0.1, 0.9, 0.05, -20], [0, 0, 1.3, 12
 BOX_SHAPE = (34, 38, 30)
 
 
-def write_box_case(folder: Path, name: str, seed: int, labelled: bool = True) -> None:
+def write_box_case(folder: Path, name: str, seed: int, labeled: bool = True) -> None:
     """Write an image with a bright box (class 1) and, inside it, a brighter one (class 2)."""
     label = np.zeros(BOX_SHAPE, np.uint8)
     start = np.random.RandomState(seed).randint(4, 12, 3)
     label[tuple(slice(s, s + 14) for s in start)] = 1
     label[tuple(slice(s + 4, s + 10) for s in start)] = 2
     image = 10 + 5 * label + np.random.RandomState(seed + 100).randn(*BOX_SHAPE)
-    for part, values in (("images", image.astype(np.float32)), ("labels", label))[: 2 if labelled else 1]:
-        save(folder / (part + ("Tr" if labelled else "Ts")) / f"{name}.nii.gz", values, BOX_AFFINE)
+    for part, values in (("images", image.astype(np.float32)), ("labels", label))[: 2 if labeled else 1]:
+        save(folder / (part + ("Tr" if labeled else "Ts")) / f"{name}.nii.gz", values, BOX_AFFINE)
 
 
 def make_boxes(directory: Path) -> Path:
@@ -94,7 +94,7 @@ def make_boxes(directory: Path) -> Path:
     names = [f"box_{i}" for i in range(6)]
     for i, name in enumerate(names):
         write_box_case(directory, name, i)
-    write_box_case(directory, "box_9", 9, labelled=False)
+    write_box_case(directory, "box_9", 9, labeled=False)
     describe(
         directory,
         name="Boxes",
@@ -119,7 +119,7 @@ def rotated_affine(spacing=(2.0, 0.7, 1.2), origin=(-90.5, 33.0, 210.25)) -> np.
 
 
 def example(shape=(14, 22, 17)) -> tuple[np.ndarray, np.ndarray]:
-    """Two channels, zero at the borders and in a hole; two nested classes and a labelled voxel outside the region."""
+    """Two channels, zero at the borders and in a hole; two nested classes and a labeled voxel outside the region."""
     random = np.random.RandomState(0)
     image = (ndimage.gaussian_filter(random.randn(2, *shape), (0, 1, 1, 1)) * 200 + 60).astype(np.float32)
     image[:, :2] = image[:, -3:] = image[:, :, :4] = image[..., -1:] = 0

@@ -62,11 +62,11 @@ def test_published_patch_begins_between_one_voxel_outside_and_the_last_that_fits
     low, high = np.min(starts, axis=0), np.max(starts, axis=0)
     assert (low[0], high[0]) == (-1, 4)  # 132 - 128
     assert (low[1], high[1]) == (-1, 22)
-    # smaller than the patch: the original centres, to a voxel
+    # smaller than the patch: the original centers, to a voxel
     assert (low[2], high[2]) == (-15, -14)
 
 
-def test_forced_patch_has_its_voxel_at_the_centre_and_overhangs_only_at_the_high_end():
+def test_forced_patch_has_its_voxel_at_the_center_and_overhangs_only_at_the_high_end():
     crop = RandPatchd(KEYS, 128, augmentation=RandRotateScaled(KEYS))
     for voxel, start in [((100, 100, 100), (36, 36, 36)), ((149, 0, 64), (85, -1, 0)), ((10, 63, 62), (-1, -1, -1))]:
         crop.randomize((150, 150, 150), {1: np.array([voxel])})

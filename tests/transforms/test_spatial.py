@@ -66,7 +66,7 @@ def test_factors_lie_on_both_sides_of_one():
     assert all(1.1 <= draw_about_one(random, 1.1, 1.3) <= 1.3 for _ in range(50))
 
 
-def test_without_a_hit_the_centre_is_cut_out_unchanged():
+def test_without_a_hit_the_center_is_cut_out_unchanged():
     image = volume((25, 24, 23)).astype(np.float32)
     out = RandRotateScaled("image", 16, rotate_prob=0, scale_prob=0)({"image": image})["image"]
     np.testing.assert_array_equal(out, image[:, 4:20, 4:20, 3:19])

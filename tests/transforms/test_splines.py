@@ -12,7 +12,7 @@ from mednext_monai.transforms.splines import affine_labels, affine_spline, apply
 
 
 def reference_labels(label, matrix, offset, size) -> np.ndarray:
-    """Per-label linear indicator, won at 0.5, the later label wins; -1 outside the outermost voxel centres."""
+    """Per-label linear indicator, won at 0.5, the later label wins; -1 outside the outermost voxel centers."""
     out = np.zeros(size, dtype=label.dtype)
     for value in np.unique(label):
         share = ndimage.affine_transform((label == value).astype(float), matrix, offset, size, order=1)
@@ -57,7 +57,7 @@ def test_labels_tie_to_the_larger_and_no_winner_is_background():
     assert affine_labels(label, torch.eye(3, dtype=torch.float64), middle, (1, 1, 1)).item() == 0
 
 
-def test_spline_at_voxel_centres_is_the_voxel_and_outside_is_zero():
+def test_spline_at_voxel_centers_is_the_voxel_and_outside_is_zero():
     positions = torch.tensor([-0.01, 0.0, 3.0, 9.0, 9.01], dtype=torch.float64)
     expected = np.zeros((5, 10))
     expected[1, 0] = expected[2, 3] = expected[3, 9] = 1
