@@ -24,7 +24,7 @@ def rewrite(path: str, change, affine=None) -> None:
     [
         (("--fold", "7"), "fold must be one of"),
         (("--in_channels", "2"), "in_channels is 2"),
-        (("--out_channels", "2"), "holds the label value(s) 2"),
+        (("--out_channels", "2"), "contains the label value(s) 2"),
         (("--resume", "True"), "cannot resume"),
         (("--upkern_checkpoint", "none.pt"), "none.pt, does not exist"),
     ],
