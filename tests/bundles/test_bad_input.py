@@ -23,7 +23,7 @@ def rewrite(path: str, change, affine=None) -> None:
     ("options", "message"),
     [
         (("--fold", "7"), "fold must be one of"),
-        (("--in_channels", "2"), "in_channels is 2"),
+        (("--in_channels", "2"), "has 1 channel(s), expected 2 (in_channels)"),
         (("--out_channels", "2"), "contains the label value(s) 2"),
         (("--resume", "True"), "cannot resume"),
         (("--upkern_checkpoint", "none.pt"), "none.pt, does not exist"),
