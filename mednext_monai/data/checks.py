@@ -282,7 +282,7 @@ def _value_problems(path: File, image: np.ndarray) -> tuple[list[str], list[str]
     if image.dtype.kind == "f":
         bad = int(np.count_nonzero(~np.isfinite(image)))
         if bad:
-            return [f"{path}: holds {bad} of {image.size} voxels that are NaN or infinite; all must be finite."], []
+            return [f"{path}: contains {bad} of {image.size} voxels that are NaN or infinite; all must be finite."], []
     if not image.any():
         return [f"{path}: every voxel is zero."], []
     flat = [c for c, channel in enumerate(image) if channel.min() == channel.max()]
@@ -312,7 +312,7 @@ def _class_problems(
             :MAX_VALUES
         ]
         return [
-            f"{path}: holds the label value(s) {', '.join(shown)}; allowed are the integers 0 to "
+            f"{path}: contains the label value(s) {', '.join(shown)}; allowed are the integers 0 to "
             f"{classes - 1} ({classes} classes, {classes_from})."
         ], []
     return [], [] if rounded.any() else [f"{path}: has no foreground; its patches are drawn at random positions."]

@@ -168,8 +168,8 @@ def inference_cases(dataset_dir: str, input_path: str | None = None, in_channels
         source, cases = _test_cases(Path(dataset_dir), in_channels)
     if not cases:
         raise ValueError(
-            f"{source} holds no image to segment: expected files ending in {', '.join(ENDINGS)} there or in the "
-            "folder imagesTs, or a 'test' list in dataset.json; --input names a file or a folder."
+            f"{source} contains no image to segment: expected files ending in {', '.join(ENDINGS)} there or in the "
+            "folder imagesTs, or a 'test' list in dataset.json; --input selects a file or a folder."
         )
     _refuse_duplicates(source, [case["id"] for case in cases])  # their predictions would overwrite each other
     return sorted(cases, key=lambda case: case["id"])
@@ -202,7 +202,7 @@ def _read_json(directory: Path) -> dict:
     except ValueError as e:
         raise DatasetError(directory, [f"dataset.json: not valid JSON: {e}"]) from e
     if not isinstance(description, dict):
-        raise DatasetError(directory, [f"dataset.json: must hold an object, got {type(description).__name__}"])
+        raise DatasetError(directory, [f"dataset.json: must contain an object, got {type(description).__name__}"])
     return description
 
 

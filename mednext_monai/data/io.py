@@ -91,7 +91,7 @@ def read_image(paths: Paths) -> tuple[np.ndarray, np.ndarray]:
         if len(files) > 1 and len(array) > 1:
             raise ValueError(f"{path}: one of {len(files)} files of a case must have one channel, got {len(array)}.")
         if np.isinf(array).any():
-            raise ValueError(f"{path}: holds infinite values.")
+            raise ValueError(f"{path}: contains infinite values.")
         if channels:
             check_grid(path, array.shape[1:], affine, files[0], channels[0].shape[1:], first_affine)
         else:
@@ -170,7 +170,7 @@ def check_grid(
     allowed = AFFINE_TOLERANCE * np.linalg.norm(np.asarray(first_affine)[:3, :3], axis=0).min()
     if not apart <= allowed:
         raise ValueError(
-            f"{path}: lies {apart:.3g} mm away from {first_path} at a corner; their affines must agree to "
+            f"{path}: differs from {first_path} by {apart:.3g} mm at a corner; their affines must agree to "
             f"{allowed:.3g} mm, {AFFINE_TOLERANCE} voxels."
         )
 
@@ -314,6 +314,6 @@ def _spatial_and_channels(shape: Sequence[int], path: str | PathLike) -> tuple[i
 
 def _refuse_other_numbers(dtype: np.dtype, path: str | PathLike) -> None:
     if dtype.names is not None:
-        raise ValueError(f"{path}: holds colors ({', '.join(dtype.names)}); store each channel as a separate volume.")
+        raise ValueError(f"{path}: contains colors ({', '.join(dtype.names)}); store each channel as its own volume.")
     if dtype.kind not in "biuf":
-        raise ValueError(f"{path}: holds values of type {dtype}; expected real numbers.")
+        raise ValueError(f"{path}: contains values of type {dtype}; expected real numbers.")

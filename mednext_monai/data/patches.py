@@ -60,7 +60,7 @@ class PatchDataset(Dataset):
         slot_key: str = "force_foreground",
     ) -> None:
         if len(data) == 0:
-            raise ValueError("data must hold at least one case, got none.")
+            raise ValueError("data must contain at least one case, got none.")
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
         super().__init__(data, transform)

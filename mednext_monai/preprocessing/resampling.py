@@ -96,7 +96,7 @@ def resample_image(image: np.ndarray, shape: Sequence[int], axis: int | None = N
     image = np.asarray(image, dtype=np.float32)
     if not np.isfinite(image).all():
         if np.isinf(image).any():
-            raise ValueError("the image holds infinite values.")
+            raise ValueError("the image contains infinite values.")
         image = np.nan_to_num(image, nan=0.0)
     if image.shape[1:] == shape:
         return image

@@ -10,8 +10,8 @@ from helpers.datasets import rewrite
     ("options", "message"),
     [
         (("--fold", "7"), "fold must be one of"),
-        (("--in_channels", "2"), "expected 2 (in_channels)"),
-        (("--out_channels", "2"), "holds the label value(s) 2"),
+        (("--in_channels", "2"), "has 1 channel(s), expected 2 (in_channels)"),
+        (("--out_channels", "2"), "contains the label value(s) 2"),
         (("--resume", "True"), "cannot resume"),
         (("--upkern_checkpoint", "none.pt"), "none.pt, does not exist"),
     ],

@@ -51,7 +51,7 @@ TURNED = AFFINE @ np.diag([1, 1, 1.02, 1])  # 0.44 mm off at the far end, of vox
             AFFINE,
             r"has \(19, 18, 12\) voxels, but .*imagesTr/case_01.nii.gz has \(20, 18, 12\)",
         ),
-        ("labelsTr", LABEL, TURNED, r"lies 0\.44 mm away from .*imagesTr.*agree to 0\.1 mm, 0\.1 voxels"),
+        ("labelsTr", LABEL, TURNED, r"differs from .*imagesTr.* by 0\.44 mm.*agree to 0\.1 mm, 0\.1 voxels"),
         ("labelsTr", np.stack([LABEL] * 2, -1), AFFINE, "has 2 channels, a label must have one"),
         ("imagesTr", np.full(SHAPE, np.inf, np.float32), AFFINE, "4320 of 4320 voxels that are NaN or infinite"),
         ("imagesTr", np.zeros(SHAPE, np.float32), AFFINE, "every voxel is zero"),
@@ -168,7 +168,7 @@ def test_grids_at_different_places(cases):
     affine[0, 3] += 5
     rewrite(cases[1]["label"], lambda x: x, affine)
     message = problem(cases)
-    assert "labelsTr/box_1.nii.gz: lies 5 mm away from" in message and "affines must agree" in message
+    assert "labelsTr/box_1.nii.gz: differs from" in message and "by 5 mm" in message and "affines must agree" in message
 
 
 def test_grids_that_planning_accepts_are_accepted(cases):
@@ -182,7 +182,7 @@ def test_grids_that_planning_accepts_are_accepted(cases):
 def test_label_value_outside_the_classes(cases, value, shown):
     rewrite(cases[0]["label"], lambda x: np.where(x == 2, np.float32(value), x))
     message = problem(cases)
-    assert re.search(rf"holds the label value\(s\) {re.escape(shown)} \(\d+ voxels\); ", message)
+    assert re.search(rf"contains the label value\(s\) {re.escape(shown)} \(\d+ voxels\); ", message)
     assert "allowed are the integers 0 to 2 (3 classes, out_channels)" in message
 
 
@@ -220,11 +220,11 @@ def test_of_stored_cases_channels_and_classes_are_checked_without_reading_them(c
     assert "box_4.nii.gz: has no foreground" in caplog.text and len(caplog.records) == 1
     with pytest.raises(ValueError, match=r"box_0: has 1 channel\(s\), expected 2"):
         check_cases(cases[:1], 2, 3, settings=settings, cache_dir=cache)
-    with pytest.raises(ValueError, match=r"box_0.nii.gz: holds the label value\(s\) 2; allowed are"):
+    with pytest.raises(ValueError, match=r"box_0.nii.gz: contains the label value\(s\) 2; allowed are"):
         check_cases(cases[:1], 1, 2, settings=settings, cache_dir=cache)
     read.clear()
     rewrite(cases[0]["label"], lambda x: x * 9)
-    with pytest.raises(ValueError, match=r"box_0.nii.gz: holds the label value\(s\) 9 \(\d+ voxels\), 18"):
+    with pytest.raises(ValueError, match=r"box_0.nii.gz: contains the label value\(s\) 9 \(\d+ voxels\), 18"):
         check_cases(cases, 1, 3, 1, settings, cache)
     check_cases(cases[1:2], 1, 3, settings={**settings, "spacing": [1, 1, 1]}, cache_dir=cache)
     assert read == [cases[0]["image"], cases[0]["label"], *[cases[5][key] for key in ("image", "label")]] + [

@@ -102,7 +102,7 @@ def test_files_per_channel_and_errors(example_files, tmp_path):
     moved = affine.copy()
     moved[0, 3] += 1
     nibabel.save(nibabel.Nifti1Image(image[1], moved), paths[1])
-    with pytest.raises(ValueError, match="case_0001.nii: lies 1 mm away from .*case_0000.nii"):
+    with pytest.raises(ValueError, match="case_0001.nii: differs from .*case_0000.nii by 1 mm"):
         read_image(paths)
     nibabel.save(nibabel.Nifti1Image(image[1, 1:], affine), paths[1])
     with pytest.raises(ValueError, match=r"case_0001.nii: has \(13, 22, 17\) voxels"):
@@ -128,8 +128,8 @@ def test_labels_stored_as_floating_point_are_read(tmp_path):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: np.zeros((4, 5, 6), [("R", "u1"), ("G", "u1"), ("B", "u1")]), r"holds colors \(R, G, B\)"),
-        (lambda: np.ones((4, 5, 6), np.complex64), "holds values of type complex64; expected real numbers"),
+        (lambda: np.zeros((4, 5, 6), [("R", "u1"), ("G", "u1"), ("B", "u1")]), r"contains colors \(R, G, B\)"),
+        (lambda: np.ones((4, 5, 6), np.complex64), "contains values of type complex64; expected real numbers"),
         (lambda: np.ones((4, 5, 6, 2, 2), np.float32), r"must be a 3D volume, or 4D with the channels last, got shape"),
         (lambda: np.ones((4, 5), np.float32), "must be a 3D volume"),
     ],

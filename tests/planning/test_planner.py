@@ -207,7 +207,7 @@ def test_the_command_prints_the_list_fails_and_writes_nothing(tmp_path):
     assert done.returncode == 1
     assert "2 problems found" in done.stderr and "Traceback" not in done.stderr
     assert f"case_01: {tmp_path}/data/imagesTr/case_01.nii.gz: no such file" in done.stderr
-    assert f"case_02: {tmp_path}/data/labelsTr/case_02.nii.gz: holds the label value(s)" in done.stderr
+    assert f"case_02: {tmp_path}/data/labelsTr/case_02.nii.gz: contains the label value(s)" in done.stderr
     assert list((tmp_path / "out").iterdir()) == []
 
 
