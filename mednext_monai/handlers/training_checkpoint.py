@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from ignite.engine import Events
 from ignite.handlers import Checkpoint
 from monai.networks.utils import get_state_dict
@@ -28,8 +29,13 @@ class TrainingCheckpoint:
     """
     Ignite handler that writes the complete state of a training after each epoch, and reads it to resume the training.
 
-    The file holds the state dicts of ``save_dict``, of the trainer (epoch, iteration) and, in mixed precision, of its
-    gradient scaler. Attach it as the last handler, so that the file includes all changes of the epoch.
+    The file holds the state dicts of ``save_dict``, of the trainer (epoch, iteration), in mixed precision of its
+    gradient scaler, and ``run``. Attach it as the last handler, so that the file includes all changes of the epoch.
+
+    What the user states takes effect on a resumed training: the options of optimizers and learning rate schedules are
+    those of the new run, and a schedule of which one has changed is computed for the epoch that it has reached, where
+    ``torch.optim``'s own ``load_state_dict`` would silently go back to the old ones. What cannot change, ``run``, is
+    compared, and a difference is an error.
 
     Args:
         path: the file, replaced atomically.
@@ -40,6 +46,8 @@ class TrainingCheckpoint:
         resume: whether to read the file at the start. Defaults to ``False``.
         interval: number of epochs between two checkpoints; the last epoch is always written. Defaults to 1.
         is_main_process: whether this process writes. Defaults to ``True``.
+        run: what a resumed training must have in common with the one before, by the name of the option that sets it:
+            plain values, lists and dictionaries; ``None`` is not compared. Defaults to ``None``: nothing.
 
     Raises:
         FileNotFoundError: if the training is resumed and there is no such file.
@@ -53,6 +61,7 @@ class TrainingCheckpoint:
         resume: bool = False,
         interval: int = 1,
         is_main_process: bool = True,
+        run: Mapping[str, Any] | None = None,
     ) -> None:
         if resume and not Path(path).is_file():
             raise FileNotFoundError(f"cannot resume: {path} does not exist; leave out --resume to start a new run.")
@@ -62,6 +71,7 @@ class TrainingCheckpoint:
         self.resume = resume
         self.interval = interval
         self.is_main_process = is_main_process
+        self.run = dict(run or {})
         self.logger = logging.getLogger(__name__)
 
     def attach(self, engine: Engine) -> None:
@@ -78,22 +88,25 @@ class TrainingCheckpoint:
             return
         last = engine.state.epoch == engine.state.max_epochs
         if last or engine.state.epoch % self.interval == 0:
-            write_checkpoint({name: get_state_dict(item) for name, item in self._items(engine).items()}, self.path)
+            states = {name: get_state_dict(item) for name, item in self._items(engine).items()}
+            write_checkpoint({**states, "run": self.run}, self.path)
         if last and self.weights_path is not None:
             write_checkpoint(get_state_dict(self.save_dict["model"]), self.weights_path)
             self.logger.info(f"wrote the weights after the last epoch: {self.weights_path}")
 
     def load(self, engine: Engine) -> None:
         """
-        Read the file and restore all states; ``max_epochs`` stays that of the trainer.
+        Read the file and restore all states; the number of epochs and their length stay those of the trainer.
 
         Args:
             engine: the trainer.
 
         Raises:
-            ValueError: if the file cannot be read, lacks a state, or is of a training that has reached its last epoch.
+            ValueError: if the file cannot be read, lacks a state, is of a training with another ``run``, or of one that
+                has reached its last epoch.
         """
-        state, items, max_epochs = read_checkpoint(self.path), self._items(engine), engine.state.max_epochs
+        state, items = read_checkpoint(self.path), self._items(engine)
+        max_epochs, epoch_length = engine.state.max_epochs, engine.state.epoch_length
         missing = sorted(set(items) - set(state))
         if missing:
             raise ValueError(f"cannot resume from {self.path}: it lacks {missing}; found {sorted(state)}.")
@@ -103,8 +116,14 @@ class TrainingCheckpoint:
                 f"cannot resume from {self.path}: it has completed {done} epochs and epochs is {max_epochs}; "
                 "a larger --epochs continues the training."
             )
+        self._check_run(state.get("run", {}))
+        stated = {name: _options(item) for name, item in items.items()}
         Checkpoint.load_objects(items, state)
-        engine.state.max_epochs = max_epochs
+        for name, item in items.items():
+            for change in _restate(item, stated[name]):
+                self.logger.warning(f"resumed with another option: {name}: {change}")
+        engine.state.max_epochs, engine.state.epoch_length = max_epochs, epoch_length
+        engine.state.iteration = done * epoch_length
         self.logger.info(f"resumed from {self.path} after epoch {engine.state.epoch}")
 
     def _items(self, engine: Engine) -> dict[str, Any]:
@@ -112,3 +131,49 @@ class TrainingCheckpoint:
         if getattr(engine, "scaler", None) is not None:
             items["scaler"] = engine.scaler
         return items
+
+    def _check_run(self, before: Mapping[str, Any]) -> None:
+        changed = [
+            f"{name} was {before[name]!r} and is {value!r}"
+            for name, value in self.run.items()
+            if value is not None and before.get(name) not in (None, value)
+        ]
+        if changed:
+            raise ValueError(
+                f"cannot resume from {self.path}: {'; '.join(changed)}. A resumed training continues the same task; "
+                "start a new one with another ckpt_dir."
+            )
+
+
+# What an optimizer's group or a schedule holds beside its options.
+STATE = {"params", "lr", "initial_lr", "last_epoch", "_step_count", "_last_lr", "_is_initial"}
+STATE |= {"_get_lr_called_within_step"}
+
+
+def _options(item: Any) -> list[dict[str, Any]]:
+    """Return the options of an optimizer's groups or of a schedule, without their state; nothing for other objects."""
+    holders: list[dict] = []
+    if isinstance(item, torch.optim.Optimizer):
+        holders = item.param_groups
+    elif isinstance(item, torch.optim.lr_scheduler.LRScheduler):
+        holders = [item.state_dict()]
+    return [{name: value for name, value in holder.items() if name not in STATE} for holder in holders]
+
+
+def _restate(item: Any, stated: list[dict[str, Any]]) -> list[str]:
+    """Give an optimizer or a schedule whose state was loaded the options that were stated; return what changes."""
+    changes = [
+        f"{name} was {loaded.get(name)} and is {value}"
+        for loaded, options in zip(_options(item), stated)
+        for name, value in options.items()
+        if loaded.get(name) != value
+    ]
+    if isinstance(item, torch.optim.Optimizer):
+        for group, options in zip(item.param_groups, stated):
+            group.update(options)
+    elif changes:  # else the rate that was loaded is right to the last bit
+        vars(item).update(stated[0])
+        item._last_lr = item._get_closed_form_lr()
+        for group, base, rate in zip(item.optimizer.param_groups, item.base_lrs, item._last_lr):
+            group["initial_lr"], group["lr"] = base, rate
+    return changes
