@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 
 __all__ = ["atomic_path", "write_atomically"]
+
+FULL = 2**16  # bytes free at most on a disk that is full; libraries report this by errors of their own
 
 
 @contextmanager
@@ -18,8 +22,14 @@ def atomic_path(target: str | PathLike[str]) -> Iterator[Path]:
 
     At any time, ``target`` is either the complete old file or the complete new one. If the block raises, the temporary
     file is removed and the old file is kept. Missing folders are created. The temporary name has the same suffixes.
+
+    Raises:
+        FileExistsError: if ``target`` exists and is not a regular file, such as a device, a socket or a folder.
+        OSError: if the disk is full, naming the file and what is written and free, whatever error the block raised.
     """
     target = Path(target)
+    if target.exists() and not target.is_file():
+        raise FileExistsError(f"{target} exists and is not a regular file; it is not replaced.")
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{os.getpid()}.{target.name}")
     try:
@@ -27,6 +37,13 @@ def atomic_path(target: str | PathLike[str]) -> Iterator[Path]:
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, target)
+    except Exception as error:
+        free = shutil.disk_usage(target.parent).free
+        if getattr(error, "errno", None) == errno.ENOSPC or free < FULL:
+            written = temporary.stat().st_size if temporary.exists() else 0
+            message = f"the disk is full: {written} bytes are written, more are needed, {free} are free"
+            raise OSError(errno.ENOSPC, message, str(target)) from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

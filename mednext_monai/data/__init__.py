@@ -10,7 +10,7 @@
 Importing this package imports neither torch nor MONAI, so that worker processes start quickly.
 """
 
-from .checks import check_cases, check_folders
+from .checks import check_cases, check_folders, check_outputs
 from .dataset import Dataset, DatasetError, inference_cases, read_dataset, training_cases
 from .folds import make_folds, read_groups, read_splits, select_fold
 from .io import read_image, read_label, write_segmentation
@@ -21,6 +21,7 @@ __all__ = [
     "DatasetError",
     "check_cases",
     "check_folders",
+    "check_outputs",
     "inference_cases",
     "make_folds",
     "preprocess_dataset",

@@ -22,15 +22,26 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from ..preprocessing.geometry import spacing_of
 from .dataset import Dataset
-from .io import LABEL_TOLERANCE, check_grid, image_paths, read_stored, to_labels
+from .io import LABEL_TOLERANCE, check_grid, image_paths, is_ours, read_stored, to_labels
 from .store import stored_content
 
-__all__ = ["CaseCheck", "Expected", "Volume", "check_across_cases", "check_case", "check_cases", "check_folders"]
+__all__ = [
+    "CaseCheck",
+    "Expected",
+    "Volume",
+    "check_across_cases",
+    "check_case",
+    "check_cases",
+    "check_folders",
+    "check_outputs",
+]
 
 File = str | PathLike
 logger = logging.getLogger(__name__)
 MAX_SHOWN = 20  # problems in one message
+PLAUSIBLE_SPACING = (0.01, 50.0)  # mm
 MAX_VALUES = 8  # label values in one line
 
 
@@ -153,6 +164,8 @@ def check_case(case: Mapping, expected: Expected) -> tuple[CaseCheck, Volume | N
         problems, warnings = _value_problems(path, read[path][0])
         check.problems += problems
         check.warnings += warnings
+    if images and images[0] in read:
+        check.warnings += _spacing_warnings(check.id, read[images[0]][1])
     label = None
     if expected.classes is not None and len(paths) > len(images) and paths[-1] in read:
         label, problems, warnings = _checked_label(
@@ -228,6 +241,38 @@ def check_folders(**folders: str) -> None:
             raise ValueError(f"{name}: cannot write to the folder {folder}: {error.strerror or error}.") from error
 
 
+def check_outputs(cases: Sequence[Mapping], output_dir: str, overwrite: bool = False) -> None:
+    """
+    Check that no segmentation replaces an input, or a file that is not a segmentation of this package.
+
+    Args:
+        cases: dictionaries with ``id`` and ``image``, to be written as ``<output_dir>/<id>.nii.gz``.
+        output_dir: folder of the segmentations.
+        overwrite: whether files of others may be replaced; inputs never are. Defaults to ``False``.
+
+    Raises:
+        ValueError: naming the files that would be replaced.
+    """
+    inputs = {os.path.realpath(path) for case in cases for path in image_paths(case["image"])}
+    targets = [Path(output_dir, f"{case['id']}.nii.gz") for case in cases]
+    hit = [str(target) for target in targets if os.path.realpath(target) in inputs]
+    if hit:
+        raise ValueError(
+            f"output_dir: {_some(hit)} would be replaced by its own segmentation; choose another folder than that of "
+            "the images."
+        )
+    foreign = [str(target) for target in targets if target.exists() and not is_ours(target)]
+    if foreign and not overwrite:
+        raise ValueError(
+            f"output_dir: {_some(foreign)} exists and was not written by this package; choose another folder, or allow "
+            "it to be replaced with --overwrite true."
+        )
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
 def _check_stored(case: Mapping, channels: int, labels: list[int], expected: Expected) -> CaseCheck:
     check = CaseCheck(case["id"])
     if channels != expected.channels:
@@ -246,6 +291,15 @@ def _affine_problems(path: File, affine: np.ndarray) -> list[str]:
     if affine.shape != (4, 4) or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
         return [f"{path}: the affine is not an invertible map from voxels to millimeters: {affine.tolist()}"]
     return []
+
+
+def _spacing_warnings(case_id: str, affine: np.ndarray) -> list[str]:
+    """Return a warning about voxels whose edges suggest that the file states them in another unit than it means."""
+    spacing = spacing_of(affine)
+    if all(PLAUSIBLE_SPACING[0] <= value <= PLAUSIBLE_SPACING[1] for value in spacing):
+        return []
+    shown = " x ".join(f"{value:.3g}" for value in spacing)
+    return [f"{case_id}: the voxels are {shown} mm large, which is implausible; is the unit of length right?"]
 
 
 def _channel_problems(case_id: str, images: list, found: Mapping[File, int], expected: Expected) -> list[str]:

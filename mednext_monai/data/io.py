@@ -24,6 +24,7 @@ __all__ = [
     "file_ending",
     "image_paths",
     "is_nifti",
+    "is_ours",
     "read_grid",
     "read_image",
     "read_label",
@@ -34,6 +35,8 @@ __all__ = [
 ]
 
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".gipl.gz", ".gipl")
+MILLIMETERS = {"meter": 1000.0, "micron": 0.001}  # in a unit of length that a NIfTI header may state beside mm
+DESCRIPTION = b"segmentation by mednext-monai"  # in the header of what is written, by which it is recognized
 AFFINE_TOLERANCE = 0.1  # voxels by which the corners of two files of a case may differ
 LABEL_TOLERANCE = 1e-3  # labels stored as floating point or with a scale factor may not be exact integers
 
@@ -188,7 +191,7 @@ def read_grid(paths: Paths) -> tuple[tuple[int, ...], np.ndarray]:
         return image.shape, affine
     file = _open_nifti(files[0])
     shape = _spatial_and_channels(file.shape, files[0])
-    return (len(files) if len(files) > 1 else shape[3], *shape[:3]), file.affine
+    return (len(files) if len(files) > 1 else shape[3], *shape[:3]), _affine_in_mm(file)
 
 
 def read_stored(path: str | PathLike) -> tuple[np.ndarray, np.ndarray]:
@@ -209,7 +212,7 @@ def read_stored(path: str | PathLike) -> tuple[np.ndarray, np.ndarray]:
         _spatial_and_channels(file.shape, path)  # before the voxels are read
         _refuse_other_numbers(file.get_data_dtype(), path)
         try:
-            array, affine = np.asanyarray(file.dataobj), np.asarray(file.affine, dtype=np.float64)
+            array, affine = np.asanyarray(file.dataobj), _affine_in_mm(file)
         except Exception as error:  # truncated or damaged: gzip, zlib, OS and value errors
             raise ValueError(_unreadable(path, error)) from error
     else:
@@ -229,7 +232,8 @@ def write_segmentation(
     Write class indices as NIfTI on the grid of their image. The file is written atomically.
 
     Args:
-        labels: non-negative integers ``(X, Y, Z)``; stored as uint8 if they fit, else int16.
+        labels: non-negative integers ``(X, Y, Z)``; uint8 and int16 are stored as they are, others as uint8 if they
+            fit, else int16.
         path: the file to write, ``.nii`` or ``.nii.gz``.
         like: the image; if it is a NIfTI file, its header is copied (affines with their codes, units, ...). Defaults to
             ``None``.
@@ -241,7 +245,7 @@ def write_segmentation(
     """
     if labels.ndim != 3 or labels.min() < 0:
         raise ValueError(f"{path}: a segmentation must be 3D without negative labels, got shape {labels.shape}.")
-    dtype = np.uint8 if labels.max() <= 255 else np.int16
+    dtype = labels.dtype if labels.dtype in (np.uint8, np.int16) else np.uint8 if labels.max() <= 255 else np.int16
     if like is not None and is_nifti(like) and Path(like).is_file():
         original = _open_nifti(like)
         if original.shape[:3] != labels.shape:
@@ -250,15 +254,27 @@ def write_segmentation(
         header.set_data_shape(labels.shape)
         header.set_slope_inter(1, 0)
         header["cal_min"] = header["cal_max"] = 0  # a display window for intensities
+        header["descrip"] = DESCRIPTION
         image = type(original)(labels.astype(dtype), None, header)
     elif affine is not None:
-        image = nibabel.Nifti1Image(labels.astype(dtype), np.asarray(affine, dtype=np.float64))
+        image = nibabel.Nifti1Image(labels.astype(dtype), None)
+        image.set_sform(affine, code=1)
+        image.set_qform(affine, code=1)  # some viewers read this one
         image.header.set_xyzt_units("mm")
+        image.header["descrip"] = DESCRIPTION
     else:
         raise ValueError(f"{path}: an affine is needed, since the image {like} is not NIfTI.")
     image.set_data_dtype(dtype)
     with atomic_path(path) as temporary:
         nibabel.save(image, temporary)
+
+
+def is_ours(path: str | PathLike) -> bool:
+    """Return whether a file was written by :py:func:`write_segmentation`."""
+    try:
+        return is_nifti(path) and _open_nifti(path).header["descrip"].item() == DESCRIPTION
+    except (ValueError, OSError):
+        return False
 
 
 def _open_nifti(path: str | PathLike) -> nibabel.Nifti1Image:
@@ -267,6 +283,13 @@ def _open_nifti(path: str | PathLike) -> nibabel.Nifti1Image:
         return nibabel.load(path)  # type: ignore[return-value]  # the stub names the base class of all formats
     except Exception as error:  # nibabel, gzip and zlib raise different errors for a damaged file
         raise ValueError(_unreadable(path, error)) from error
+
+
+def _affine_in_mm(file: nibabel.Nifti1Image) -> np.ndarray:
+    """Return the affine from voxel index to mm, whatever unit of length the header states; none means mm."""
+    affine = np.array(file.affine, dtype=np.float64)
+    affine[:3] *= MILLIMETERS.get(file.header.get_xyzt_units()[0], 1.0)
+    return affine
 
 
 def _check_exists(path: str | PathLike) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import re
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -14,10 +15,12 @@ from mednext_monai.data import (
     DatasetError,
     check_cases,
     check_folders,
+    check_outputs,
     checks,
     preprocessed_cases,
     read_dataset,
 )
+from mednext_monai.data.io import write_segmentation
 from mednext_monai.planning import scan
 
 
@@ -243,3 +246,23 @@ def test_output_folder_that_cannot_be_written(tmp_path):
         check_folders(output_dir=str(tmp_path / "file" / "results"))
     with pytest.raises(ValueError, match="cache_dir must name a folder, got None"):
         check_folders(cache_dir=None)
+
+
+def test_an_implausible_spacing_is_a_warning_with_the_case(cases, caplog):
+    rewrite(cases[1]["image"], lambda x: x, np.diag([0.001, 0.001, 0.001, 1]))
+    rewrite(cases[1]["label"], lambda x: x, np.diag([0.001, 0.001, 0.001, 1]))
+    check_cases(cases, 1, 3)
+    assert "box_1: the voxels are 0.001 x 0.001 x 0.001 mm large, which is implausible" in caplog.text
+
+
+def test_a_segmentation_replaces_no_input_and_no_file_of_others(cases, dataset, tmp_path):
+    with pytest.raises(ValueError, match=r"output_dir: .*box_0.nii.gz, .* and 3 more would be replaced by its own seg"):
+        check_outputs(cases, str(dataset / "imagesTr"), overwrite=True)
+    out = tmp_path / "out"
+    check_outputs(cases, str(out))
+    write_segmentation(np.ones((2, 2, 2), np.uint8), out / "box_0.nii.gz", affine=np.eye(4))
+    check_outputs(cases, str(out))  # ours
+    (out / "box_1.nii.gz").write_bytes(Path(cases[1]["label"]).read_bytes())
+    with pytest.raises(ValueError, match="box_1.nii.gz exists and was not written by this package"):
+        check_outputs(cases, str(out))
+    check_outputs(cases, str(out), overwrite=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
-from helpers.datasets import make_decathlon
+from helpers.datasets import make_decathlon, rotated_affine
 
 from mednext_monai.data import (
     check_cases,
@@ -172,3 +172,36 @@ def test_a_segmentation_is_written_whole_or_not_at_all(example_files, tmp_path, 
     with pytest.raises(OSError, match="disk full"):
         write_segmentation(np.zeros((14, 22, 17), int), target, like=example_files["image"])
     assert [file.name for file in target.parent.iterdir()] == ["case.nii.gz"] and target.read_bytes() == before
+
+
+@pytest.mark.parametrize(("unit", "scale"), [("meter", 1000), ("micron", 0.001), ("mm", 1), ("unknown", 1)])
+def test_the_unit_of_length_in_the_header_counts(tmp_path, unit, scale):
+    image, segmentation = tmp_path / "a.nii.gz", tmp_path / "b.nii.gz"
+    affine = np.diag([0.8, 1.2, 3.0, 1])
+    affine[:3, 3] = -20, 30, 7
+    file = nibabel.Nifti1Image(np.ones((4, 5, 6), np.float32), np.diag([1 / scale] * 3 + [1]) @ affine)
+    file.header.set_xyzt_units(unit)
+    nibabel.save(file, image)
+    for found in (read_image(image)[1], read_grid(image)[1]):
+        np.testing.assert_allclose(found, affine, rtol=1e-6)
+    write_segmentation(np.ones((4, 5, 6), np.uint8), segmentation, like=image)
+    np.testing.assert_array_equal(nibabel.load(segmentation).affine, nibabel.load(image).affine)
+    np.testing.assert_allclose(read_label(segmentation)[1], affine, rtol=1e-6)
+
+
+def test_the_type_follows_the_classes_and_large_ones_do_not_wrap(tmp_path):
+    many = np.array([0, 43, 299], np.int16).reshape(3, 1, 1)
+    few = many.clip(0, 9)
+    for values, dtype in ((many, np.int16), (few, np.int16), (few.astype(np.uint8), np.uint8)):
+        write_segmentation(values, tmp_path / "a.nii.gz", affine=np.eye(4))
+        saved = nibabel.load(tmp_path / "a.nii.gz")
+        assert saved.get_data_dtype() == dtype and saved.shape == (3, 1, 1)
+        np.testing.assert_array_equal(np.asanyarray(saved.dataobj), values)
+
+
+def test_without_a_nifti_image_both_forms_of_the_affine_are_written(tmp_path):
+    write_segmentation(np.ones((4, 5, 6), np.uint8), tmp_path / "a.nii.gz", like="image.mha", affine=rotated_affine())
+    saved = nibabel.load(tmp_path / "a.nii.gz")
+    for affine, code in (saved.get_sform(coded=True), saved.get_qform(coded=True)):
+        assert code == 1
+        np.testing.assert_allclose(affine, rotated_affine(), atol=1e-4)

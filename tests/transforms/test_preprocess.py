@@ -119,7 +119,7 @@ def test_prediction_returns_to_the_file(example_files, tmp_path, orientation):
     np.testing.assert_array_equal(np.asanyarray(saved.dataobj), d["pred"].numpy()[0])
     assert saved.get_data_dtype() == np.uint8
     np.testing.assert_array_equal(saved.affine, original.affine)
-    for field in ("descrip", "xyzt_units", "qform_code", "sform_code", "quatern_b", "qoffset_x", "srow_y"):
+    for field in ("xyzt_units", "qform_code", "sform_code", "quatern_b", "qoffset_x", "srow_y"):
         np.testing.assert_array_equal(saved.header[field], original.header[field])
     assert saved.header.get_zooms() == original.header.get_zooms()[:3]
 
