@@ -21,6 +21,7 @@ from typing import Any
 
 from . import __version__
 from .demo.run import run_demo
+from .options import parse_switch
 
 __all__ = ["COMMANDS", "main"]
 
@@ -274,13 +275,6 @@ def _call(function: Callable[..., Any], arguments: list[str], path: list[str]) -
     return result if isinstance(result, int) else 0
 
 
-def _parse_bool(name: str, text: str) -> bool:
-    values = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-    if text.lower() not in values:
-        raise ValueError(f"--{name} must be true or false, got {text!r}.")
-    return values[text.lower()]
-
-
 def _parse_number(kind: type, name: str, text: str) -> float:
     try:
         return kind(text)
@@ -291,7 +285,7 @@ def _parse_number(kind: type, name: str, text: str) -> float:
 # By annotation. By default fire converts a path such as 2024 to a number and keeps `false` as a string.
 PARSERS: dict[str, Callable[[str, str], Any]] = {
     "str": lambda name, text: text,
-    "bool": _parse_bool,
+    "bool": lambda name, text: parse_switch(f"--{name}", text),
     "int": functools.partial(_parse_number, int),
     "float": functools.partial(_parse_number, float),
 }

@@ -14,6 +14,8 @@ from monai.inferers import SlidingWindowInferer
 from monai.utils import BlendMode, convert_to_dst_type, ensure_tuple_rep, fall_back_tuple
 from tqdm import tqdm
 
+from .options import parse_switch
+
 __all__ = ["MedNeXtInferer"]
 
 WINDOWS = ("published", "monai")
@@ -87,7 +89,7 @@ class MedNeXtInferer(SlidingWindowInferer):
         if not all(0 <= share < 1 for share in shares):
             raise ValueError(f"overlap must be at least 0 and below 1, got {overlap}.")
         super().__init__(roi_size, sw_batch_size, overlap, mode, **kwargs)
-        self.mirror = mirror
+        self.mirror = parse_switch("mirror", mirror)
         self.windows = windows
 
     def __call__(  # type: ignore[override]  # of the networks that MONAI allows, those that return a tensor

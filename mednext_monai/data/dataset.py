@@ -7,6 +7,7 @@ channels (Decathlon, 4D). Only ``dataset.json`` is read here; ``checks`` reads t
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -18,7 +19,7 @@ from pathlib import Path
 from .folds import Split, make_folds, read_splits, select_fold
 from .io import ENDINGS, file_ending, read_grid, strip_ending
 
-__all__ = ["Dataset", "DatasetError", "inference_cases", "read_dataset", "training_cases"]
+__all__ = ["Dataset", "DatasetError", "cases_digest", "inference_cases", "read_dataset", "training_cases"]
 
 CHANNEL_FILE = re.compile(r"(.+)_(\d{4})")  # nnU-Net's name of a file with one channel, without its ending
 
@@ -138,6 +139,12 @@ def training_cases(
     if unknown:
         raise ValueError(f"fold {fold} names {unknown[:5]}, which {dataset_dir} does not have.")
     return [{**case, "image": _one_or_all(case["image"])} for case in cases if case["id"] in chosen]
+
+
+def cases_digest(cases: Sequence[Mapping]) -> str:
+    """Return the number of cases and a short hash of their ids, which tells two lists of cases apart."""
+    names = "\n".join(sorted(case["id"] for case in cases))
+    return f"{len(cases)} cases, {hashlib.blake2b(names.encode(), digest_size=4).hexdigest()}"
 
 
 def inference_cases(dataset_dir: str, input_path: str | None = None, in_channels: int = 1) -> list[dict]:

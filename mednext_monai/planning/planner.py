@@ -20,6 +20,7 @@ from ..data.folds import make_folds, read_groups, read_splits
 from ..data.io import file_ending
 from ..files import write_atomically
 from ..networks import SHAPE_FACTOR
+from ..options import patch_size as check_patch_size
 from ..preprocessing.resampling import ANISOTROPY_THRESHOLD, resampled_shape, separate_axis
 from .fingerprint import CaseFingerprint, intensity_statistics, scan
 from .memory import CARDS_GIB, estimate_training_memory
@@ -78,7 +79,7 @@ def plan(
 
     output = Path(output)
     _check_output(output)
-    _check_patch_size(patch_size)
+    patch_size = None if patch_size is None else check_patch_size(patch_size)
     _check_batch_size(batch_size)
     if gpu_memory is not None and not gpu_memory > 0:
         raise ValueError(f"gpu_memory must be a positive number of GiB, got {gpu_memory!r}.")
@@ -130,7 +131,7 @@ def make_plan(
     Raises:
         ValueError: if the patch or batch size is not positive, or the patch size is not a multiple of 16.
     """
-    _check_patch_size(patch_size)
+    patch_size = None if patch_size is None else check_patch_size(patch_size)
     _check_batch_size(batch_size)
     shapes = np.array([resampled_shape(case.cropped_shape, case.spacing, TARGET_SPACING) for case in cases])
     extents = np.array([np.array(case.cropped_shape) * case.spacing / TARGET_SPACING for case in cases])
@@ -189,15 +190,6 @@ def _check_output(output: Path) -> None:
         raise ValueError(f"output: {output} cannot be written.")
 
 
-def _check_patch_size(patch_size: int | Sequence[int] | None) -> None:
-    if patch_size is None:
-        return
-    sizes = tuple(patch_size) if isinstance(patch_size, Sequence) else (patch_size,) * 3
-    whole = all(isinstance(size, int) and not isinstance(size, bool) for size in sizes)
-    if len(sizes) != 3 or not whole or any(size < SHAPE_FACTOR or size % SHAPE_FACTOR for size in sizes):
-        raise ValueError(f"patch_size must be one or three positive multiples of {SHAPE_FACTOR}, got {patch_size!r}.")
-
-
 def _check_batch_size(batch_size: int) -> None:
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"batch_size must be a positive integer, got {batch_size!r}.")
@@ -232,8 +224,7 @@ def _gpu_memory() -> float | None:
 def _patch_size(shapes: np.ndarray, patch_size: int | Sequence[int] | None) -> tuple[list[int], str]:
     """Return the patch size and its reason; ``shapes`` are the resampled shapes of the crops, ``(cases, 3)``."""
     if patch_size is not None:
-        sizes = [patch_size] * 3 if isinstance(patch_size, int) else list(patch_size)
-        return sizes, f"as requested; published is {PATCH_SIZE} x {PATCH_SIZE} x {PATCH_SIZE}"
+        return check_patch_size(patch_size), f"as requested; published is {PATCH_SIZE} x {PATCH_SIZE} x {PATCH_SIZE}"
     largest = shapes.max(0)
     patch = [min(PATCH_SIZE, int(-(-n // SHAPE_FACTOR) * SHAPE_FACTOR)) for n in largest]
     published = f"published is {PATCH_SIZE} x {PATCH_SIZE} x {PATCH_SIZE}"

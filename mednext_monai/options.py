@@ -1,0 +1,56 @@
+"""Options of the bundles, in every spelling in which they arrive: typed on a command line, in an overlay, from Python.
+
+python-fire, through which MONAI reads its command line, leaves ``false``, ``no`` and ``cpu`` as text, and a text that
+is not empty counts as true. The configs therefore pass what a user may set through these functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+__all__ = ["parse_switch", "patch_size", "switch"]
+
+SWITCH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+
+
+def switch(**option: Any) -> bool | None:
+    """
+    Return an on/off option as a bool; ``None`` stays ``None``.
+
+    Args:
+        option: the option by its name, one only: a bool, 0 or 1, or one of the texts true, false, yes, no, 0 and 1 in
+            upper or lower case.
+
+    Raises:
+        ValueError: naming the option, if it is something else.
+    """
+    ((name, value),) = option.items()
+    return None if value is None else parse_switch(name, value)
+
+
+def parse_switch(name: str, value: Any) -> bool:
+    """Return the value of the on/off option ``name``; values and errors as for :py:func:`switch`."""
+    text = str(value).strip().lower()
+    if text not in SWITCH or not isinstance(value, (bool, int, str)):
+        raise ValueError(f"{name} must be true or false, got {value!r}.")
+    return SWITCH[text]
+
+
+def patch_size(value: int | Sequence[int]) -> list[int]:
+    """
+    Return the patch size in voxels along the three axes.
+
+    Args:
+        value: one number for all axes, or three.
+
+    Raises:
+        ValueError: if it is not one or three positive multiples of what the network needs, 16.
+    """
+    from .networks import SHAPE_FACTOR  # imports torch
+
+    sizes = [value] * 3 if isinstance(value, int) else value
+    whole = isinstance(sizes, Sequence) and all(type(size) is int for size in sizes)
+    if not whole or len(sizes) != 3 or any(size < SHAPE_FACTOR or size % SHAPE_FACTOR for size in sizes):
+        raise ValueError(f"patch_size must be one or three positive multiples of {SHAPE_FACTOR}, got {value!r}.")
+    return list(sizes)

@@ -1,0 +1,29 @@
+"""Options mean what is typed, whoever reads it; anything else is an error that names the option."""
+
+from __future__ import annotations
+
+import pytest
+
+from mednext_monai.options import patch_size, switch
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [(True, True), (1, True), ("true", True), ("True", True), ("YES", True), ("1", True)]
+    + [(False, False), (0, False), ("false", False), ("False", False), ("no", False), ("0", False), (None, None)],
+)
+def test_an_on_off_option_takes_every_usual_spelling(value, expected):
+    assert switch(mirror=value) is expected
+
+
+@pytest.mark.parametrize("value", ["of", "", 2, 1.0, [True], "none"])
+def test_anything_else_is_an_error_that_names_the_option(value):
+    with pytest.raises(ValueError, match="mirror must be true or false, got "):
+        switch(mirror=value)
+
+
+def test_one_patch_size_is_that_of_all_axes():
+    assert patch_size(64) == [64, 64, 64] and patch_size((48, 64, 32)) == [48, 64, 32]
+    for wrong in (100, [64, 64], [64, 64, 60], "64", True, [64.0] * 3, 0, None):
+        with pytest.raises(ValueError, match="patch_size must be one or three positive multiples of 16, got "):
+            patch_size(wrong)
