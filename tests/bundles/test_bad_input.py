@@ -12,7 +12,7 @@ from helpers.datasets import rewrite
         (("--fold", "7"), "fold must be one of"),
         (("--in_channels", "2"), "has 1 channel(s), expected 2 (in_channels)"),
         (("--out_channels", "2"), "contains the label value(s) 2"),
-        (("--resume", "True"), "cannot resume"),
+        (("--resume", "true"), "cannot resume"),
         (("--upkern_checkpoint", "none.pt"), "none.pt, does not exist"),
     ],
 )

@@ -86,7 +86,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_it_does_harm(run_bundle):
         array = np.load(file)
         array[:] = np.nan
         np.save(file, array)
-    options = ("--epochs", "2", "--iterations_per_epoch", "2", "--resume", "True")
+    options = ("--epochs", "2", "--iterations_per_epoch", "2", "--resume", "true")
     result = run_bundle("training", "train", options=options, check=False)
     assert result.returncode != 0
 

@@ -85,7 +85,7 @@ def test_channel_files_are_segmented_into_one_file_a_case(run_bundle, tmp_path):
     network = create_mednext("S", 3, in_channels=2, out_channels=3, deep_supervision=True, base_channels=4)
     torch.save(network.state_dict(), run_bundle.bundle / "models" / "model.pt")
     folder = tmp_path / "nnunet" / "imagesTr"
-    options = ("--in_channels", "2", "--input", str(folder), "--mirror", "False")
+    options = ("--in_channels", "2", "--input", str(folder), "--mirror", "false")
     run_bundle("inferring", "inference", options=options)
     predictions = sorted((run_bundle.bundle / "eval").glob("*.nii.gz"))
     assert [file.name for file in predictions] == ["case_00.nii.gz", "case_01.nii.gz"]
@@ -102,7 +102,7 @@ def test_a_resumed_run_continues_epochs_schedule_best_value_and_its_drawn_seed(r
     log = run_bundle("run", "train", options=("--epochs", "3", "--val_interval", "1", *short)).stdout
     before = torch.load(models / "last.pt", weights_only=True)
     assert f"seed {before['sampler']['seed']}, drawn for this run" in log
-    options = ("--epochs", "4", "--val_interval", "9", "--resume", "True", *short)
+    options = ("--epochs", "4", "--val_interval", "9", "--resume", "true", *short)
     log = run_bundle("run", "train", options=options).stdout
     after = torch.load(models / "last.pt", weights_only=True)
     assert "after epoch 3" in log
@@ -130,7 +130,7 @@ def test_a_killed_run_resumes_to_the_same_weights_as_one_that_was_not(run_bundle
         run_bundle("training", "train", options=options(name, *workers), kill_when=folder / "last.pt")
         assert not (folder / "model.pt").exists()
         assert torch.load(folder / "last.pt", weights_only=True)["trainer"]["iteration"] in (4, 8)
-        log = run_bundle("training", "train", options=options(name, *workers, "--resume", "True")).stdout
+        log = run_bundle("training", "train", options=options(name, *workers, "--resume", "true")).stdout
         assert f"resumed from {folder / 'last.pt'}" in log
         resumed = read_state_dict(folder / "model.pt")
         assert resumed.keys() == whole.keys() and all(torch.equal(resumed[key], whole[key]) for key in whole)
@@ -155,7 +155,7 @@ def test_cases_are_preprocessed_once_for_all_folds_and_kernels(run_bundle):
 def test_several_processes_share_the_batch_that_one_process_has(run_bundle, monkeypatch, tmp_path):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     launcher = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29517", "-m")
-    options = (*SHORT, "--batch_dice", "False")  # a Dice over the whole batch is not the mean of its parts
+    options = (*SHORT, "--batch_dice", "false")  # a Dice over the whole batch is not the mean of its parts
     run_bundle("training", "train", "multi_gpu_train", options=options, launcher=launcher)
     models = run_bundle.bundle / "models"
     assert {"model.pt", "model_best.pt", "last.pt"} <= {file.name for file in models.iterdir()}
