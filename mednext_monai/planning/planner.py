@@ -21,6 +21,7 @@ from ..data.io import file_ending
 from ..files import write_atomically
 from ..networks import SHAPE_FACTOR
 from ..options import patch_size as check_patch_size
+from ..preprocessing.normalization import CT_SCHEMES
 from ..preprocessing.resampling import ANISOTROPY_THRESHOLD, resampled_shape, separate_axis
 from .fingerprint import CaseFingerprint, intensity_statistics, scan
 from .memory import CARDS_GIB, estimate_training_memory
@@ -124,9 +125,9 @@ def make_plan(
     Returns:
         ``dataset_dir``, ``in_channels``, ``out_channels``, ``channel_names``, ``labels`` (names, background first),
         ``spacing`` (mm), ``patch_size`` (voxels), ``batch_size``, ``batch_dice``, ``normalization`` (of each channel:
-        ``"CT"``, ``"zscore"``, ``"masked_zscore"`` or ``"none"``), ``intensity`` (foreground statistics of each
-        channel), ``dummy_2d``, and under ``_plan_`` the fingerprint, the decisions with their reasons, the warnings and
-        the estimated memory.
+        one of :py:data:`~mednext_monai.preprocessing.normalization.SCHEMES`), ``intensity`` (foreground statistics of
+        each channel), ``dummy_2d``, and under ``_plan_`` the fingerprint, the decisions with their reasons, the
+        warnings and the estimated memory.
 
     Raises:
         ValueError: if the patch or batch size is not positive, or the patch size is not a multiple of 16.
@@ -245,16 +246,16 @@ def _batch_dice(extents: np.ndarray) -> tuple[bool, str]:
     increased in steps of 1% until this is no longer the case, and it is kept if it then has less than half of the
     voxels.
     """
-    median = np.round(np.median(extents, 0))
+    median = np.median(extents, 0)  # not rounded, as in the original; the shapes of the stages are
     patch = PATCH_SIZE**3
     ratio = float(median.prod() / patch)
     growth = 1.0
-    while np.trunc(median / growth).prod() > FIRST_STAGE_PATCHES * patch:
+    while (median / growth).prod() > FIRST_STAGE_PATCHES * patch:
         growth *= 1.01
-    low = np.round(median / growth)
-    two_stages = ratio >= FIRST_STAGE_PATCHES and 2 * low.prod() < median.prod()
+    full, low = np.round(median), np.round(median / growth)
+    two_stages = ratio >= FIRST_STAGE_PATCHES and 2 * low.prod() < full.prod()
     numbers = (
-        f"the median case at 1 mm, {' x '.join(str(int(n)) for n in median)} voxels, is {ratio:.2g} times a "
+        f"the median case at 1 mm, {' x '.join(str(int(n)) for n in full)} voxels, is {ratio:.2g} times a "
         f"{PATCH_SIZE}^3 patch"
     )
     if two_stages:
@@ -269,8 +270,10 @@ def _normalization(channel_names: list[str], cases: Sequence[CaseFingerprint]) -
     schemes, reasons = [], []
     for name in channel_names:
         if name in ("CT", "ct"):
-            schemes.append("CT")
-            reasons.append("the name is CT: clip to the foreground's 0.5 and 99.5 percentiles, use its mean and sd")
+            masked = name == "ct" and reduction < MASK_BELOW  # the original looks for capital letters before it masks
+            schemes.append("masked_CT" if masked else "CT")
+            why = f"the name is {name}: clip to the foreground's 0.5 and 99.5 percentiles, use its mean and sd"
+            reasons.append(f"{why}; {crop}, less than {MASK_BELOW:.0%}: 0 outside the nonzero mask" if masked else why)
         elif name == "noNorm":
             schemes.append("none")
             reasons.append("the name is noNorm")
@@ -355,7 +358,7 @@ def _warnings(dataset: Dataset, cases: Sequence[CaseFingerprint], patch: list[in
             "keeps the axes of the files, so the network sees them rotated or mirrored"
         )
     for name, scheme in zip(dataset.channel_names, schemes):
-        if scheme != "CT" and "ct" in name.lower().replace("_", " ").replace("-", " ").split():
+        if scheme not in CT_SCHEMES and "ct" in name.lower().replace("_", " ").replace("-", " ").split():
             warnings.append(f"channel {name!r} is normalized as {scheme}; name it exactly 'CT' for the CT scheme")
     if len(cases) < 5:
         warnings.append(f"only {len(cases)} case{'s' * (len(cases) > 1)}: no five folds")

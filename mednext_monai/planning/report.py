@@ -15,6 +15,7 @@ from ..data.dataset import Dataset
 from ..data.io import read_image, read_label
 from ..pictures import class_color, display_window, draw_slices
 from ..preprocessing.geometry import reorient, spacing_of
+from ..preprocessing.normalization import CT_SCHEMES
 from ..preprocessing.resampling import resampled_shape
 from .fingerprint import CaseFingerprint
 from .histograms import histogram
@@ -192,7 +193,7 @@ def _legend(labels: Sequence[str]) -> str:
 
 def _window(channel: np.ndarray, scheme: str, intensity: dict) -> tuple[float, float]:
     """Return the intensities shown as black and white; for CT, twice the range of the foreground of the data set."""
-    if scheme != "CT":
+    if scheme not in CT_SCHEMES:
         return display_window(channel)
     low, high = intensity["p005"], intensity["p995"]
     return low - (high - low) / 2, high + (high - low) / 2
@@ -244,7 +245,8 @@ def _intensity_histograms(cases: Sequence[CaseFingerprint], plan: dict) -> list[
     """Draw a histogram of each channel: the whole crop in gray, the foreground in blue, clipped to the middle 99%."""
     figures = []
     for c, (name, scheme) in enumerate(zip(plan["channel_names"], plan["normalization"])):
-        raw = scheme in ("CT", "none")
+        is_ct = scheme in CT_SCHEMES
+        raw = is_ct or scheme == "none"
         pools = []
         for part in ("preview", "foreground"):
             chunks = [getattr(case, part)[c][:2000].astype(np.float64) for case in cases]
@@ -256,8 +258,8 @@ def _intensity_histograms(cases: Sequence[CaseFingerprint], plan: dict) -> list[
             (label, color, np.clip(pool, low, high))
             for label, color, pool in zip(("whole crop", "foreground"), (GRAY, BLUE), pools)
         ]
-        marks = [plan["intensity"][c][k] for k in ("p005", "p995")] if scheme == "CT" else []
-        unit = "HU" if scheme == "CT" else "raw" if raw else "SD of the case"
+        marks = [plan["intensity"][c][k] for k in ("p005", "p995")] if is_ct else []
+        unit = "HU" if is_ct else "raw" if raw else "SD of the case"
         figures.append(histogram(series, name, unit, marks, bins=48))
     return figures
 

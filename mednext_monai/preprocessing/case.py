@@ -10,7 +10,7 @@ import numpy as np
 
 from .geometry import Geometry, plan_geometry, reorient
 from .nonzero import bounding_box, crop, fill_holes, mark_outside, nonzero_mask
-from .normalization import INTENSITY_KEYS, SCHEMES, by_channel, normalize_channels
+from .normalization import CT_SCHEMES, INTENSITY_KEYS, SCHEMES, by_channel, normalize_channels
 from .resampling import resample_image, resample_labels
 
 __all__ = ["PreprocessedCase", "check_settings", "preprocess_case"]
@@ -69,7 +69,7 @@ def check_settings(settings: Mapping, channels: int | None = None) -> dict:
     Args:
         settings: dictionary with the keys ``spacing`` (mm per axis, in the axis order of the files, or of the
             orientation if set); ``normalization`` (one of ``SCHEMES`` per channel); ``intensity`` (required for
-            ``"CT"`` channels: ``mean``, ``sd``, ``p005`` and ``p995`` of the data set, as a list with one entry per
+            CT channels: ``mean``, ``sd``, ``p005`` and ``p995`` of the data set, as a list with one entry per
             channel or a dictionary by channel index, which may be a string as in JSON); and optionally ``orientation``
             (axis codes such as ``"RAS"``; ``None`` keeps the axes of the files, as published). Other keys are ignored.
         channels: number of image channels, if known. Defaults to ``None``.
@@ -101,7 +101,7 @@ def check_settings(settings: Mapping, channels: int | None = None) -> dict:
     given = by_channel(settings.get("intensity"))
     intensity = {}
     for channel, scheme in enumerate(schemes):
-        if scheme != "CT":
+        if scheme not in CT_SCHEMES:
             continue
         values = given.get(channel, {})
         missing = [key for key in INTENSITY_KEYS if not isinstance(values.get(key), (int, float))]

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-__all__ = ["INTENSITY_KEYS", "SCHEMES", "by_channel", "normalize_channels"]
+__all__ = ["CT_SCHEMES", "INTENSITY_KEYS", "SCHEMES", "by_channel", "normalize_channels"]
 
-SCHEMES = ("CT", "zscore", "masked_zscore", "none")
+SCHEMES = ("CT", "masked_CT", "zscore", "masked_zscore", "none")
+CT_SCHEMES = ("CT", "masked_CT")  # those that need the intensities of the data set
 INTENSITY_KEYS = ("mean", "sd", "p005", "p995")  # of the foreground of the whole data set, for CT
 EPSILON = 1e-8
 
@@ -24,16 +25,17 @@ def normalize_channels(
 
     - ``"CT"``: clip to the 0.5 and 99.5 percentiles of the data set, subtract its mean, divide by its standard
       deviation.
+    - ``"masked_CT"``: the same; voxels outside the mask become 0.
     - ``"zscore"``: subtract the mean of the channel, divide by its (population) standard deviation plus 1e-8.
-    - ``"masked_zscore"``: the same with the statistics of the voxels inside the mask; voxels outside become 0.
+    - ``"masked_zscore"``: z-score with the statistics of the voxels inside the mask; voxels outside become 0.
     - ``"none"``: unchanged.
 
     Args:
         image: ``(C, X, Y, Z)``.
         schemes: one of ``SCHEMES`` per channel.
-        intensity: ``mean``, ``sd``, ``p005`` and ``p995`` of each ``"CT"`` channel, by channel index. Defaults to
+        intensity: ``mean``, ``sd``, ``p005`` and ``p995`` of each CT channel, by channel index. Defaults to
             ``None``.
-        inside: boolean ``(X, Y, Z)``, required by ``"masked_zscore"``: the resampled mask. (The nonzero voxels of the
+        inside: boolean ``(X, Y, Z)``, required by the masked schemes: the resampled mask. (The nonzero voxels of the
             resampled image are not the same, because cubic interpolation overshoots into the background.) Defaults to
             ``None``.
 
@@ -49,8 +51,10 @@ def normalize_channels(
     result = np.array(image, dtype=np.float32, order="C")
     for channel, scheme in enumerate(schemes):
         values = result[channel]
-        if scheme == "CT":
+        if scheme in CT_SCHEMES:
             _normalize_ct(values, channel, intensity)
+            if scheme == "masked_CT":
+                values[~_checked_mask(inside, values.shape)] = 0
         elif scheme == "zscore":
             _standardize(values, values)
         elif scheme == "masked_zscore":

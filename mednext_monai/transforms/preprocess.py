@@ -64,7 +64,7 @@ class Preprocessd(MapTransform, InvertibleTransform):
     Args:
         keys: key of the image.
         spacing: target spacing in mm, per axis. Defaults to 1 mm, as published.
-        normalization: ``"CT"``, ``"zscore"``, ``"masked_zscore"`` or ``"none"`` per channel. Defaults to
+        normalization: one of :py:data:`~mednext_monai.preprocessing.normalization.SCHEMES` per channel. Defaults to
             ``("zscore",)``.
         intensity: statistics of CT channels, see :py:func:`~mednext_monai.preprocessing.case.check_settings`. Defaults
             to ``None``.

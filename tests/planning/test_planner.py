@@ -64,6 +64,11 @@ def test_batch_dice_follows_the_number_of_stages(task, median, expected):
     assert " x ".join(map(str, median)) in why(result, "batch_dice")
 
 
+@pytest.mark.parametrize(("shape", "spacing"), [((178, 381, 249), (0.9, 0.5, 2.2)), ((156, 256, 215), (0.8, 2.2, 1.1))])
+def test_batch_dice_at_the_border_counts_unrounded_voxels_as_the_original_does(shape, spacing):
+    assert make_plan(make_dataset(), make_cases(shape, spacing))["batch_dice"] is True  # rounded, it would not be
+
+
 def test_the_rules_use_the_resampled_crop():
     cases = make_cases((512, 512, 120), (0.5, 0.5, 3), cropped=(400, 512, 100))
     result = make_plan(make_dataset(), cases)
@@ -109,7 +114,8 @@ def test_the_patch_can_be_asked_for():
     "name, kept, expected",
     [
         ("CT", 0.5, "CT"),
-        ("ct", 0.5, "CT"),
+        ("ct", 0.5, "masked_CT"),
+        ("ct", 0.75, "CT"),
         ("noNorm", 0.5, "none"),
         ("T1", 0.74, "masked_zscore"),
         ("T1", 0.75, "zscore"),

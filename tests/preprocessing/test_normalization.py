@@ -30,3 +30,15 @@ def test_normalization():
     ):
         with pytest.raises(ValueError, match=message):
             normalize_channels(image, schemes)
+
+
+def test_a_masked_ct_is_the_ct_with_zeros_outside_the_mask():
+    image = np.random.RandomState(0).rand(1, 5, 6, 7).astype(np.float32) * 300 - 100
+    inside = np.random.RandomState(1).rand(5, 6, 7) < 0.5
+    plain = normalize_channels(image, ["CT"], {0: CT})
+    masked = normalize_channels(image, ["masked_CT"], {0: CT}, inside)
+    np.testing.assert_array_equal(masked, np.where(inside, plain, 0))
+    with pytest.raises(ValueError, match="mask"):
+        normalize_channels(image, ["masked_CT"], {0: CT})
+    with pytest.raises(ValueError, match="needs the intensity"):
+        normalize_channels(image, ["masked_CT"], None, inside)
