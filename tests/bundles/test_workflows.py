@@ -34,6 +34,7 @@ def test_train_evaluate_segment_and_start_a_larger_kernel(run_bundle, dataset, t
         "sampler",
         "random",
         "trainer",
+        "run",
     }
 
     run_bundle("evaluating", "train", "evaluate")
