@@ -10,10 +10,10 @@ from helpers.datasets import rewrite
     ("options", "message"),
     [
         (("--fold", "7"), "fold must be one of"),
-        (("--in_channels", "2"), "has 1 channel(s), expected 2 (in_channels)"),
-        (("--out_channels", "2"), "contains the label value(s) 2"),
+        pytest.param(("--in_channels", "2"), "has 1 channel(s), expected 2 (in_channels)", marks=pytest.mark.slow),
+        pytest.param(("--out_channels", "2"), "contains the label value(s) 2", marks=pytest.mark.slow),
         (("--resume", "true"), "cannot resume"),
-        (("--upkern_checkpoint", "none.pt"), "none.pt, does not exist"),
+        pytest.param(("--upkern_checkpoint", "none.pt"), "none.pt, does not exist", marks=pytest.mark.slow),
     ],
 )
 def test_a_training_ends_with_the_message_before_its_first_step(run_bundle, options, message):

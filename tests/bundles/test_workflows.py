@@ -115,7 +115,8 @@ def test_a_resumed_run_continues_epochs_schedule_best_value_and_its_drawn_seed(r
     assert f"seed {before['sampler']['seed']}" not in log  # another was drawn, and not used
 
 
-def test_a_killed_run_resumes_to_the_same_weights_as_one_that_was_not(run_bundle, tmp_path):
+@pytest.mark.parametrize("workers", ["0", pytest.param("1", marks=pytest.mark.slow)])
+def test_a_killed_run_resumes_to_the_same_weights_as_one_that_was_not(run_bundle, tmp_path, workers):
     """SIGKILL in the middle of an epoch; equal to the last bit, whatever the number of worker processes."""
     length = ("--epochs", "3", "--iterations_per_epoch", "4", "--val_interval", "2")
 
@@ -125,20 +126,19 @@ def test_a_killed_run_resumes_to_the_same_weights_as_one_that_was_not(run_bundle
     run_bundle("training", "train", options=options("whole"))
     whole = read_state_dict(tmp_path / "whole" / "model.pt")
     last = torch.load(tmp_path / "whole" / "last.pt", weights_only=True)
-    for workers in ("0", "1"):
-        name = f"killed_{workers}"
-        folder, workers = tmp_path / name, ("--num_workers", workers)
-        run_bundle("training", "train", options=options(name, *workers), kill_when=folder / "last.pt")
-        assert not (folder / "model.pt").exists()
-        assert torch.load(folder / "last.pt", weights_only=True)["trainer"]["iteration"] in (4, 8)
-        log = run_bundle("training", "train", options=options(name, *workers, "--resume", "true")).stdout
-        assert f"resumed from {folder / 'last.pt'}" in log
-        resumed = read_state_dict(folder / "model.pt")
-        assert resumed.keys() == whole.keys() and all(torch.equal(resumed[key], whole[key]) for key in whole)
-        again = torch.load(folder / "last.pt", weights_only=True)
-        assert torch.equal(again["random"]["torch"], last["random"]["torch"])
-        assert again["sampler"] == last["sampler"] == {"epoch": 3, "seed": 0}
-        assert again["pseudo_dice"] == last["pseudo_dice"] and 0 <= last["pseudo_dice"]["average"] <= 1
+    name = f"killed_{workers}"
+    folder, workers = tmp_path / name, ("--num_workers", workers)
+    run_bundle("training", "train", options=options(name, *workers), kill_when=folder / "last.pt")
+    assert not (folder / "model.pt").exists()
+    assert torch.load(folder / "last.pt", weights_only=True)["trainer"]["iteration"] in (4, 8)
+    log = run_bundle("training", "train", options=options(name, *workers, "--resume", "true")).stdout
+    assert f"resumed from {folder / 'last.pt'}" in log
+    resumed = read_state_dict(folder / "model.pt")
+    assert resumed.keys() == whole.keys() and all(torch.equal(resumed[key], whole[key]) for key in whole)
+    again = torch.load(folder / "last.pt", weights_only=True)
+    assert torch.equal(again["random"]["torch"], last["random"]["torch"])
+    assert again["sampler"] == last["sampler"] == {"epoch": 3, "seed": 0}
+    assert again["pseudo_dice"] == last["pseudo_dice"] and 0 <= last["pseudo_dice"]["average"] <= 1
 
 
 def test_cases_are_preprocessed_once_for_all_folds_and_kernels(run_bundle):

@@ -25,7 +25,7 @@ def loader_of(config: str, checkpoint) -> WeightsLoader:
     parser["checkpoint"] = str(checkpoint)
     loader = parser.get_parsed_content("weights_loader")
     handlers = parser["handlers"] if config == "inference" else parser["validate"]["handlers"]
-    assert handlers[0] == "@weights_loader" and parser["checks"][0] == "$@weights_loader()"
+    assert handlers[0] == "@weights_loader" and parser["checks"][1] == "$@weights_loader()"
     assert loader.network is parser.get_parsed_content("network_def")
     return loader
 
