@@ -98,6 +98,7 @@ def test_channel_files_are_segmented_into_one_file_a_case(run_bundle, tmp_path):
     assert "case_01: has no file case_01_0001; in_channels is 2" in result.stderr
 
 
+@pytest.mark.slow
 def test_a_resumed_run_continues_epochs_schedule_best_value_and_its_drawn_seed(run_bundle):
     models, short = run_bundle.bundle / "models", ("--iterations_per_epoch", "2", "--seed", "None")
     log = run_bundle("run", "train", options=("--epochs", "3", "--val_interval", "1", *short)).stdout
@@ -141,6 +142,7 @@ def test_a_killed_run_resumes_to_the_same_weights_as_one_that_was_not(run_bundle
     assert again["pseudo_dice"] == last["pseudo_dice"] and 0 <= last["pseudo_dice"]["average"] <= 1
 
 
+@pytest.mark.slow
 def test_cases_are_preprocessed_once_for_all_folds_and_kernels(run_bundle):
     store = run_bundle.bundle / "cache"
     length = ("--epochs", "1", "--iterations_per_epoch", "1", "--val_interval", "1")
