@@ -6,10 +6,10 @@ is not empty counts as true. The configs therefore pass what a user may set thro
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["parse_switch", "patch_size", "switch"]
+__all__ = ["literal", "parse_switch", "patch_size", "switch"]
 
 SWITCH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
@@ -54,3 +54,24 @@ def patch_size(value: int | Sequence[int]) -> list[int]:
     if not whole or len(sizes) != 3 or any(size < SHAPE_FACTOR or size % SHAPE_FACTOR for size in sizes):
         raise ValueError(f"patch_size must be one or three positive multiples of {SHAPE_FACTOR}, got {value!r}.")
     return list(sizes)
+
+
+def literal(value: Any) -> Any:
+    """
+    Return plain data as a config must hold it, so that MONAI reads it as it is.
+
+    MONAI evaluates every text in a config that begins with ``$``, ``@`` or ``%`` and replaces ``#`` by ``::`` in all
+    others. Paths and case ids are data, and a file may have any name: a text that MONAI would change is returned as an
+    expression that consists of this text as a Python string. All other values are returned unchanged.
+
+    Args:
+        value: texts, numbers, booleans, ``None``, and lists and dictionaries of them.
+    """
+    if isinstance(value, Mapping):
+        return {literal(key): literal(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [literal(item) for item in value]
+    if not isinstance(value, str) or not (value.startswith(("$", "@", "%")) or "#" in value or "::" in value):
+        return value
+    plain = {*" _-./,()"}
+    return "$'" + "".join(c if c.isalnum() or c in plain else f"\\U{ord(c):08x}" for c in value) + "'"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from monai.bundle import ConfigParser
 
-from mednext_monai.options import patch_size, switch
+from mednext_monai.options import literal, patch_size, switch
 
 
 @pytest.mark.parametrize(
@@ -27,3 +28,28 @@ def test_one_patch_size_is_that_of_all_axes():
     for wrong in (100, [64, 64], [64, 64, 60], "64", True, [64.0] * 3, 0, None):
         with pytest.raises(ValueError, match="patch_size must be one or three positive multiples of 16, got "):
             patch_size(wrong)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "$1 + 1",
+        "@missing",
+        "%missing.json::a",
+        "a#b",
+        "a::b",
+        "@#up",
+        "a @#b",
+        'it\'s \\ "é" #1',
+        "plain/path.nii.gz",
+        "",
+    ],
+)
+def test_a_text_is_read_from_a_config_as_it_was_whatever_it_contains(text):
+    parser = ConfigParser({"ids": literal([text, {"id": text}]), "path": literal(text)})
+    assert parser.get_parsed_content("ids") == [text, {"id": text}] and parser.get_parsed_content("path") == text
+
+
+def test_literal_leaves_what_a_config_does_not_change():
+    value = {"ids": ["case_1", 3, 0.5, None, True], "path": "/data/a b/c@d.nii.gz"}
+    assert literal(value) == value

@@ -16,8 +16,8 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
-import torch
 import torch.distributed as dist
+from helpers.processes import spawn
 
 from mednext_monai.data import (
     preprocessed_cases,
@@ -320,4 +320,4 @@ def _waiting_process(rank: int, folder: str) -> None:
 
 def test_processes_wait_for_each_other_beyond_the_groups_timeout(tmp_path):
     _wait_for_all()  # alone
-    torch.multiprocessing.spawn(_waiting_process, (str(tmp_path),), nprocs=2)
+    spawn(_waiting_process, str(tmp_path))

@@ -6,7 +6,7 @@ import math
 
 import ignite.distributed as idist
 import torch
-import torch.multiprocessing
+from helpers.processes import spawn
 from ignite.engine import Engine
 from monai.engines.utils import IterationEvents
 
@@ -32,7 +32,7 @@ def _one_process(rank, path):
 
 
 def test_several_processes_stop_together(tmp_path):
-    torch.multiprocessing.spawn(_one_process, (str(tmp_path),), nprocs=2)
+    spawn(_one_process, str(tmp_path))
     messages = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
     assert "another process" in messages[0]
     assert "the loss is nan in epoch 1, iteration 1 of 5" in messages[1] and "case_1" in messages[1]

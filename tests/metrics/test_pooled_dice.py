@@ -7,7 +7,7 @@ import math
 import ignite.distributed as idist
 import pytest
 import torch
-import torch.multiprocessing
+from helpers.processes import spawn
 from monai.data import MetaTensor
 
 from mednext_monai.metrics import PooledDice
@@ -75,6 +75,6 @@ def _one_process(rank, path):
 
 
 def test_several_processes_share_the_counts(tmp_path):
-    torch.multiprocessing.spawn(_one_process, (str(tmp_path),), nprocs=2)
+    spawn(_one_process, str(tmp_path))
     values = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
     assert values[0] == values[1] == pytest.approx(DICE, abs=1e-15)
