@@ -63,7 +63,7 @@ def test_overlays_of_the_bundle_and_of_a_user_begin(tmp_path):
         ("inference", "outputdir", "output_dir"),
     ],
 )
-def test_a_misspelt_option_is_an_error_with_the_nearest_one(config, typed, meant):
+def test_a_misspelled_option_is_an_error_with_the_nearest_one(config, typed, meant):
     assert f"there is no option {typed}" in complaint(config, **{typed: 1})
     assert f"Did you mean {meant}?" in complaint(config, **{typed: 1})
 
@@ -72,14 +72,14 @@ def test_an_option_of_another_workflow_is_an_error_too():
     assert "there is no option epochs" in complaint("inference", epochs=5)
 
 
-def test_a_misspelt_key_of_an_overlay_or_a_plan(tmp_path):
+def test_a_misspelled_key_of_an_overlay_or_a_plan(tmp_path):
     assert "Did you mean batch_size?" in complaint("train", overlay(tmp_path, batchsize=4))
     plan = {"_plan_": {}, "labels": ["a", "b"], "channel_names": ["CT"], "batch_dice": True}
     begin("inference", overlay(tmp_path, **plan))  # batch_dice is of no use there, but a plan is for all workflows
     assert "Did you mean spacing?" in complaint("inference", overlay(tmp_path, **plan, spacings=[1, 1, 1]))
 
 
-def test_a_misspelt_option_in_python():
+def test_a_misspelled_option_in_python():
     with pytest.raises(RuntimeError) as caught:
         run(config_file=str(CONFIGS / "inference.json"), logging_file=False, inputs="X")
     assert "Did you mean input?" in str(diagnosis(caught.value))
