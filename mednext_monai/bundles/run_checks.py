@@ -54,7 +54,7 @@ def check_run() -> None:
     own = _own_keys(workflow)
     _check_keys(config, own, {workflow.init_id, workflow.final_id})
     _check_run_id(config, workflow.run_id, {workflow.init_id, workflow.final_id})
-    _restore_paths(workflow, overrides)
+    _take_as_typed(workflow, overrides)
     for name in OPTIONS:
         if name in config:
             check_option(name, workflow.parser.get_parsed_content(name))
@@ -145,17 +145,21 @@ def _texts(item: Any) -> Iterator[str]:
         yield item
 
 
-def _restore_paths(workflow: ConfigWorkflow, overrides: Mapping[str, Any]) -> None:
-    """Give paths that were passed as options their ``#`` back, which MONAI has replaced by ``::``."""
-    changed = {
-        name: literal(value)
-        for name, value in overrides.items()
-        if name in OPTIONS
-        and OPTIONS[name].is_path
-        and isinstance(value, str)
-        and "#" in value
-        and value[0] not in "$@%"
-    }
+def _take_as_typed(workflow: ConfigWorkflow, overrides: Mapping[str, Any]) -> None:
+    """
+    Give the options of the command line the meaning that they had there.
+
+    MONAI has replaced each ``#`` in a path by ``::``; fire leaves ``false`` as text, which counts as true where a path
+    such as ``train::trainer::amp`` hands it to a component of MONAI.
+    """
+    changed: dict[str, Any] = {}
+    for name, value in overrides.items():
+        if not isinstance(value, str) or value.startswith(("$", "@", "%")):
+            continue
+        if name in OPTIONS and OPTIONS[name].is_path:
+            changed[name] = literal(value)
+        elif ("::" in name or "#" in name) and value.lower() in ("true", "false"):
+            changed[name] = value.lower() == "true"
     if changed:
         workflow.parser.update(changed)
         workflow.parser.parse(reset=True)

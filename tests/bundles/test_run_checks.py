@@ -130,8 +130,16 @@ def test_options_are_checked_before_any_file_is_read(config, option, value, mess
 @pytest.mark.parametrize("name", ["a#b", "a #1 @home", "a::b", "100%"])
 def test_a_path_keeps_the_characters_that_mean_something_to_monai(tmp_path, name):
     files = [str(CONFIGS / "train.json"), str(overlay(tmp_path, looking=["$@dataset_dir"]))]
-    workflow = create_workflow(config_file=files, run_id="looking", logging_file=False, dataset_dir=f"/data/{name}")
+    options = {"run_id": "looking", "logging_file": False, "dataset_dir": f"/data/{name}"}
+    workflow = create_workflow(config_file=files, **options)
     assert workflow.run() == [f"/data/{name}"]
+
+
+@pytest.mark.parametrize(("typed", "meant"), [("false", False), ("True", True), (False, False)])
+def test_false_is_false_wherever_a_path_hands_it(typed, meant):
+    files = str(CONFIGS / "train.json")
+    workflow = create_workflow(config_file=files, logging_file=False, **{"train::trainer::amp": typed})
+    assert workflow.parser["train::trainer::amp"] is meant
 
 
 def test_the_diagnosis_is_the_last_thing_on_the_screen(tmp_path):
