@@ -207,7 +207,7 @@ def check_fold(checkpoint: str | Path, fold: int | str, cases: Sequence[Mapping]
         way = f"Evaluate its own fold with --fold {trained_fold}, or name a checkpoint of fold {fold} with --checkpoint"
     else:
         found = f"{checkpoint} was trained on another fold {fold} than this data set and its splits have"
-        way = "Name the splits of the training with its plan or with --splits"
+        way = "Evaluate the folds of the training: name its plan after the other configs"
     raise ValueError(f"fold: {found}: {cases_seen}. {way}.")
 
 
