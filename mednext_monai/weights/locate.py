@@ -36,7 +36,7 @@ def fold_folder(ckpt_dir: str | Path, fold: int | str) -> str:
     return str(ckpt_dir) if name == 0 else f"{ckpt_dir}/fold_{name}"
 
 
-def find_checkpoint(checkpoint: str | Path | None, ckpt_dir: str | Path, fold: int | str | None = None) -> str | Path:
+def find_checkpoint(checkpoint: str | Path | None, ckpt_dir: str | Path, fold: int | str | None = None) -> str:
     """
     Return the checkpoint to use.
 
@@ -50,7 +50,7 @@ def find_checkpoint(checkpoint: str | Path | None, ckpt_dir: str | Path, fold: i
         ValueError: if ``fold`` is ``None`` and several folds have a ``model.pt``, but fold 0 has none, listing them.
     """
     if checkpoint is not None:
-        return checkpoint
+        return str(checkpoint)  # a name such as 2024 arrives as a number
     if fold is not None:
         return f"{fold_folder(ckpt_dir, fold)}/{WEIGHTS}"
     first = Path(ckpt_dir, WEIGHTS)

@@ -30,6 +30,7 @@ def test_what_is_no_fold_is_refused(fold):
 def test_a_named_checkpoint_takes_precedence_over_the_fold(tmp_path):
     weights(tmp_path / "model.pt")
     assert find_checkpoint("mine.pt", tmp_path, 1) == "mine.pt"
+    assert find_checkpoint(2024, tmp_path) == "2024"
 
 
 def test_the_weights_of_fold_0_are_found_first_and_those_of_a_fold_that_is_named(tmp_path):
