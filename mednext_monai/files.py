@@ -16,12 +16,17 @@ FULL = 2**16  # bytes free at most on a disk that is full; libraries report this
 
 
 @contextmanager
-def atomic_path(target: str | PathLike[str]) -> Iterator[Path]:
+def atomic_path(target: str | PathLike[str], previous: str | PathLike[str] | None = None) -> Iterator[Path]:
     """
     Yield a temporary path in the folder of ``target``, and rename it to ``target`` if the block succeeds.
 
     At any time, ``target`` is either the complete old file or the complete new one. If the block raises, the temporary
     file is removed and the old file is kept. Missing folders are created. The temporary name has the same suffixes.
+
+    Args:
+        target: the file to write.
+        previous: new name of the old file, on the same file system. If the process is killed between the two renames,
+            the old file has this name and ``target`` does not exist. Defaults to ``None``: the old file is deleted.
 
     Raises:
         FileExistsError: if ``target`` exists and is not a regular file, such as a device, a socket or a folder.
@@ -36,6 +41,8 @@ def atomic_path(target: str | PathLike[str]) -> Iterator[Path]:
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
+        if previous is not None and target.exists():
+            os.replace(target, previous)
         os.replace(temporary, target)
     except Exception as error:
         free = shutil.disk_usage(target.parent).free

@@ -52,3 +52,16 @@ def test_a_full_disk_is_named_with_the_file_and_the_old_one_stays(tmp_path, monk
     with pytest.raises(OSError, match=r"the disk is full: 5 bytes are written, more are needed, 0 are free: .*last.pt"):
         write_checkpoint({"a": torch.ones(2)}, path)
     assert path.read_bytes() == before and os.listdir(tmp_path) == ["last.pt"]
+
+
+def test_the_file_that_is_replaced_can_be_kept_under_another_name(tmp_path):
+    path, previous = tmp_path / "last.pt", tmp_path / "last.previous.pt"
+    for content in (b"1", b"2", b"3"):
+        with atomic_path(path, previous) as temporary:
+            temporary.write_bytes(content)
+    assert (path.read_bytes(), previous.read_bytes()) == (b"3", b"2")
+    with pytest.raises(RuntimeError), atomic_path(path, previous) as temporary:
+        temporary.write_bytes(b"4")
+        raise RuntimeError
+    assert (path.read_bytes(), previous.read_bytes()) == (b"3", b"2")
+    assert sorted(os.listdir(tmp_path)) == ["last.previous.pt", "last.pt"]

@@ -11,13 +11,16 @@ from .library import PACKAGE
 
 __all__ = ["zip_bundle"]
 
+STATES = ("last.pt", "last.previous.pt", "nonfinite.pt")  # in models/: large, and nonfinite.pt holds images
+
 
 def zip_bundle(bundle_dir: str | Path, output: str | Path | None = None) -> Path:
     """
     Zip a bundle with its weights and with the modules of this package, so that it runs where only MONAI is installed.
 
     Unzipped, the folder ``<name>/`` holds ``mednext_monai/`` beside ``configs/``; Python finds it if the working
-    directory is the bundle. The same content gives the same bytes. Caches, logs and ``last.pt`` are not included.
+    directory is the bundle. The same content gives the same bytes. The weights of all folds are included; caches, logs
+    and the states of trainings (``last.pt``, ``last.previous.pt``, ``nonfinite.pt``) are not.
 
     Args:
         bundle_dir: the bundle's folder.
@@ -50,5 +53,5 @@ def zip_bundle(bundle_dir: str | Path, output: str | Path | None = None) -> Path
 
 def _bundle_files(bundle: Path) -> list[Path]:
     files = [bundle / "LICENSE", *(bundle / "configs").rglob("*"), *(bundle / "docs").rglob("*")]
-    files += [file for file in (bundle / "models").glob("*") if file.name != "last.pt" and file.name[0] != "."]
+    files += [file for file in (bundle / "models").rglob("*") if file.name not in STATES and file.name[0] != "."]
     return [file for file in files if file.is_file()]

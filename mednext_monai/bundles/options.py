@@ -96,7 +96,8 @@ def _is_device(value: Any) -> bool:
 
 
 def _is_spacing(value: Any) -> bool:
-    return isinstance(value, Sequence) and len(value) == 3 and all(_is_number(item) and item > 0 for item in value)
+    lengths = value if isinstance(value, Sequence) else [value] * 3
+    return len(lengths) == 3 and all(_is_number(length) and length > 0 for length in lengths)
 
 
 def _is_orientation(value: Any) -> bool:
@@ -125,15 +126,15 @@ OPTIONS: dict[str, Option] = {
     "output_dir": PATH,
     "cache_dir": PATH,
     "input": _or_null(PATH),
-    "checkpoint": PATH,
+    "checkpoint": _or_null(PATH),
     "upkern_checkpoint": _or_null(PATH),
     "variant": _one_of("S", "B", "M", "L"),
     "kernel_size": _one_of(3, 5),
-    "in_channels": _integer(1),
-    "out_channels": _integer(2),
-    "spacing": Option("three positive numbers (mm)", _is_spacing, is_list=True),
+    "in_channels": _or_null(_integer(1)),
+    "out_channels": _or_null(_integer(2)),
+    "spacing": _or_null(Option("one or three positive numbers (mm)", _is_spacing, is_list=True)),
     "orientation": _or_null(Option("axis codes such as 'RAS'", _is_orientation)),
-    "patch_size": Option("one or three positive multiples of 16", _is_patch_size, is_list=True),
+    "patch_size": _or_null(Option("one or three positive multiples of 16", _is_patch_size, is_list=True)),
     "normalization": _or_null(
         Option(
             f"a list with one of {', '.join(SCHEMES)} per channel",
@@ -150,7 +151,7 @@ OPTIONS: dict[str, Option] = {
     "device": Option("a device of this computer, such as 'cpu', 'cuda' or 'cuda:1'", _is_device),
     "amp": SWITCH,
     "gradient_checkpointing": _or_null(SWITCH),
-    "fold": Option("0, 1, 2, ... or 'all'", _is_fold),
+    "fold": _or_null(Option("0, 1, 2, ... or 'all'", _is_fold)),  # null: inference only
     "splits": _or_null(
         Option(
             "a list of folds or the path of a JSON file",

@@ -226,6 +226,6 @@ def _verify(bundle: Path) -> None:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # MONAI warns that the local schema has no hash
                 verify_metadata(meta_file=metadata, filepath=str(SCHEMA))
-        verify_net_in_out("network_def", metadata, config, device="cpu")
+        verify_net_in_out("network_def", metadata, config, device="cpu", bundle_root=str(bundle))  # not where we are
     finally:
         logging.disable(level)

@@ -11,7 +11,7 @@ from .nonfinite_loss import NonFiniteLoss
 from .patch_validation import PatchValidation
 from .random_states import RandomStates, set_seed
 from .tensorboard_overlay import TensorBoardOverlay
-from .training_checkpoint import TrainingCheckpoint
+from .training_checkpoint import TrainingCheckpoint, check_start
 from .upkern_initializer import UpKernInitializer
 from .weights_loader import WeightsLoader
 
@@ -28,5 +28,6 @@ __all__ = [
     "UpKernInitializer",
     "WeightsLoader",
     "best_metric",
+    "check_start",
     "set_seed",
 ]

@@ -20,6 +20,7 @@ import torch
 
 from ..networks import VARIANTS
 from .description import NetworkDescription, describe, has_monai_names
+from .settings import attach_settings, settings_of
 from .state_dict import find_state_dict, is_original, plain_names, read_checkpoint, write_checkpoint
 
 __all__ = ["Conversion", "convert", "from_monai", "reverse_spatial_axes", "to_monai"]
@@ -58,7 +59,8 @@ def convert(source: str | Path, output: str | Path, reverse_axes: bool | None = 
     Convert a checkpoint of the authors' code or of MONAI's ``MedNeXt`` S into a plain state dict of this package.
 
     Its kind, the variant and the kernel size are inferred from the tensors. The ``.pkl`` file beside a checkpoint of
-    the authors' code is not needed; if present, the trainer's name in it is compared, without unpickling.
+    the authors' code is not needed; if present, the trainer's name in it is compared, without unpickling. The settings
+    that a training of this package has stored in the source are kept, unless axes are reversed.
 
     Args:
         source: an nnU-Net v1 ``.model``, or any file that :py:func:`read_state_dict` takes.
@@ -89,6 +91,10 @@ def convert(source: str | Path, output: str | Path, reverse_axes: bool | None = 
         result = to_monai(state_dict) if to == "monai" else state_dict
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
+    settings = settings_of(raw)
+    if settings is not None and not reverse_axes:  # else they are those of the other order of axes
+        result = attach_settings(result, settings)
+        notes.append("The settings of the training that the source carries were kept.")
     notes.append(_axes_note(original, reverse_axes))
     notes += _compare_with_trainer(source.with_name(source.name + ".pkl"), description)
     write_checkpoint(result, output)

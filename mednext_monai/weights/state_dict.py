@@ -22,6 +22,7 @@ from ..files import atomic_path
 __all__ = [
     "find_state_dict",
     "is_original",
+    "is_placeholder",
     "plain_names",
     "read_checkpoint",
     "read_state_dict",
@@ -79,12 +80,11 @@ def read_checkpoint(path: str | Path) -> Any:
         raise FileNotFoundError(
             f"the checkpoint {path} does not exist or is not a file; its folder contains {others or 'no checkpoints'}."
         )
-    with open(path, "rb") as file:
-        if file.read(len(PLACEHOLDER_START)) == PLACEHOLDER_START:
-            raise ValueError(
-                f"{path}: this bundle has no weights yet, only a placeholder in their place; train the bundle, or "
-                "convert or copy a checkpoint to that path."
-            )
+    if is_placeholder(path):
+        raise ValueError(
+            f"{path}: this bundle has no weights yet, only a placeholder in their place; train the bundle, or "
+            "convert or copy a checkpoint to that path."
+        )
     try:
         with torch.serialization.safe_globals(_numpy_scalar_types()):
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -123,6 +123,12 @@ def plain_names(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tenso
     return plain
 
 
+def is_placeholder(path: str | Path) -> bool:
+    """Return whether a file is the placeholder of a bundle without weights."""
+    with open(path, "rb") as file:
+        return file.read(len(PLACEHOLDER_START)) == PLACEHOLDER_START
+
+
 def is_original(state_dict: Mapping[str, torch.Tensor]) -> bool:
     """Return whether a state dict, with unchanged names, was written by the authors' code."""
     return any(map(_is_dummy, state_dict))
@@ -133,9 +139,16 @@ def unwrap_parallel(network: torch.nn.Module) -> torch.nn.Module:
     return network.module if isinstance(network, (DataParallel, DistributedDataParallel)) else network
 
 
-def write_checkpoint(content: Any, path: str | Path) -> None:
-    """Write a file with ``torch.save``; at every moment the complete new file or the complete old one exists."""
-    with atomic_path(path) as temporary:
+def write_checkpoint(content: Any, path: str | Path, previous: str | Path | None = None) -> None:
+    """
+    Write a file with ``torch.save``; at every moment the complete new file or the complete old one exists.
+
+    Args:
+        content: what is written.
+        path: the file.
+        previous: new name of the file that is replaced. Defaults to ``None``: it is deleted.
+    """
+    with atomic_path(path, previous) as temporary:
         torch.save(content, temporary)
 
 
@@ -143,7 +156,7 @@ def _search(item: Any) -> dict[str, torch.Tensor] | None:
     if not isinstance(item, Mapping) or not item:
         return None
     if all(isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in item.items()):
-        return dict(item)
+        return item  # type: ignore[return-value]  # not a copy, which would lack its _metadata
     return next(filter(None, (_search(item.get(entry)) for entry in ENTRIES)), None)
 
 

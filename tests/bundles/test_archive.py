@@ -13,14 +13,18 @@ from mednext_monai import bundles
 
 def test_zip_is_reproducible_and_its_bundle_runs_from_its_own_modules(tmp_path, dataset):
     folder = make_trained("mednext_s_k3", tmp_path)
-    (folder / "models" / "last.pt").write_bytes(b"not for others")
+    (folder / "models" / "fold_1").mkdir()
+    for name in ("last.pt", "last.previous.pt", "nonfinite.pt", "fold_1/last.pt", "fold_1/last.previous.pt"):
+        (folder / "models" / name).write_bytes(b"not for others")
+    (folder / "models" / "fold_1" / "model.pt").write_bytes(b"for others")
     first = bundles.zip_bundle(folder, tmp_path / "a.zip").read_bytes()
     assert first == bundles.zip_bundle(folder, tmp_path / "b.zip").read_bytes()
     with zipfile.ZipFile(tmp_path / "a.zip") as archive:
         members = archive.namelist()
         archive.extractall(tmp_path / "unzipped")
+    assert "mednext_s_k3/models/fold_1/model.pt" in members
     assert "mednext_s_k3/models/model.pt" in members and "mednext_s_k3/mednext_monai/networks/mednext.py" in members
-    assert not [m for m in members if "last.pt" in m or "_bundles" in m or "__pycache__" in m]
+    assert not [m for m in members if "last" in m or "nonfinite.pt" in m or "_bundles" in m or "__pycache__" in m]
     unzipped = tmp_path / "unzipped" / "mednext_s_k3"
     where = "$print('from', mednext_monai.__file__)"
     result = subprocess.run(

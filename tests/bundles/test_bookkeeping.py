@@ -177,6 +177,8 @@ def test_the_weights_after_the_last_epoch_are_used_unless_another_checkpoint_is_
     folder = bundles.path("mednext_s_k3") / "configs"
     content = ConfigParser.load_config_file(folder / f"{config}.json")
     handlers = content["handlers"] if config == "inference" else content["validate::handlers"]
-    assert handlers[0] == "@weights_loader" and content["weights_loader"]["load_path"] == "@checkpoint"
-    parser = ConfigParser({"ckpt_dir": "models", "checkpoint": content["checkpoint"]})
-    assert parser.get_parsed_content("checkpoint") == "models/model.pt"
+    assert handlers[0] == "@weights_loader" and content["weights_loader"]["load_path"] == "@checkpoint_path"
+    for checkpoint, path in ((content["checkpoint"], "models/model.pt"), ("best.pt", "best.pt")):
+        parts = {"ckpt_dir": "models", "fold": 0, "checkpoint": checkpoint}
+        parser = ConfigParser({**parts, "checkpoint_path": content["checkpoint_path"]})
+        assert parser.get_parsed_content("checkpoint_path") == path

@@ -124,7 +124,7 @@ def test_predict_takes_input_and_output_by_their_place(started, bundle):
         (["train", "mednext_s_k3", "--variant", "B"], 2, "--variant is the bundle's own"),
         (["train", "mednext_s_k3", "--epochs"], 2, "--epochs needs a value."),
         (["train", "mednext_s_k3", "--epochs", "0"], 1, "epochs must be an integer of at least 1, got 0."),
-        (["train", "mednext_s_k3", "--fold", "one"], 1, "fold must be 0, 1, 2, ... or 'all', got 'one'."),
+        (["train", "mednext_s_k3", "--fold", "one"], 1, "fold must be 0, 1, 2, ... or 'all', or null, got 'one'."),
         (["train", "mednext_s_k3", "--plan", "x.json"], 1, "--plan: there is no file 'x.json'."),
         (["train", "mednext_s_k3", "--gpus", "0"], 1, "--gpus must be an integer of at least 1, got 0."),
         (["train", "mednext_s_k3", "--dataset_dir", "a", "b"], 2, "--dataset_dir takes one value, got a b"),

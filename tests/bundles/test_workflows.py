@@ -16,6 +16,7 @@ from mednext_monai.networks import create_mednext
 from mednext_monai.planning import plan
 from mednext_monai.weights import describe, read_state_dict
 
+UNSTATED = ("--out_channels", "None", "--patch_size", "None")
 SHORT = ("--epochs", "2", "--iterations_per_epoch", "3", "--val_interval", "1")
 
 
@@ -72,13 +73,55 @@ def test_a_plan_is_an_overlay_for_training_evaluation_and_inference(run_bundle, 
     planned = json.loads(task.read_text())
     assert planned["normalization"] == ["CT"] and planned["patch_size"] == [48, 48, 48]
     run_bundle("training", "train", options=SHORT, overlay=task)
-    run_bundle("evaluating", "train", "evaluate", overlay=task)
-    run_bundle("inferring", "inference", overlay=task)
-    assert (run_bundle.bundle / "eval" / "box_9.nii.gz").is_file()
+    outputs, results = run_bundle.bundle / "eval", {}
+    for name, overlay in (("plan", task), ("no plan", None)):  # which the checkpoint makes unnecessary
+        options = () if overlay else UNSTATED
+        run_bundle("evaluating", "train", "evaluate", options=options, overlay=overlay)
+        log = run_bundle("inferring", "inference", options=options, overlay=overlay).stdout
+        results[name] = (outputs / "val_mean_dice_raw.csv").read_text()
+        results[name] += str(np.asarray(nib.load(outputs / "box_9.nii.gz").dataobj).tolist())
+        assert "normalization ['CT']" in log and "does not say" not in log
+        for file in ("val_mean_dice_raw.csv", "box_9.nii.gz"):
+            (outputs / file).unlink()
+    assert results["plan"] == results["no plan"]
+    options = ("--normalization", "['zscore']")
+    result = run_bundle("inferring", "inference", options=options, check=False)
+    assert "normalization is ['zscore'], but" in result.stderr and "was trained with ['CT']" in result.stderr
     planned["splits"][0]["val"] = ["box_404"]
     task.write_text(json.dumps(planned))
     result = run_bundle("training", "train", options=SHORT, overlay=task, check=False)
     assert "box_404" in result.stderr  # so the plan's folds are the ones used
+
+
+def test_a_fold_has_its_own_folder_and_no_training_or_evaluation_takes_that_of_another(run_bundle):
+    models = run_bundle.bundle / "models"
+    placeholder = (models / "model.pt").read_bytes()
+    length = ("--epochs", "1", "--iterations_per_epoch", "1", "--val_interval", "1")
+    run_bundle("training", "train", options=(*length, "--fold", "1"))
+    trained = models / "fold_1" / "model.pt"
+    assert {"model.pt", "model_best.pt", "last.pt"} <= {file.name for file in trained.parent.iterdir()}
+    assert [file.name for file in models.iterdir() if file.is_file()] == ["model.pt"]
+    assert (models / "model.pt").read_bytes() == placeholder
+    log = run_bundle("inferring", "inference", options=("--mirror", "false", *UNSTATED)).stdout
+    assert f"using {trained}, the only fold that has" in log
+    run_bundle("evaluating", "train", "evaluate", options=("--fold", "1", "--validate::inferer::mirror", "false"))
+    result = run_bundle("evaluating", "train", "evaluate", options=("--checkpoint", str(trained)), check=False)
+    assert f"{trained} was trained on fold 1 and cannot be evaluated on fold 0" in result.stderr
+    assert "--fold 1" in result.stderr
+
+    written = {file: file.stat().st_mtime_ns for file in trained.parent.iterdir()}
+    cache = ("--cache_dir", str(run_bundle.cwd / "elsewhere"))
+    options = (*length, *cache, "--fold", "1")
+    result = run_bundle("training", "train", options=options, check=False)
+    assert f"{trained.parent / 'last.pt'} exists and would be replaced" in result.stderr
+    assert "--resume true" in result.stderr and "--overwrite true" in result.stderr
+    result = run_bundle("training", "train", options=(*options, "--resume", "true", "--seed", "1"), check=False)
+    assert "last.pt: seed was 0 and is 1" in result.stderr
+    (trained.parent / "last.pt").write_bytes(b"cut")
+    result = run_bundle("training", "train", options=(*options, "--resume", "true"), check=False)
+    assert "last.pt cannot be read: it is truncated" in result.stderr
+    assert not (run_bundle.cwd / "elsewhere").exists()  # found before anything was preprocessed
+    assert {file: file.stat().st_mtime_ns for file in trained.parent.iterdir()}.keys() == written.keys()
 
 
 def test_channel_files_are_segmented_into_one_file_a_case(run_bundle, tmp_path):

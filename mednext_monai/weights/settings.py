@@ -1,0 +1,272 @@
+"""What a checkpoint says about its training, so that inference and evaluation preprocess images as the training did.
+
+A checkpoint stays a plain state dict: the settings travel in the ``_metadata`` of the ``OrderedDict`` that
+``torch.nn.Module.state_dict`` returns, where PyTorch itself keeps the versions of modules. ``torch.save`` writes it,
+``torch.load(weights_only=True)`` reads it, and strict loading ignores it. They consist of numbers, strings, lists and
+dictionaries only.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import logging
+import math
+import os
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import __version__
+from ..data.dataset import cases_digest, read_dataset
+from ..options import patch_size
+from ..preprocessing.case import check_settings
+from .locate import fold_name
+from .state_dict import find_state_dict, is_placeholder, read_checkpoint, unwrap_parallel
+
+__all__ = [
+    "attach_settings",
+    "carry_settings",
+    "check_fold",
+    "read_settings",
+    "settings_of",
+    "task_settings",
+    "training_settings",
+]
+
+logger = logging.getLogger(__name__)
+KEY = "mednext_monai"  # in the _metadata of a state dict
+PUBLISHED: dict[str, Any] = {
+    "in_channels": 1,
+    "out_channels": 2,
+    "spacing": [1.0, 1.0, 1.0],
+    "orientation": None,
+    "patch_size": [128, 128, 128],
+}
+PREPROCESSING = ("spacing", "orientation", "normalization", "intensity")
+TASK = ("in_channels", "out_channels", *PREPROCESSING, "patch_size")
+MAX_SHOWN = 3  # cases named in a message
+
+
+def task_settings(stated: Mapping[str, Any], checkpoint: str | Path | None = None) -> dict[str, Any]:
+    """
+    Return the settings of a task: those that the checkpoint was trained with, or for a training the stated ones.
+
+    Args:
+        stated: ``in_channels``, ``out_channels``, ``spacing``, ``orientation``, ``normalization``, ``intensity`` and
+            ``patch_size`` of the options, the plan or the bundle; ``None`` for one that is not stated.
+        checkpoint: the checkpoint of an inference or evaluation. Its settings are used; a stated one must agree, except
+            for the patch size, which is then the size of the windows. If the checkpoint has no settings, those that are
+            not stated are assumed to be the published ones, and a warning lists them. A file that does not exist or is
+            the placeholder of a bundle is ignored here. Defaults to ``None``: a training, in which settings that are
+            not stated are the published ones.
+
+    Returns:
+        the seven settings, in the form of :py:func:`~mednext_monai.preprocessing.case.check_settings`.
+
+    Raises:
+        ValueError: if a setting is invalid or contradicts the checkpoint, naming it, both values and what to do.
+    """
+    stated = {key: stated.get(key) for key in TASK}
+    if isinstance(stated["spacing"], (int, float)):
+        stated["spacing"] = [stated["spacing"]] * 3
+    if checkpoint is None:
+        return _complete(stated)
+    if not Path(checkpoint).is_file() or is_placeholder(checkpoint):
+        return _complete(stated)  # loading the weights reports the file
+    trained = read_settings(checkpoint)
+    if trained is None:
+        settings = _complete(stated)
+        assumed = [f"{key} {settings[key]}" for key, value in stated.items() if value is None and key != "intensity"]
+        if assumed:
+            logger.warning(
+                f"{checkpoint} does not say how it was trained. Assumed, because they are not stated: "
+                f"{', '.join(assumed)}."
+            )
+        return settings
+    _refuse_contradictions(stated, trained, checkpoint)
+    settings = _complete({key: trained[key] if stated[key] is None else stated[key] for key in TASK})
+    if not _same(settings["intensity"], trained["intensity"]):
+        _refuse("intensity", settings["intensity"], trained["intensity"], checkpoint)
+    logger.info(f"settings of {checkpoint}: {', '.join(f'{key} {trained[key]}' for key in TASK)}")
+    if not _same(settings["patch_size"], trained["patch_size"]):
+        logger.info(f"windows of {settings['patch_size']} voxels; trained on patches of {trained['patch_size']}")
+    return settings
+
+
+def training_settings(
+    task: Mapping[str, Any],
+    variant: str,
+    kernel_size: int,
+    fold: int | str,
+    cases: Sequence[Mapping],
+    dataset_dir: str | Path,
+) -> dict[str, Any]:
+    """
+    Return what the checkpoints of a training carry.
+
+    Args:
+        task: result of :py:func:`task_settings`.
+        variant: S, B, M or L.
+        kernel_size: edge of the depthwise kernels in voxels.
+        fold: fold index or ``"all"``.
+        cases: the training cases.
+        dataset_dir: the data set, whose ``dataset.json`` names channels and classes.
+
+    Returns:
+        the settings of the task; ``variant``, ``kernel_size``, ``channel_names`` and ``labels`` (background first),
+        ``fold``, ``training_cases`` (their number and a hash of their ids), ``training_ids`` (a hash of each id: no id
+        leaves the data set) and ``package_version``.
+
+    Raises:
+        DatasetError: if the data set is invalid.
+    """
+    dataset = read_dataset(dataset_dir)
+    return {
+        **{key: task[key] for key in TASK},
+        "variant": variant,
+        "kernel_size": kernel_size,
+        "channel_names": list(dataset.channel_names),
+        "labels": list(dataset.labels),
+        "fold": fold_name(fold),
+        "training_cases": cases_digest(cases),
+        "training_ids": [_hash(case) for case in cases],
+        "package_version": __version__,
+    }
+
+
+def carry_settings(network: torch.nn.Module, settings: Mapping[str, Any]) -> None:
+    """
+    Let every state dict of a network carry settings, whoever takes it.
+
+    Args:
+        network: the network, wrapped by DataParallel or DistributedDataParallel or not.
+        settings: result of :py:func:`training_settings`.
+    """
+
+    def add(module: torch.nn.Module, state_dict: Mapping, prefix: str, local_metadata: Mapping) -> None:
+        state_dict._metadata[KEY] = dict(settings)  # type: ignore[attr-defined]
+
+    unwrap_parallel(network).register_state_dict_post_hook(add)
+
+
+def attach_settings(state_dict: Mapping[str, torch.Tensor], settings: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """Return the state dict with settings; further ``_metadata`` are dropped, which concern old versions of modules."""
+    result = OrderedDict(state_dict)
+    result._metadata = {KEY: dict(settings)}  # type: ignore[attr-defined]
+    return result
+
+
+def settings_of(state_dict: Mapping[str, torch.Tensor]) -> dict[str, Any] | None:
+    """Return the settings that a state dict carries, unchecked, or ``None``."""
+    metadata = getattr(state_dict, "_metadata", None)
+    return metadata.get(KEY) if isinstance(metadata, Mapping) else None
+
+
+def read_settings(path: str | Path) -> dict[str, Any] | None:
+    """
+    Return the settings that a checkpoint carries, as :py:func:`training_settings` made them, or ``None``.
+
+    Raises:
+        FileNotFoundError, ValueError: as :py:func:`read_state_dict`; ``ValueError`` also if the settings are invalid.
+    """
+    if not Path(path).is_file():
+        read_checkpoint(path)  # raises
+    status = os.stat(path)
+    return _read_settings(str(path), status.st_mtime_ns, status.st_size)
+
+
+def check_fold(checkpoint: str | Path, fold: int | str, cases: Sequence[Mapping]) -> None:
+    """
+    Check that a checkpoint is not evaluated on its own training cases.
+
+    With fold ``"all"`` all cases are for training and for validation, which is then a warning.
+
+    Args:
+        checkpoint: the checkpoint. One without settings is not checked.
+        fold: the fold to evaluate.
+        cases: its validation cases.
+
+    Raises:
+        ValueError: naming both folds, cases of both, and what to do.
+    """
+    trained = read_settings(checkpoint)
+    if trained is None:
+        return
+    known, fold, trained_fold = set(trained["training_ids"]), fold_name(fold), trained["fold"]
+    seen = [case["id"] for case in cases if _hash(case) in known]
+    if not seen:
+        return
+    cases_seen = f"{len(seen)} of the {len(cases)} cases to evaluate are its training cases ({_some(seen)})"
+    if fold == trained_fold == "all":
+        logger.warning(f"{checkpoint} was trained on fold all: {cases_seen}, so the scores say little about new images")
+        return
+    if fold != trained_fold:
+        found = f"{checkpoint} was trained on fold {trained_fold} and cannot be evaluated on fold {fold}"
+        way = f"Evaluate its own fold with --fold {trained_fold}, or name a checkpoint of fold {fold} with --checkpoint"
+    else:
+        found = f"{checkpoint} was trained on another fold {fold} than this data set and its splits have"
+        way = "Evaluate the folds of the training: name its plan after the other configs"
+    raise ValueError(f"fold: {found}: {cases_seen}. {way}.")
+
+
+@functools.lru_cache(maxsize=4)
+def _read_settings(path: str, modified: int, size: int) -> dict[str, Any] | None:
+    settings = settings_of(find_state_dict(read_checkpoint(path), path))
+    if settings is None:
+        return None
+    try:
+        checked = {**settings, **_complete(settings)}
+        fold, ids = fold_name(checked["fold"]), [str(name) for name in checked["training_ids"]]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: the settings that it was trained with are invalid: {error!r}") from error
+    return {**checked, "fold": fold, "training_ids": ids}
+
+
+def _complete(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Fill in what is ``None`` as published, and check and normalize the result."""
+    filled = {key: PUBLISHED[key] if settings[key] is None else settings[key] for key in PUBLISHED}
+    for key in ("in_channels", "out_channels"):
+        if isinstance(filled[key], bool) or not isinstance(filled[key], int) or filled[key] < 1:
+            raise ValueError(f"{key} must be a positive integer, got {filled[key]!r}.")
+    channels = filled["in_channels"]
+    schemes = ["zscore"] * channels if settings["normalization"] is None else settings["normalization"]
+    preprocessing = check_settings(
+        {**filled, "normalization": schemes, "intensity": settings["intensity"]}, channels=channels
+    )
+    return {**filled, **preprocessing, "patch_size": patch_size(filled["patch_size"])}
+
+
+def _refuse_contradictions(stated: Mapping[str, Any], trained: Mapping[str, Any], checkpoint: str | Path) -> None:
+    for key in ("in_channels", "out_channels", "spacing", "orientation", "normalization"):
+        if stated[key] is not None and not _same(stated[key], trained[key]):
+            _refuse(key, stated[key], trained[key], checkpoint)
+
+
+def _refuse(key: str, stated: Any, trained: Any, checkpoint: str | Path) -> None:
+    raise ValueError(
+        f"{key} is {stated!r}, but {checkpoint} was trained with {trained!r}. Leave out {key} (as an option, in a plan "
+        "or in the config of the bundle) to use the checkpoint's, or name another checkpoint with --checkpoint."
+    )
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Compare plain values; numbers may differ by rounding, lists and tuples are equal."""
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+        return len(one) == len(other) and all(map(_same, one, other))
+    if isinstance(one, (int, float)) and isinstance(other, (int, float)):
+        return math.isclose(one, other, rel_tol=1e-6)
+    return one == other
+
+
+def _hash(case: Mapping) -> str:
+    return hashlib.blake2b(str(case["id"]).encode(), digest_size=6).hexdigest()
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:MAX_SHOWN]) + (f" and {len(names) - MAX_SHOWN} more" if len(names) > MAX_SHOWN else "")
