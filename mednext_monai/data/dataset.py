@@ -132,14 +132,11 @@ def training_cases(
     cases = read_dataset(dataset_dir).cases
     ids = [case["id"] for case in cases]
     own = Path(dataset_dir, "splits_final.json")
-    if splits is None and own.is_file():
-        splits = own
-    if fold == "all":
-        folds: Sequence[Split] = []
-    elif splits is None:
-        folds = make_folds(ids)
-    else:
-        folds = read_splits(splits, ids) if isinstance(splits, (str, Path)) else splits
+    if fold != "all" and isinstance(splits, (str, Path)):
+        splits = read_splits(splits, ids)
+    if fold != "all" and splits is None:
+        splits = read_splits(own, ids) if own.is_file() else make_folds(ids)
+    folds = [] if fold == "all" or splits is None or isinstance(splits, (str, Path)) else splits
     chosen = set(select_fold(folds, fold, ids)["train" if section == "training" else "val"])
     unknown = sorted(chosen - set(ids))
     if unknown:

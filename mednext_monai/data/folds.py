@@ -72,17 +72,18 @@ def read_splits(path: str | Path, ids: Sequence[str], groups: Mapping[str, str] 
         groups: group of each case; no group may be in both training and validation. Defaults to ``None``.
 
     Raises:
-        ValueError: if the file cannot be read, is not such a list, contains unknown cases, or has a case or a group in
-            both parts of a fold.
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is not such a list, contains unknown cases, or has a case or a group in both parts of a
+            fold.
     """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"splits: {path} does not exist; expected a JSON file with the folds.")
     try:
-        splits = json.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except OSError as e:
-        raise ValueError(f"splits: cannot read the file {path}: {e.strerror or e}.") from e
+        splits = json.loads(Path(path).read_text())
     except ValueError as e:
         raise ValueError(f"{path}: not valid JSON: {e}") from e
     shaped = isinstance(splits, list) and splits
-    if not shaped or not all(_is_split(split) and split["train"] and split["val"] for split in splits):
+    if not shaped or not all(isinstance(s, dict) and s.get("train") and s.get("val") for s in splits):
         raise ValueError(f'{path}: must be a list of {{"train": [ids], "val": [ids]}}, none of them empty.')
     splits = [{side: [str(case) for case in split[side]] for side in ("train", "val")} for split in splits]
     for number, split in enumerate(splits):
@@ -141,21 +142,10 @@ def select_fold(splits: Sequence[Split], fold: int | str, ids: Sequence[str]) ->
         ids: the case ids of the data set.
 
     Raises:
-        ValueError: if there is no such fold (the original then draws a random 80:20 split), or if it is not two lists.
+        ValueError: if there is no such fold. (The original then draws a random 80:20 split.)
     """
     if fold == "all":
         return {"train": sorted(ids), "val": sorted(ids)}
-    if not isinstance(splits, Sequence) or isinstance(splits, str) or not all(map(_is_split, splits)):
-        raise ValueError(
-            'splits must be a list of {"train": [ids], "val": [ids]} or a JSON file with such a list; got '
-            f"{str(splits)[:200]}."
-        )
     if str(fold).isdigit() and int(fold) < len(splits):
         return splits[int(fold)]
     raise ValueError(f"fold must be one of {list(range(len(splits)))} or 'all', got {fold!r}.")
-
-
-def _is_split(split: object) -> bool:
-    """Return whether this is a fold: two lists of case ids."""
-    sides = [split.get(side) for side in ("train", "val")] if isinstance(split, Mapping) else [None]
-    return all(isinstance(side, Sequence) and not isinstance(side, str) for side in sides)

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .. import bundles
-from ..options import literal
 
 __all__ = ["DemoResult", "bundle_command", "run_demo"]
 
@@ -116,25 +115,15 @@ def bundle_command(
         bundle: the bundle's folder.
         configs: names of files in its ``configs/``, without ``.json``; later files override earlier ones.
         run_id: key of the config to run.
-        overrides: values by the key of the config that they override; texts and paths are data, not expressions.
+        overrides: values by the key of the config that they override.
     """
     files = [str(bundle / "configs" / f"{config}.json") for config in configs]
     command = [sys.executable, "-m", "monai.bundle", "run", run_id]
-    command += ["--config_file", _argument(files[0]) if len(files) == 1 else json.dumps(files)]
-    for key, value in {"bundle_root": bundle, **overrides}.items():
-        command += [f"--{key}", _argument(literal(str(value) if isinstance(value, Path) else value))]
+    command += ["--config_file", files[0] if len(files) == 1 else json.dumps(files), "--bundle_root", str(bundle)]
+    for key, value in overrides.items():
+        text = str(value) if isinstance(value, (str, Path)) else repr(value)
+        command += [f"--{key}", text.replace(" ", "") if isinstance(value, list) else text]
     return command
-
-
-def _argument(value: object) -> str:
-    """Return a value as python-fire, which reads MONAI's command line, turns it into this value again."""
-    from fire.parser import DefaultParseValue
-
-    if isinstance(value, list):
-        return f"[{','.join(map(repr, value))}]"
-    if isinstance(value, str) and DefaultParseValue(value) == value and not value.startswith("-"):
-        return value
-    return repr(value)
 
 
 def _prepare(root: Path, seed: int) -> tuple[Path, Path, Path]:
