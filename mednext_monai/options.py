@@ -6,10 +6,11 @@ is not empty counts as true. The configs therefore pass what a user may set thro
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["literal", "parse_switch", "patch_size", "switch"]
+__all__ = ["literal", "parse_switch", "patch_size", "plain", "switch"]
 
 SWITCH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
@@ -62,16 +63,56 @@ def literal(value: Any) -> Any:
 
     MONAI evaluates every text in a config that begins with ``$``, ``@`` or ``%`` and replaces ``#`` by ``::`` in all
     others. Paths and case ids are data, and a file may have any name: a text that MONAI would change is returned as an
-    expression that consists of this text as a Python string. All other values are returned unchanged.
+    expression that consists of this text as a Python string. A dictionary with such a key, or with ``_target_``, from
+    which MONAI would build an object, is returned as an expression that is a Python dictionary. All other values are
+    returned unchanged. :py:func:`plain` is the inverse.
 
     Args:
         value: texts, numbers, booleans, ``None``, and lists and dictionaries of them.
     """
     if isinstance(value, Mapping):
-        return {literal(key): literal(item) for key, item in value.items()}
+        if any(isinstance(key, str) and (_is_changed(key) or key == "_target_") for key in value):
+            return f"${_python(value)}"
+        return {key: literal(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [literal(item) for item in value]
-    if not isinstance(value, str) or not (value.startswith(("$", "@", "%")) or "#" in value or "::" in value):
-        return value
-    plain = {*" _-./,()"}
-    return "$'" + "".join(c if c.isalnum() or c in plain else f"\\U{ord(c):08x}" for c in value) + "'"
+    return f"${_python(value)}" if isinstance(value, str) and _is_changed(value) else value
+
+
+def plain(value: Any) -> Any:
+    """
+    Return the data that :py:func:`literal` has written, without evaluating anything.
+
+    Args:
+        value: the content of a config. Only expressions that consist of one Python string, and dictionaries as written
+            by :py:func:`literal`, are replaced; other expressions, references and macros are returned as they are.
+    """
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, str) and value.startswith("$"):
+        try:
+            constant = ast.literal_eval(value[1:])
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            return value
+        if isinstance(constant, str) or (isinstance(constant, dict) and literal(constant) == value):
+            return constant
+    return value
+
+
+def _is_changed(text: str) -> bool:
+    """Return whether MONAI evaluates or changes a text in a config."""
+    return text.startswith(("$", "@", "%")) or "#" in text or "::" in text
+
+
+def _python(value: Any) -> str:
+    """Return data as a Python expression of constants, in which no character has a meaning for MONAI."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_python(key)}: {_python(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(_python, value)) + "]"
+    if not isinstance(value, str):
+        return repr(value)
+    kept = {*" _-./,()"}
+    return "'" + "".join(c if c.isalnum() or c in kept else f"\\U{ord(c):08x}" for c in value) + "'"

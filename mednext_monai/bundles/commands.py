@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 from ..errors import ERROR_FILE, TRACEBACK
 from ..options import literal
 from .library import names
+from .task_bundle import refuse_code
 
 __all__ = ["ENVIRONMENT", "WORKFLOWS", "Misuse", "Workflow", "bundle_command", "help_text", "run_workflow"]
 
@@ -119,7 +120,7 @@ def bundle_command(
     command = [sys.executable, "-m", "monai.bundle", "run", run_id]
     command += [
         "--config_file",
-        files[0] if len(files) == 1 else json.dumps(files),
+        _quoted(files[0]) if len(files) == 1 else json.dumps(files),
         "--bundle_root",
         _written(str(bundle)),
     ]
@@ -130,14 +131,16 @@ def bundle_command(
 
 def _written(value: object) -> str:
     """Write a value so that fire and MONAI read it as what it is."""
+    if isinstance(value, list):
+        return f"[{','.join(repr(literal(item)) for item in value)}]"
+    return _quoted(literal(str(value))) if isinstance(value, (str, Path)) else repr(value)
+
+
+def _quoted(text: str) -> str:
+    """Return a text in quotes if fire would take it for something else: a number, a comment, an option, ..."""
     from fire.parser import DefaultParseValue
 
-    if isinstance(value, list):
-        return f"[{','.join(repr(item) for item in value)}]"
-    if not isinstance(value, (str, Path)):
-        return repr(value)
-    text = literal(str(value))
-    return text if DefaultParseValue(text) == text else repr(text)
+    return text if DefaultParseValue(text) == text and not text.startswith("-") else repr(text)
 
 
 class _Typed(NamedTuple):
@@ -162,7 +165,7 @@ def _parse(workflow: Workflow, arguments: Sequence[str]) -> _Typed:
     gpus = None
     for name, values in given:
         if name in ("plan", "config"):
-            overlays += [_existing(name, value) for value in values or [""]]
+            overlays += [_overlay(name, value) for value in values or [""]]
         elif name == "traceback" and not values:
             os.environ[TRACEBACK] = "1"
         elif name == "gpus" and workflow.multi_gpu:
@@ -221,9 +224,17 @@ def _unknown(name: str, known: dict[str, Any], workflow: Workflow) -> str:
     return f"there is no option --{name}.{nearest(name, [*options, *own])}"
 
 
-def _existing(name: str, value: str) -> str:
-    if not Path(value).is_file():
+def _overlay(name: str, value: str) -> str:
+    """Return the path of an overlay, which must exist; a plan must be data only."""
+    file = Path(value)
+    if not file.is_file():
         raise FileNotFoundError(f"--{name}: there is no file {value!r}.")
+    if name == "plan":
+        try:
+            plan = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"--plan: {value} is not a JSON file: {error}.") from error
+        refuse_code(plan, file)
     return value
 
 

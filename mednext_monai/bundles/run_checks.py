@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import logging
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 __all__ = ["check_run", "nearest"]
 
+logger = logging.getLogger(__name__)
+
 # Arguments of MONAI's `run`, which are no keys of a config.
 ARGUMENTS = ("run_id", "init_id", "final_id", "meta_file", "config_file", "logging_file", "tracking", "args_file")
 EXPRESSION = re.compile(r"\$(?!import |from )")
@@ -39,6 +42,9 @@ def check_run() -> None:
     Check the config of the workflow that evaluates this call; without one, as in ``monai.bundle.load``, do nothing.
 
     From then on, an error that ends the process prints its diagnosis as the last thing on the screen.
+
+    An option that only another workflow of the bundle has, such as the epochs of a training, is a warning: one list of
+    options may serve several commands.
 
     Raises:
         ValueError: if the configs are named in an order that loses settings; if a top-level key is neither one of the
@@ -111,8 +117,11 @@ def _check_keys(config: Mapping[str, Any], own: list[str], steps: set[str]) -> N
     known = {*own, *steps, *tracking, "_meta_", *(PLAN_KEYS if "_plan_" in config else ())}
     used = {name for text in _texts(config) for name in REFERENCE.findall(text)}
     for key in config:
-        if key not in known | used and not key.startswith("_") and not _is_run(config[key]):
+        if key in known | used or key.startswith("_") or _is_run(config[key]):
+            continue
+        if key not in OPTIONS:
             raise ValueError(_unknown(key, own))
+        logger.warning(f"{key} is an option of another workflow of the bundle and has no effect on this one.")
 
 
 def _unknown(key: str, own: list[str]) -> str:

@@ -2,7 +2,8 @@
 
 The plan is the file that ``mednext plan`` writes. As an overlay it must be named in every command; here its settings
 become those of the bundle, so that ``train.json`` and ``inference.json`` are complete, as MONAI Label needs them. The
-metadata and the page of the bundle list its channels and classes.
+metadata and the page of the bundle list its channels and classes. A plan is data: one with anything that MONAI would
+evaluate is refused, and names and paths are written so that MONAI reads them as they are.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from string import Template
+from typing import Any
 
+from ..options import literal, plain
 from .library import bundle_name, names, path
 
-__all__ = ["new_bundle"]
+__all__ = ["PLAN_KEYS", "new_bundle", "refuse_code"]
 
 SCHEMA = Path(__file__).with_name("metadata_schema.json")
 PAGE = Path(__file__).with_name("task_readme.md")
@@ -66,7 +69,8 @@ def new_bundle(variant: str, kernel_size: int, plan: str | Path, output_dir: str
     Raises:
         FileNotFoundError: if the plan does not exist.
         FileExistsError: if the folder is not empty.
-        ValueError: if there is no such variant or kernel size, or if the plan is invalid, naming its file and the key.
+        ValueError: if there is no such variant or kernel size, or if the plan is invalid or holds anything that MONAI
+            would evaluate, naming its file and the key.
     """
     source = path(_name(variant, kernel_size))
     target = Path(output_dir).absolute()
@@ -76,15 +80,16 @@ def new_bundle(variant: str, kernel_size: int, plan: str | Path, output_dir: str
     configs = {name: _load(source / "configs" / f"{name}.json") for name in ("train", "inference", "metadata")}
     _refuse_unknown(content, (configs["train"], configs["inference"]), plan)
     for name in ("train", "inference"):
-        configs[name].update({key: value for key, value in content.items() if key in configs[name]})
+        configs[name].update({key: literal(value) for key, value in content.items() if key in configs[name]})
     configs["metadata"] = _metadata(configs["metadata"], content, target.name, configs["train"])
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as temporary:
         bundle = Path(temporary, target.name)
         shutil.copytree(source, bundle, copy_function=shutil.copyfile)
-        for name, config in configs.items():
-            _save(bundle / "configs" / f"{name}.json", config)
-        _save(bundle / "configs" / PLAN_COPY, content)
+        for name in ("train", "inference"):
+            _save(bundle / "configs" / f"{name}.json", configs[name])
+        _save(bundle / "configs" / "metadata.json", literal(configs["metadata"]))
+        _save(bundle / "configs" / PLAN_COPY, literal(content))
         page = bundle / "docs" / "README.md"
         page.write_text(_page(page.read_text(encoding="utf-8"), content, configs), encoding="utf-8")
         _verify(bundle)
@@ -112,7 +117,7 @@ def _load(file: Path) -> dict:
 
 
 def _save(file: Path, content: Mapping) -> None:
-    file.write_text(json.dumps(content, indent=4, ensure_ascii=False) + "\n", encoding="utf-8")
+    file.write_text(json.dumps(content, indent=4) + "\n")  # ASCII: MONAI reads it in the encoding of the locale
 
 
 def _read_plan(file: Path) -> dict:
@@ -126,6 +131,8 @@ def _read_plan(file: Path) -> dict:
         raise ValueError(f"plan: {file} is not valid JSON: {error}.") from error
     if not isinstance(content, dict):
         raise ValueError(f"plan: {file} must hold a JSON object, got {type(content).__name__}; {hint}.")
+    refuse_code(content, file)
+    content = plain(content)
     missing = [key for key in REQUIRED if key not in content]
     if missing:
         raise ValueError(f"plan: {file} is not a complete plan, it lacks {', '.join(missing)}; {hint}.")
@@ -142,6 +149,33 @@ def _read_plan(file: Path) -> dict:
         if not isinstance(content[key], kind):
             raise ValueError(f"plan: {file}: {key} must be {what}, got {content[key]!r}.")
     return content
+
+
+def refuse_code(value: Any, file: Path, place: str = "") -> None:
+    """
+    Refuse what MONAI would evaluate in a plan: expressions, references, macros and objects to build.
+
+    Args:
+        value: the plan, or a part of it.
+        file: its file, for the message.
+        place: the key of the part.
+
+    Raises:
+        ValueError: naming the file and the key.
+    """
+    if isinstance(value, (dict, list)):
+        if "_target_" in value and isinstance(value, dict):
+            raise ValueError(
+                f"plan: {file}: {place or 'the top level'} has the key '_target_', from which MONAI would build an "
+                "object; a plan holds only data."
+            )
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            refuse_code(item, file, f"{place}::{key}" if place else str(key))
+    elif isinstance(value, str) and value.startswith(("$", "@", "%")) and plain(value) == value:
+        raise ValueError(
+            f"plan: {file}: {place} is {value!r}, which MONAI would evaluate; a plan holds only data. `mednext plan` "
+            "writes names and paths with such characters as a quoted text."
+        )
 
 
 def _refuse_unknown(content: Mapping, configs: Iterable[Mapping], plan: str | Path) -> None:

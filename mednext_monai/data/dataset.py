@@ -106,7 +106,7 @@ def read_dataset(directory: str | Path) -> Dataset:
 
 
 def training_cases(
-    dataset_dir: str, fold: int | str = 0, section: str = "training", splits: Sequence[Split] | None = None
+    dataset_dir: str, fold: int | str = 0, section: str = "training", splits: str | Path | Sequence[Split] | None = None
 ) -> list[dict]:
     """
     Return the training or validation cases of a fold.
@@ -117,8 +117,8 @@ def training_cases(
         dataset_dir: a data set in Decathlon, nnU-Net v1 raw or nnU-Net v2 raw layout; see :py:func:`read_dataset`.
         fold: fold index, from 0, or ``"all"`` to train and validate on every case. Defaults to 0.
         section: ``"training"`` or ``"validation"``. Defaults to ``"training"``.
-        splits: the folds, each ``{"train": ids, "val": ids}``. Defaults to ``None``: the data set's own
-            ``splits_final.json`` if it exists, else the five folds of nnU-Net v1.
+        splits: the folds, each ``{"train": ids, "val": ids}``, or the path of a JSON file with their list. Defaults to
+            ``None``: the data set's own ``splits_final.json`` if it exists, else the five folds of nnU-Net v1.
 
     Returns:
         ``[{"id": str, "image": path or list of one path per channel, "label": path}, ...]``, sorted by id.
@@ -132,9 +132,12 @@ def training_cases(
     cases = read_dataset(dataset_dir).cases
     ids = [case["id"] for case in cases]
     own = Path(dataset_dir, "splits_final.json")
+    if fold != "all" and isinstance(splits, (str, Path)):
+        splits = read_splits(splits, ids)
     if fold != "all" and splits is None:
         splits = read_splits(own, ids) if own.is_file() else make_folds(ids)
-    chosen = set(select_fold(splits or [], fold, ids)["train" if section == "training" else "val"])
+    folds = [] if fold == "all" or splits is None or isinstance(splits, (str, Path)) else splits
+    chosen = set(select_fold(folds, fold, ids)["train" if section == "training" else "val"])
     unknown = sorted(chosen - set(ids))
     if unknown:
         raise ValueError(f"fold {fold} names {unknown[:5]}, which {dataset_dir} does not have.")

@@ -2,38 +2,49 @@
 
 Layout of the cache directory::
 
-    v1-<hash>/                   one folder per preprocessing settings; variants, kernels and folds share it
+    v2-<hash>/                   one folder per preprocessing settings; variants, kernels and folds share it
         plan.json                the hashed preprocessing settings
         <case id>/
-            image.npy            float32 (C, X, Y, Z), normalized
-            label.npy            int8 or int16 (1, X, Y, Z); -1: background outside the nonzero region; if labeled
-            foreground.npz       voxel coordinates (n, 3) per class, key = class; if labeled
-            case.json            the marker, written last: geometry, voxels per class, state of the source files
+            <content>/           one folder per content of the source files
+                image.npy        float32 (C, X, Y, Z), normalized
+                label.npy        int8 or int16 (1, X, Y, Z); -1: background outside the nonzero region; if labeled
+                foreground.npz   voxel coordinates (n, 3) per class, key = class; if labeled
+                case.json        the marker, written last: geometry, voxels per class, source files
+            <state>.ref          the <content> of source files in a known state: paths, sizes and times
 
-A case is written to a temporary folder that is renamed once it contains the marker, so a folder with the name of a case
-is always complete, even if the process is killed. A stored case is valid as long as its source files have the recorded
-content: size and times are compared first, and a hash of the content only if these differ. Its folder determines the
-preprocessing settings and the version of the format. Two runs on one cache directory wait for each other.
+``<content>`` is a hash of all bytes of the image and label files, so data sets with equal case ids can share a cache
+directory, and a data set that was moved, copied or mounted elsewhere is recognized. Reading terabytes at each start
+would take too long: the content is read once for each ``<state>``, a hash of the real path, size, modification time and
+status change time of each file. The last of these cannot be set by a program, so a file that was replaced by one of the
+same size and modification time is read again.
+
+A stored case is never modified. It is written to a temporary folder, which is renamed once it contains the marker, so a
+folder ``<content>`` is always complete, even if the process is killed. New content gets a new folder, and a run that
+uses the old one keeps it. Nothing is removed automatically: delete the cache directory, or a part of it, when no run
+uses it. Runs that preprocess into one folder wait for each other.
 """
 
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
 import logging
 import math
 import multiprocessing
 import os
+import re
 import shutil
 import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from datetime import timedelta
 from multiprocessing.connection import wait
+from os import PathLike
 from pathlib import Path
 
 import numpy as np
@@ -59,11 +70,13 @@ __all__ = [
     "stored_content",
 ]
 
-FORMAT_VERSION = 1  # increase it if results or format change: all cases are then preprocessed again
+FORMAT_VERSION = 2  # increase it if results or format change: all cases are then preprocessed again
 MARKER = "case.json"
 TEMPORARY = ".tmp-"
-TIMES = ("size", "modified", "changed")  # compared first
-CONTENT = ("size", "hash")  # compared if these differ
+META_IMAGE = re.compile(rb"^\s*ElementDataFile\s*=\s*(.+?)\s*$", re.IGNORECASE | re.MULTILINE)
+NRRD = re.compile(rb"^data ?file:\s*(.+?)\s*$", re.IGNORECASE | re.MULTILINE)
+DATA_FILES = {".mhd": META_IMAGE, ".mha": META_IMAGE, ".nrrd": NRRD}  # the entry that names the file of the voxels
+HEADER_SIZE = 2**16  # bytes in which this entry is searched
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 logger = logging.getLogger(__name__)
@@ -102,18 +115,24 @@ def preprocess_dataset(
     settings = check_settings(settings)
     folder = Path(cache_dir) / settings_folder(settings)
     folder.mkdir(parents=True, exist_ok=True)
+    workers = min(os.cpu_count() or 1, 8) if num_workers is None else num_workers
     with _locked(folder, progress):
-        _write_json(folder / "plan.json", {"format_version": FORMAT_VERSION, **settings})
+        if not (folder / "plan.json").exists():
+            _write_json(folder / "plan.json", {"format_version": FORMAT_VERSION, **settings})
         for leftover in folder.glob(f"{TEMPORARY}*"):  # left by killed runs; the lock excludes others
             shutil.rmtree(leftover, ignore_errors=True)
-        pending = [case for case in cases if _current_marker(case, folder, _signatures(case), TIMES) is None]
+        stored = _find(cases, folder, workers, progress)
+        pending = [case for case in cases if case["id"] not in stored]
         _announce_space(pending, settings, folder, progress)
-        workers = min(os.cpu_count() or 1, 8) if num_workers is None else num_workers
-        failures = _run(pending, settings, folder, min(workers, len(pending)), progress)
+        results = _run(pending, settings, folder, min(workers, len(pending)), progress)
+        failures = {case_id: result for case_id, result in results.items() if isinstance(result, str)}
+        stored.update({case_id: result for case_id, result in results.items() if isinstance(result, Path)})
+        if pending:
+            _announce_unused(stored, folder, progress)
     if failures:
         listed = "\n".join(f"  {case_id}: {message}" for case_id, message in sorted(failures.items()))
         raise ValueError(f"{len(failures)} of {len(cases)} cases cannot be preprocessed:\n{listed}")
-    return [_stored(case, folder) for case in cases]
+    return [_stored(case, stored[case["id"]]) for case in cases]
 
 
 def preprocessed_cases(
@@ -171,14 +190,15 @@ def stored_content(case: Mapping, settings: Mapping, cache_dir: str | Path) -> t
 
     Returns:
         the number of channels and the label values, background 0 included; or ``None`` if the case is not stored, or
-        if size or times of its source files have changed.
+        if its source files have not been read in their present state.
     """
     folder = Path(cache_dir) / settings_folder(settings)
     try:
-        marker = _current_marker(case, folder, _signatures(case), TIMES)
-        if marker is None:
+        place = _known(case, folder)
+        if place is None:
             return None
-        channels = len(np.load(folder / case["id"] / "image.npy", mmap_mode="r"))
+        marker = json.loads((place / MARKER).read_text())
+        channels = len(np.load(place / "image.npy", mmap_mode="r"))
     except (OSError, ValueError):
         return None
     labels = {max(int(value), 0) for value in marker["voxels_per_label"]}
@@ -217,9 +237,30 @@ def _check_cases(cases: Sequence[Mapping]) -> None:
         raise ValueError("the list of cases is invalid:\n" + "\n".join(f"  {problem}" for problem in problems))
 
 
-def _sources(case: Mapping) -> list[str | Path]:
+def _sources(case: Mapping) -> list[str | PathLike]:
     """Return the files of a case: images in order, then the label if there is one."""
     return image_paths(case.get("image")) + ([case["label"]] if case.get("label") else [])
+
+
+def _with_data(path: str | PathLike) -> list[Path]:
+    """Return a file and, if it is only a header, the files that contain its voxels."""
+    path = Path(path)
+    pattern = DATA_FILES.get(path.suffix.lower())
+    if pattern is None:
+        return [path]
+    with open(path, "rb") as file:
+        header = re.split(rb"\r?\n\r?\n", file.read(HEADER_SIZE))[0]
+    found = pattern.search(header)
+    if found is None or found[1].upper() == b"LOCAL":
+        return [path]
+    name = os.fsdecode(found[1])
+    if name.upper().startswith("LIST"):
+        names = [os.fsdecode(line.strip()) for line in header[found.end() :].splitlines()]
+        return [path, *(path.parent / name for name in names if name)]
+    if "%" in name:  # a pattern of numbered files, and the range of their numbers
+        start = str(path.parent / name.partition("%")[0])
+        return [path, *map(Path, sorted(glob.glob(f"{glob.escape(start)}*")))]
+    return [path, path.parent / name]
 
 
 @contextlib.contextmanager
@@ -236,19 +277,41 @@ def _locked(folder: Path, progress: bool) -> Iterator[None]:
 
 
 def _announce_space(pending: Sequence[Mapping], settings: Mapping, folder: Path, progress: bool) -> None:
-    """Report the disk space for the cases that have no folder yet; the others are replaced one by one."""
+    """Report the disk space for the cases to preprocess."""
     if not pending:
         return
     new = 0
     for case in pending:
-        if not (folder / case["id"]).exists():
-            with contextlib.suppress(ValueError, OSError):  # unreadable files are reported later, all together
-                new += _required_bytes(case, settings)
+        with contextlib.suppress(ValueError, OSError):  # unreadable files are reported later, all together
+            new += _required_bytes(case, settings)
     free = shutil.disk_usage(folder).free
     message = f"{len(pending)} cases to preprocess into {folder}: up to about {_size(new)} of {_size(free)} free."
     if new > free:
         raise OSError(f"{message} Free some space or choose another cache directory.")
     _say(message, progress)
+
+
+def _announce_unused(stored: Mapping[str, Path], folder: Path, progress: bool) -> None:
+    """Report the disk space of what is stored for other contents of the cases and by other versions of the format."""
+    others = [place for used in stored.values() for place in used.parent.iterdir() if place.is_dir() and place != used]
+    if others:
+        _say(
+            f"{folder}: {len(others)} stored cases ({_size(_disk_use(others))}) have an id of this run and another "
+            "content: from another data set, or from before files were changed. Delete them when no run uses them.",
+            progress,
+        )
+    older = [place for place in folder.parent.glob("v*-*") if not place.name.startswith(f"v{FORMAT_VERSION}-")]
+    if older:
+        _say(
+            f"{folder.parent}: {', '.join(sorted(place.name for place in older))} ({_size(_disk_use(older))}) were "
+            "written by another version of the package and are not used by this one.",
+            progress,
+        )
+
+
+def _disk_use(folders: Sequence[Path]) -> int:
+    files = [file for folder in folders for file in folder.rglob("*") if file.is_file()]
+    return sum(file.stat().st_size for file in files)
 
 
 def _size(count: float) -> str:
@@ -261,17 +324,17 @@ def _say(message: str, progress: bool) -> None:
         tqdm.write(message)
 
 
-def _run(pending: Sequence[Mapping], settings: Mapping, folder: Path, workers: int, progress: bool) -> dict[str, str]:
-    """Preprocess the cases and return an error message for each that failed."""
-    failures = {}
+def _run(
+    pending: Sequence[Mapping], settings: Mapping, folder: Path, workers: int, progress: bool
+) -> dict[str, Path | str]:
+    """Preprocess the cases; return the folder of each, or an error message if it failed."""
+    results: dict[str, Path | str] = {}
     with tqdm(total=len(pending), desc="preprocess", unit="case", disable=not (progress and pending)) as bar:
         if workers <= 1:
             for case in pending:
-                message = _prepare(case, settings, folder)
-                if message:
-                    failures[case["id"]] = message
+                results[case["id"]] = _prepare(case, settings, folder)
                 bar.update()
-            return failures
+            return results
         with (
             _single_threaded_children(),
             ProcessPoolExecutor(
@@ -281,9 +344,7 @@ def _run(pending: Sequence[Mapping], settings: Mapping, folder: Path, workers: i
             futures = {pool.submit(_prepare, dict(case), settings, folder): case["id"] for case in pending}
             try:
                 for future in as_completed(futures):
-                    message = future.result()
-                    if message:
-                        failures[futures[future]] = message
+                    results[futures[future]] = future.result()
                     bar.update()
             except BrokenProcessPool as error:
                 raise RuntimeError(
@@ -293,7 +354,7 @@ def _run(pending: Sequence[Mapping], settings: Mapping, folder: Path, workers: i
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
-    return failures
+    return results
 
 
 @contextlib.contextmanager
@@ -325,21 +386,57 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _prepare(case: Mapping, settings: Mapping, folder: Path) -> str | None:
-    """Preprocess and store a case unless the stored one is current; return the error message, if any."""
+def _find(cases: Sequence[Mapping], folder: Path, workers: int, progress: bool) -> dict[str, Path]:
+    """Return the folder of each case that is stored; files in an unknown state are read if there may be one."""
+    stored = {case["id"]: place for case in cases if (place := _known(case, folder))}
+    unknown = [case for case in cases if case["id"] not in stored and (folder / case["id"]).is_dir()]
+    if unknown:
+        _say(f"reading the files of {len(unknown)} cases to compare them with stored cases of the same id.", progress)
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        for case, place in zip(unknown, pool.map(lambda case: _recognized(case, folder), unknown)):
+            if place is not None:
+                stored[case["id"]] = place
+    return stored
+
+
+def _known(case: Mapping, folder: Path) -> Path | None:
+    """Return the folder of a stored case whose files are in a known state, without reading them; else ``None``."""
     try:
-        sources = _signatures(case, use_hash=True)  # before the files are read, so that a later change is detected
-        marker = _current_marker(case, folder, sources, CONTENT)
-        if marker is None:
-            _store(case, settings, folder, sources)
-        else:
-            _write_json(folder / case["id"] / MARKER, {**marker, "sources": sources})
+        content = (folder / case["id"] / f"{_state(case)}.ref").read_text()
+    except (OSError, ValueError):
+        return None
+    place = folder / case["id"] / content
+    return place if content and _is_complete(place) else None
+
+
+def _recognized(case: Mapping, folder: Path) -> Path | None:
+    """Return the folder of a stored case with the content of these files, which are read; else ``None``."""
+    try:
+        state, (content, _) = _state(case), _content(case)
+        place = folder / case["id"] / content
+        if not _is_complete(place):
+            return None
+        _remember(case, state, place)
+    except (OSError, ValueError):
+        return None  # reported when the case is preprocessed
+    return place
+
+
+def _prepare(case: Mapping, settings: Mapping, folder: Path) -> Path | str:
+    """Preprocess and store a case unless it is stored; return its folder, or an error message."""
+    try:
+        state = _state(case)
+        content, sources = _content(case)
+        place = folder / case["id"] / content
+        if not _is_complete(place):
+            _store(case, settings, place, state, sources)
+        _remember(case, state, place)
     except (ValueError, OSError, MemoryError) as error:
         return str(error) or type(error).__name__
-    return None
+    return place
 
 
-def _store(case: Mapping, settings: Mapping, folder: Path, sources: Sequence[Mapping]) -> None:
+def _store(case: Mapping, settings: Mapping, place: Path, state: str, sources: Sequence[Mapping]) -> None:
     image, affine = read_image(case["image"])
     label = None
     if case.get("label"):
@@ -350,7 +447,7 @@ def _store(case: Mapping, settings: Mapping, folder: Path, sources: Sequence[Map
     except ValueError as error:
         raise ValueError(f"{image_paths(case.get('image'))[0]}: {error}") from error
     del image
-    temporary = folder / f"{TEMPORARY}{uuid.uuid4().hex}"
+    temporary = place.parents[1] / f"{TEMPORARY}{uuid.uuid4().hex}"
     temporary.mkdir()
     try:
         np.save(temporary / "image.npy", result.image)
@@ -368,67 +465,81 @@ def _store(case: Mapping, settings: Mapping, folder: Path, sources: Sequence[Map
             files[path.name] = path.stat().st_size
         marker = {
             "id": case["id"],
-            "labelled": label is not None,
             "voxels_per_label": classes,
             "geometry": result.geometry.to_dict(),
             "files": files,
             "sources": sources,
         }
         _write_json(temporary / MARKER, marker)
-        _replace_folder(temporary, folder / case["id"])
+        _check_unchanged(case, state)
+        place.parent.mkdir(exist_ok=True)
+        _rename_folder(temporary, place)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _replace_folder(source: Path, target: Path) -> None:
-    """Rename a folder, replacing an existing one. Processes that have mapped the old files keep them."""
-    if target.exists():
-        aside = target.parent / f"{TEMPORARY}{uuid.uuid4().hex}"
+def _rename_folder(source: Path, target: Path) -> None:
+    """Rename a folder unless another process has stored the same meanwhile; a damaged target is replaced."""
+    if target.exists() and not _is_complete(target):
+        aside = target.parents[1] / f"{TEMPORARY}{uuid.uuid4().hex}"
         target.rename(aside)
-        source.rename(target)
         shutil.rmtree(aside, ignore_errors=True)
-    else:
+    try:
         source.rename(target)
+    except OSError:
+        if not _is_complete(target):
+            raise
 
 
-def _current_marker(case: Mapping, folder: Path, signatures: Sequence[Mapping], keys: Sequence[str]) -> dict | None:
-    """Return the marker of a complete stored case whose files match ``signatures`` in ``keys``, else ``None``."""
-    place = folder / case["id"]
-    marker = _read_marker(place)
-    if marker is None or marker["labelled"] != bool(case.get("label")) or len(marker["sources"]) != len(signatures):
-        return None
-    for name, size in marker["files"].items():
-        if not (place / name).is_file() or (place / name).stat().st_size != size:
-            return None
-    same = all(now[key] == then[key] for now, then in zip(signatures, marker["sources"]) for key in keys)
-    return marker if same else None
+def _is_complete(place: Path) -> bool:
+    """Return whether a folder has a marker and the files that it lists, in their sizes."""
+    try:
+        files = json.loads((place / MARKER).read_text())["files"]
+        return all((place / name).stat().st_size == size for name, size in files.items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
 
 
-def _signatures(case: Mapping, use_hash: bool = False) -> list[dict]:
-    """Return size, times of modification and status change (ns) and optionally a content hash of a case's files."""
-    signatures = []
-    for path in _sources(case):
-        state = os.stat(path)
-        signature: dict[str, int | str] = {
-            "size": state.st_size,
-            "modified": state.st_mtime_ns,
-            "changed": state.st_ctime_ns,
-        }
-        if use_hash:
+def _state(case: Mapping) -> str:
+    """Return a hash of real path, size, and times of modification and status change (ns) of a case's files."""
+    states: list[list] = []
+    for source in _sources(case):
+        for path in _with_data(source):
+            stat = os.stat(path)
+            states.append([os.path.realpath(path), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns])
+    return _short_hash({"labeled": bool(case.get("label")), "files": states})
+
+
+def _content(case: Mapping) -> tuple[str, list[dict]]:
+    """Return a hash of the bytes of a case's files, which tells images from labels; and path, size, hash of each."""
+    files, parts = [], []
+    for source in _sources(case):
+        for number, path in enumerate(_with_data(source)):
             digest = hashlib.blake2b(digest_size=16)
             with open(path, "rb") as file:
                 while block := file.read(2**20):
                     digest.update(block)
-            signature["hash"] = digest.hexdigest()
-        signatures.append(signature)
-    return signatures
+                size = file.tell()
+            files.append({"path": os.path.realpath(path), "size": size, "hash": digest.hexdigest()})
+            parts.append([number, size, digest.hexdigest()])
+    return _short_hash({"labeled": bool(case.get("label")), "files": parts}), files
 
 
-def _read_marker(place: Path) -> dict | None:
-    try:
-        return json.loads((place / MARKER).read_text())
-    except (OSError, ValueError):
-        return None
+def _short_hash(value: Mapping) -> str:
+    return hashlib.blake2b(json.dumps(value).encode(), digest_size=16).hexdigest()
+
+
+def _remember(case: Mapping, state: str, place: Path) -> None:
+    """Record that files in this state have the content of a stored case."""
+    _check_unchanged(case, state)
+    reference = place.parent / f"{state}.ref"
+    if not reference.exists():
+        write_atomically(reference, place.name.encode())
+
+
+def _check_unchanged(case: Mapping, state: str) -> None:
+    if _state(case) != state:
+        raise ValueError("the files of the case were changed while they were read; run again when they are complete.")
 
 
 def _write_json(path: Path, content: Mapping) -> None:
@@ -441,8 +552,8 @@ def _flush(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _stored(case: Mapping, folder: Path) -> dict:
-    place, labeled = folder / case["id"], bool(case.get("label"))
+def _stored(case: Mapping, place: Path) -> dict:
+    labeled = bool(case.get("label"))
     return {
         "id": case["id"],
         "image": str(place / "image.npy"),

@@ -20,6 +20,7 @@ from ..data.folds import make_folds, read_groups, read_splits
 from ..data.io import file_ending
 from ..files import write_atomically
 from ..networks import SHAPE_FACTOR
+from ..options import literal
 from ..options import patch_size as check_patch_size
 from ..preprocessing.normalization import CT_SCHEMES
 from ..preprocessing.resampling import ANISOTROPY_THRESHOLD, resampled_shape, separate_axis
@@ -68,8 +69,9 @@ def plan(
         progress: whether to show a progress bar. Defaults to ``True``.
 
     Returns:
-        the plan as written: the result of :py:func:`make_plan` and ``splits`` (the folds). If there are too few cases,
-        ``splits`` is empty and ``fold`` is ``"all"``.
+        the plan: the result of :py:func:`make_plan` and ``splits`` (the folds). If there are too few cases, ``splits``
+        is empty and ``fold`` is ``"all"``. In the file, texts that MONAI would evaluate are quoted, see
+        :py:func:`~mednext_monai.options.literal`.
 
     Raises:
         DatasetError: if the data set is invalid. The message lists all problems.
@@ -99,9 +101,9 @@ def plan(
     if not fold_list:
         result["fold"] = "all"
     if report:
-        write_atomically(output.with_suffix(".html"), html_report(dataset, cases, result).encode())
+        write_atomically(output.with_suffix(".html"), html_report(dataset, cases, result).encode("utf-8", "replace"))
     # written last, so that a plan exists only if everything succeeded
-    write_atomically(output, (json.dumps(result, indent=2) + "\n").encode())
+    write_atomically(output, (json.dumps(literal(result), indent=2) + "\n").encode())
     return result
 
 

@@ -106,6 +106,12 @@ def test_the_command_is_shown_before_it_is_started(started, bundle, capsys, tmp_
     assert read_by_monai(started[0])["config_file"] == [*configs, str(plan)]
 
 
+def test_a_plan_that_holds_code_is_refused(started, bundle, tmp_path, capsys):
+    (tmp_path / "evil.json").write_text("{\"spacing\": \"$open('pwned', 'w')\"}")
+    assert main(["train", str(bundle), "--plan", str(tmp_path / "evil.json")]) == 1
+    assert "evil.json: spacing is" in capsys.readouterr().err and not started
+
+
 def test_predict_takes_input_and_output_by_their_place(started, bundle):
     assert main(["predict", str(bundle), "scans", "2024", "--mirror", "false"]) == 0
     found = read_by_monai(started[0])

@@ -191,11 +191,11 @@ def test_cases_are_preprocessed_once_for_all_folds_and_kernels(run_bundle):
     length = ("--epochs", "1", "--iterations_per_epoch", "1", "--val_interval", "1")
     log = run_bundle("training", "train", options=length).stdout
     assert "6 cases to preprocess into" in log and "6 cases are preprocessed in" in log
-    markers = {file: file.stat().st_mtime_ns for file in store.glob("v*/*/case.json")}
+    markers = {file: file.stat().st_mtime_ns for file in store.glob("v*/*/*/case.json")}
     assert len(markers) == 6
     log = run_bundle("training", "train", options=(*length, "--fold", "1", "--kernel_size", "5")).stdout
     assert "cases to preprocess" not in log and "6 cases are preprocessed in" in log
-    assert {file: file.stat().st_mtime_ns for file in store.glob("v*/*/case.json")} == markers
+    assert {file: file.stat().st_mtime_ns for file in store.glob("v*/*/*/case.json")} == markers
 
 
 def test_several_processes_share_the_batch_that_one_process_has(run_bundle, monkeypatch, tmp_path):

@@ -37,6 +37,7 @@ AFFINE = np.diag([1.5, 1, 2, 1.0])
 
 def write_case(folder, name: str, seed: int, labeled: bool = True) -> dict:
     """A small case with a zero border and one class."""
+    folder.mkdir(exist_ok=True)
     random = np.random.RandomState(seed)
     image = random.rand(10, 12, 9).astype(np.float32) + 1
     image[:2] = 0
@@ -143,6 +144,34 @@ def test_same_size_and_times_set_back_are_still_noticed(cases, tmp_path, prepare
     os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
     run([case], tmp_path / "cache")
     assert prepared == ["case_0", "case_0"]
+
+
+def test_two_data_sets_with_equal_ids_share_a_cache(tmp_path):
+    """Each run keeps its own arrays, whichever data set was prepared last."""
+    sets = [[write_case(tmp_path / name, "case", seed)] for name, seed in (("a", 1), ("b", 2))]
+    cache = str(tmp_path / "cache")
+    first, second = (preprocessed_cases(cases, [], PLAN, cache)["training"][0] for cases in sets)
+    arrays = [np.load(stored["image"]) for stored in (first, second)]
+    assert arrays[0].shape != arrays[1].shape or not np.array_equal(*arrays)
+    for cases, stored, array in zip(sets, (first, second), arrays):
+        assert preprocessed_cases(cases, [], PLAN, cache)["training"][0] == stored
+        np.testing.assert_array_equal(np.load(stored["image"]), array)
+        image = nibabel.load(cases[0]["image"]).get_fdata(dtype=np.float32)[None]
+        np.testing.assert_array_equal(array, preprocess_case(image, None, AFFINE, PLAN).image)
+
+
+def test_a_running_training_keeps_the_label_that_it_began_with(tmp_path):
+    case = write_case(tmp_path / "a", "case", 1)
+    cache = str(tmp_path / "cache")
+    running = preprocessed_cases([case], [], PLAN, cache)["training"][0]
+    before = np.load(running["label"])
+    label = nibabel.load(case["label"])
+    changed = np.asarray(label.dataobj).copy()
+    changed[changed > 0] = 0
+    nibabel.save(nibabel.Nifti1Image(changed, label.affine), case["label"])
+    after = preprocessed_cases([case], [], PLAN, cache)["training"][0]
+    assert after["label"] != running["label"] and np.load(after["label"]).max() == 0
+    np.testing.assert_array_equal(np.load(running["label"]), before)
 
 
 def test_moved_data_is_recognized(cases, tmp_path, prepared):
