@@ -7,14 +7,22 @@ borders.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 
 from .nonzero import OUTSIDE, crop
-from .resampling import resample_image, resample_labels, resample_to_labels, resampled_shape, separate_axis
+from .resampling import (
+    class_type,
+    labels_by_slab,
+    resample_image,
+    resample_labels,
+    resample_to_labels,
+    resampled_shape,
+    separate_axis,
+)
 
 __all__ = [
     "Geometry",
@@ -24,6 +32,7 @@ __all__ = [
     "restore_image",
     "restore_labels",
     "restore_probabilities",
+    "restore_slabs",
     "spacing_of",
 ]
 
@@ -207,6 +216,69 @@ def restore_probabilities(probabilities: np.ndarray, geometry: Geometry) -> np.n
     """
     _check_shape(probabilities.shape[1:], geometry)
     return _into_volume(resample_to_labels(probabilities, geometry.cropped_shape, geometry.axis), geometry)
+
+
+def restore_slabs(slabs: Iterable[np.ndarray], classes: int, geometry: Geometry, along: int) -> np.ndarray:
+    """
+    Do what :py:func:`restore_probabilities` does with probabilities that arrive slab by slab.
+
+    Args:
+        slabs: ``(K, ...)``, consecutive along ``along``, together ``(K, *geometry.resampled_shape)``. What is needed of
+            a slab is copied before the next one is requested.
+        classes: the number of classes ``K``.
+        geometry: geometry of the case.
+        along: the axis of the slabs, other than the separate axis of the geometry.
+
+    Returns:
+        class indices of shape ``geometry.shape``: uint8, or int16 for more than 256 classes.
+
+    Raises:
+        ValueError: if the slabs end too early, or ``along`` is the separate axis.
+    """
+    volume = np.zeros(geometry.shape, dtype=class_type(classes))
+    target = crop(volume, geometry.start, geometry.stop)
+    before = (slice(None),) * along
+    old, new = geometry.resampled_shape, geometry.cropped_shape
+    for rows, labels in labels_by_slab(_Planes(slabs, along), old, new, geometry.axis, along):
+        target[(*before, rows)] = labels
+    return volume
+
+
+class _Planes:
+    """Planes that arrive slab by slab; those before the ones that were asked for last are dropped."""
+
+    def __init__(self, slabs: Iterable[np.ndarray], along: int) -> None:
+        self.slabs = iter(slabs)
+        self.before = (slice(None),) * (1 + along)
+        self.axis = 1 + along
+        self.held: list[np.ndarray] = []
+        self.start = self.stop = 0
+
+    def __call__(self, planes: slice) -> np.ndarray:
+        while self.held and self.start + self.held[0].shape[self.axis] <= planes.start:
+            self.start += self.held.pop(0).shape[self.axis]
+        while self.stop < planes.stop:
+            slab = next(self.slabs, None)
+            if slab is None:
+                raise ValueError(f"the slabs end after {self.stop} planes, {planes.stop} are needed.")
+            low = min(max(planes.start - self.stop, 0), slab.shape[self.axis])
+            if not self.held:
+                self.start = self.stop + low
+            self.stop += slab.shape[self.axis]
+            if self.stop > planes.start:
+                self.held.append(slab[(*self.before, slice(low, None))].copy())
+        found = [part[(*self.before, self._within(part, first, planes))] for part, first in self._parts()]
+        return found[0] if len(found) == 1 else np.concatenate(found, axis=self.axis)
+
+    def _parts(self) -> Iterator[tuple[np.ndarray, int]]:
+        first = self.start
+        for part in self.held:
+            yield part, first
+            first += part.shape[self.axis]
+
+    def _within(self, part: np.ndarray, first: int, planes: slice) -> slice:
+        length = part.shape[self.axis]
+        return slice(min(max(planes.start - first, 0), length), min(max(planes.stop - first, 0), length))
 
 
 def _check_shape(shape: Sequence[int], geometry: Geometry) -> None:

@@ -18,7 +18,7 @@ Nothing here depends on the order of the axes.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -26,6 +26,9 @@ from scipy import ndimage
 
 __all__ = [
     "ANISOTROPY_THRESHOLD",
+    "class_type",
+    "labels_by_slab",
+    "probabilities_by_slab",
     "resample_image",
     "resample_labels",
     "resample_to_labels",
@@ -158,18 +161,79 @@ def resample_to_labels(probabilities: np.ndarray, shape: Sequence[int], axis: in
     if len(probabilities) < 2:
         raise ValueError(f"probabilities must have at least 2 classes as their first axis, got {len(probabilities)}.")
     shape = _checked_shape(probabilities.shape[1:], shape)
-    probabilities, plane_shape, picks = _split_axis(probabilities, shape, axis)
-    result = np.empty(plane_shape, dtype=np.uint8 if len(probabilities) <= 256 else np.int16)
-    order = _axis_order(probabilities.shape[1:], plane_shape)
-    for rows, columns, weights in _slabs(probabilities.shape[1:], plane_shape):
-        out = result[rows]
-        out[...] = 0
-        largest = _apply(probabilities[0, columns].astype(np.float32), weights, order)
-        for index in range(1, len(probabilities)):
-            values = _apply(probabilities[index, columns].astype(np.float32), weights, order)
-            out[values > largest] = index
+    along = 1 if axis == 0 else 0
+    result = np.empty(shape, dtype=class_type(len(probabilities)))
+    before = (slice(None),) * along
+
+    def read(planes: slice) -> np.ndarray:
+        return probabilities[(slice(None), *before, planes)]
+
+    for rows, labels in labels_by_slab(read, probabilities.shape[1:], shape, axis, along):
+        result[(*before, rows)] = labels
+    return result
+
+
+def class_type(classes: int) -> type[np.uint8] | type[np.int16]:
+    """Return the type of a class map: uint8, or int16 for more than 256 classes."""
+    return np.uint8 if classes <= 256 else np.int16
+
+
+def labels_by_slab(
+    read: Callable[[slice], np.ndarray], old: Sequence[int], new: Sequence[int], axis: int | None, along: int
+) -> Iterator[tuple[slice, np.ndarray]]:
+    """
+    Resample class probabilities, of which only some planes are available at a time, and take the most probable class.
+
+    Args:
+        read: function of a range of input planes along ``along`` that returns them as ``(K, ...)``; the starts and ends
+            of the ranges do not decrease.
+        old: input voxels per axis.
+        new: output voxels per axis.
+        axis: axis to resample separately (nearest neighbor), other than ``along``, or ``None``.
+        along: axis of the slabs.
+
+    Yields:
+        output indices along ``along``, and the class indices there. Ties give the lower class.
+    """
+    for rows, classes, picks in _classes_by_slab(read, old, new, axis, along):
+        largest = next(classes)
+        labels = np.zeros(largest.shape, dtype=np.int16)
+        for index, values in enumerate(classes, start=1):
+            labels[values > largest] = index
             np.maximum(largest, values, out=largest)
-    return result if picks is None else result.take(picks, axis=axis)
+        yield rows, labels if picks is None else labels.take(picks, axis=axis)
+
+
+def probabilities_by_slab(
+    read: Callable[[slice], np.ndarray], old: Sequence[int], new: Sequence[int], axis: int | None, along: int
+) -> Iterator[tuple[slice, np.ndarray]]:
+    """Yield the values that :py:func:`labels_by_slab` compares, float32 ``(K, ...)``; the arguments are the same."""
+    for rows, classes, picks in _classes_by_slab(read, old, new, axis, along):
+        values = np.stack(list(classes))
+        yield rows, values if picks is None or axis is None else values.take(picks, axis=1 + axis)
+
+
+def _classes_by_slab(
+    read: Callable[[slice], np.ndarray], old: Sequence[int], new: Sequence[int], axis: int | None, along: int
+) -> Iterator[tuple[slice, Iterator[np.ndarray], np.ndarray | None]]:
+    """Yield output indices, the classes there one by one, and the slices of a separate axis to take from them."""
+    if axis == along:
+        raise ValueError(f"along must differ from the separate axis, got {along} for both.")
+    old, new = list(old), list(new)
+    dropped = repeated = None
+    if axis is not None and new[axis] < old[axis]:
+        dropped, old[axis] = _nearest(old[axis], new[axis]), new[axis]
+    elif axis is not None and new[axis] > old[axis]:
+        repeated, new[axis] = _nearest(old[axis], new[axis]), old[axis]
+    order = _axis_order(old, new)
+
+    def resampled(part: np.ndarray, weights: list[np.ndarray | None]) -> Iterator[np.ndarray]:
+        for values in part:
+            values = values if dropped is None else values.take(dropped, axis=axis)
+            yield _apply(values.astype(np.float32), weights, order)
+
+    for rows, columns, weights in _slabs(old, new, along):
+        yield rows, resampled(read(columns), weights), repeated
 
 
 def _checked_shape(old: Sequence[int], new: Sequence[int]) -> tuple[int, ...]:
@@ -268,22 +332,23 @@ def _resample_channel(channel: np.ndarray, shape: tuple[int, ...], axis: int | N
     return values if picks is None else values.take(picks, axis=axis)
 
 
-def _slabs(old: Sequence[int], new: Sequence[int]) -> Iterator[tuple[slice, slice, list[np.ndarray | None]]]:
+def _slabs(
+    old: Sequence[int], new: Sequence[int], along: int = 0
+) -> Iterator[tuple[slice, slice, list[np.ndarray | None]]]:
     """
-    Divide linear resampling into slabs along the first axis.
+    Divide linear resampling into slabs along an axis.
 
     Yields:
         output indices, the input indices that they depend on, and the matrices from this input to this output.
     """
-    first, *others = (_weights(before, after, 1) for before, after in zip(old, new))
-    height = max(SLAB_VOXELS // math.prod(new[1:]), 1)
-    for start in range(0, new[0], height):
-        rows = slice(start, min(start + height, new[0]))
-        if first is None:
-            yield rows, rows, [None, *others]
-        else:
-            columns = _support(first[rows], axis=1)
-            yield rows, columns, [first[rows, columns], *others]
+    weights = [_weights(before, after, 1) for before, after in zip(old, new)]
+    matrix = weights[along]
+    height = max(SLAB_VOXELS * new[along] // math.prod(new), 1)
+    for start in range(0, new[along], height):
+        rows = slice(start, min(start + height, new[along]))
+        columns = rows if matrix is None else _support(matrix[rows], axis=1)
+        part = None if matrix is None else matrix[rows, columns]
+        yield rows, columns, [*weights[:along], part, *weights[along + 1 :]]
 
 
 def _largest_label(
