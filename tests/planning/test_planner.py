@@ -159,11 +159,12 @@ def test_the_plan_is_written_with_report_and_folds(tmp_path):
     assert result["splits"] == make_folds([f"case_{i:02d}" for i in range(7)])
 
 
-def test_own_splits_win_and_few_cases_have_no_folds(tmp_path):
+def test_own_splits_win_and_few_cases_are_trained_together(tmp_path):
     directory = make_decathlon(tmp_path / "data", cases=4)
     arguments = {"processes": 0, "progress": False, "report": False}
     result = plan(directory, tmp_path / "my.json", **arguments)
-    assert result["splits"] == [] and any("only 4 cases" in w for w in result["_plan_"]["warnings"])
+    assert result["splits"] == make_folds([f"case_0{i}" for i in range(4)]) and result["fold"] == "all"
+    assert any("only 4 cases" in w for w in result["_plan_"]["warnings"])
     own = [{"train": ["case_00", "case_01"], "val": ["case_02", "case_03"]}]
     (directory / "splits_final.json").write_text(json.dumps(own))
     assert plan(directory, tmp_path / "my.json", **arguments)["splits"] == own
