@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from ..data.dataset import Dataset, read_dataset
-from ..data.folds import FOLDS, make_folds, read_groups, read_splits
+from ..data.folds import FOLDS, make_folds, read_groups, read_splits, some
 from ..data.io import file_ending
 from ..files import write_atomically
 from ..networks import SHAPE_FACTOR
@@ -361,11 +361,23 @@ def _warnings(dataset: Dataset, cases: Sequence[CaseFingerprint], patch: list[in
     for name, scheme in zip(dataset.channel_names, schemes):
         if scheme not in CT_SCHEMES and "ct" in name.lower().replace("_", " ").replace("-", " ").split():
             warnings.append(f"channel {name!r} is normalized as {scheme}; name it exactly 'CT' for the CT scheme")
+    cut = [case for case in cases if case.foreground_outside]
+    if cut:
+        counts = [f"{case.id} ({_foreground_kept(case)})" for case in cut]
+        warnings.append(
+            f"foreground outside the box of the nonzero voxels is cut off, as in the original, in {len(cut)} "
+            f"case{'s' * (len(cut) > 1)}: {some(counts)}; check that image and label belong together"
+        )
     if len(cases) < 5:
         warnings.append(f"only {len(cases)} case{'s' * (len(cases) > 1)}: no five folds")
     if max(patch) == SHAPE_FACTOR:
         warnings.append("the patch is so small that the bottleneck is a single voxel; set patch_size")
     return warnings
+
+
+def _foreground_kept(case: CaseFingerprint) -> str:
+    voxels = int(case.class_voxels[1:].sum())
+    return f"{voxels - case.foreground_outside} of {voxels} voxels remain"
 
 
 def _summary(cases: Sequence[CaseFingerprint], shapes: np.ndarray, extents: np.ndarray) -> dict:
