@@ -449,7 +449,7 @@ def _test_images(directory: Path, listed: Any) -> list[str]:
     """Return the paths in the list ``test`` of dataset.json, whose entries are paths or ``{"image": path}``."""
     if not isinstance(listed, list):
         raise DatasetError(directory, [f"dataset.json: 'test' must be a list of images, got {shorten(listed)}"])
-    images = [entry.get("image") if isinstance(entry, dict) else entry for entry in listed]
+    images: list = [entry.get("image") if isinstance(entry, dict) else entry for entry in listed]
     wrong = [
         f"dataset.json: 'test' entry {number} must be a path or {{'image': path}}, got {shorten(listed[number])}"
         for number, image in enumerate(images)
