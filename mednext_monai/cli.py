@@ -1,7 +1,8 @@
 """The command line: ``mednext`` or ``python -m mednext_monai``.
 
-Each command is a function in this module, listed in ``COMMANDS``; python-fire binds its arguments. The functions import
-what they need when they are called, so that ``--help`` imports neither torch nor monai.
+Each command is a function in this module, listed in ``COMMANDS``, whose arguments python-fire binds; or a workflow of
+the bundles, whose arguments are the options of a config. The functions import what they need when they are called, so
+that ``--help`` imports neither torch nor monai.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
+from .bundles.commands import WORKFLOWS, Misuse, Workflow, help_text, run_workflow
 from .demo.run import run_demo
 from .options import parse_switch
 
@@ -64,8 +66,7 @@ def bundle_new(variant: str, kernel_size: int, plan: str, output_dir: str) -> No
     from . import bundles
 
     folder = bundles.new_bundle(variant, kernel_size, plan, output_dir)
-    print(f"{folder}\n\nTo train it:\n  cd {shlex.quote(str(folder))}")
-    print("  python -m monai.bundle run training --config_file configs/train.json")
+    print(f"{folder}\n\nTo train it:\n  mednext train {shlex.quote(str(folder))}")
     print("docs/README.md there has the other commands.")
 
 
@@ -189,6 +190,7 @@ def plan(
 COMMANDS: dict[str, Any] = {
     "demo": run_demo,
     "plan": plan,
+    **WORKFLOWS,
     "bundle": {
         "list": bundle_list,
         "copy": bundle_copy,
@@ -235,8 +237,13 @@ def _dispatch(arguments: list[str]) -> int:
         path.append(arguments.pop(0))
         command = command[path[-1]]
     if HELP & set(arguments):
-        print(_help(command, path))
+        print(help_text(path[-1], arguments) if isinstance(command, Workflow) else _help(command, path))
         return 0
+    if isinstance(command, Workflow):
+        try:
+            return run_workflow(path[-1], arguments)
+        except Misuse as error:
+            return _misused(path, str(error))
     return _call(command, arguments, path)
 
 
@@ -299,13 +306,13 @@ def _overview(group: dict[str, Any], path: list[str]) -> str:
     lines = [f"usage: {prefix} COMMAND [ARGUMENTS]", ""]
     lines += [f"MedNeXt for MONAI, version {__version__}.", ""] if is_root else []
     lines += ["commands:"]
-    lines += [f"  {name:{width}}{_first_line(function)}" for name, function in commands.items()]
+    lines += [f"  {name:{width}}{_first_line(item)}" for name, item in commands.items()]
     lines += ["", f"`{prefix} COMMAND --help` describes a command."]
     lines += ["`mednext --version` prints the version."] if is_root else []
     return "\n".join(lines)
 
 
-def _flat(group: dict[str, Any]) -> dict[str, Callable[..., Any]]:
+def _flat(group: dict[str, Any]) -> dict[str, Any]:
     commands = {}
     for name, item in group.items():
         nested = _flat(item) if isinstance(item, dict) else {"": item}
@@ -313,8 +320,10 @@ def _flat(group: dict[str, Any]) -> dict[str, Callable[..., Any]]:
     return commands
 
 
-def _first_line(function: Callable[..., Any]) -> str:
-    return (inspect.getdoc(function) or "").partition("\n")[0].rstrip(".")
+def _first_line(command: Callable[..., Any] | Workflow) -> str:
+    if isinstance(command, Workflow):
+        return command.summary
+    return (inspect.getdoc(command) or "").partition("\n")[0].rstrip(".")
 
 
 def _help(function: Callable[..., Any], path: list[str]) -> str:

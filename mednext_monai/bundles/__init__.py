@@ -1,4 +1,5 @@
-"""The MONAI bundles: finding and copying them, building them from ``configs/``, creating one for a task, zipping.
+"""The MONAI bundles: finding and copying them, building them from ``configs/``, creating one for a task,
+running and zipping one.
 
 Importing this package imports neither torch nor monai.
 """

@@ -7,7 +7,17 @@ import shutil
 import tempfile
 from pathlib import Path
 
-__all__ = ["PACKAGE", "PLACEHOLDER", "bundle_name", "checkout_root", "copy", "has_weights", "names", "path"]
+__all__ = [
+    "PACKAGE",
+    "PLACEHOLDER",
+    "bundle_name",
+    "checkout_root",
+    "config_sources",
+    "copy",
+    "has_weights",
+    "names",
+    "path",
+]
 
 PACKAGE = Path(__file__).resolve().parent.parent
 
@@ -33,6 +43,12 @@ def names() -> list[str]:
 def checkout_root() -> Path:
     """Return the folder that contains this package, which is the root of the checkout if there is one."""
     return PACKAGE.parent
+
+
+def config_sources() -> Path:
+    """Return the folder of the commented sources of the bundles: ``configs/`` in a checkout, or its copy in a wheel."""
+    installed = PACKAGE / "_configs"
+    return installed if installed.is_dir() else checkout_root() / "configs"
 
 
 def path(name: str) -> Path:

@@ -41,6 +41,7 @@ REQUIRED = (
     "_plan_",
 )
 INFORMATION = {"channel_names", "labels", "dummy_2d", "_plan_"}  # keys of a plan that are not settings
+PLAN_KEYS = {*REQUIRED, *INFORMATION, "fold", "orientation", "splits"}  # all that a plan may hold
 CHOSEN_ELSEWHERE = {"variant", "kernel_size", "bundle_root", "imports"}
 DATA_TYPES = {".nii": "nifti", ".nii.gz": "nifti", ".nrrd": "nrrd", ".mha": "metaimage", ".mhd": "metaimage"}
 

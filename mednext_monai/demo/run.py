@@ -7,28 +7,24 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import json
 import os
 import shlex
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 from .. import bundles
+from ..bundles.commands import ENVIRONMENT, bundle_command
 
-__all__ = ["DemoResult", "bundle_command", "run_demo"]
+__all__ = ["DemoResult", "run_demo"]
 
 METRIC = "val_mean_dice"
 LOG_INTERVAL = 5  # iterations between two lines about the loss
 POLL_INTERVAL = 2.0  # seconds between two looks at what a step has written
 LOG_TAIL = 20  # lines of the log shown if a step fails
 PICTURE_WIDTH = 640  # pixels
-# On Linux, keep freed memory in the process, since returning it to the system after every operation doubles the
-# run time, and let idle threads yield their core.
-ENVIRONMENT = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000", "OMP_WAIT_POLICY": "PASSIVE"}
 
 
 class DemoResult(NamedTuple):
@@ -103,27 +99,6 @@ def run_demo(
     result = DemoResult(dice_k3, dice_k5, dice_evaluation, *_judge(dataset, root))
     print(_summary(result, root, time.monotonic() - started), flush=True)
     return result
-
-
-def bundle_command(
-    bundle: Path, configs: Sequence[str] = ("train",), run_id: str = "training", **overrides: object
-) -> list[str]:
-    """
-    Return the ``python -m monai.bundle`` command that runs a bundle.
-
-    Args:
-        bundle: the bundle's folder.
-        configs: names of files in its ``configs/``, without ``.json``; later files override earlier ones.
-        run_id: key of the config to run.
-        overrides: values by the key of the config that they override.
-    """
-    files = [str(bundle / "configs" / f"{config}.json") for config in configs]
-    command = [sys.executable, "-m", "monai.bundle", "run", run_id]
-    command += ["--config_file", files[0] if len(files) == 1 else json.dumps(files), "--bundle_root", str(bundle)]
-    for key, value in overrides.items():
-        text = str(value) if isinstance(value, (str, Path)) else repr(value)
-        command += [f"--{key}", text.replace(" ", "") if isinstance(value, list) else text]
-    return command
 
 
 def _prepare(root: Path, seed: int) -> tuple[Path, Path, Path]:

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mednext_monai.demo.run import bundle_command, run_demo
+from mednext_monai.bundles.commands import bundle_command
+from mednext_monai.demo.run import run_demo
 
 
 def test_command_is_what_a_user_would_type():
