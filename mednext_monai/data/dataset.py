@@ -125,7 +125,7 @@ def read_dataset(directory: str | Path) -> Dataset:
 
 
 def training_cases(
-    dataset_dir: str, fold: int | str = 0, section: str = "training", splits: Sequence[Split] | None = None
+    dataset_dir: str, fold: int | str = 0, section: str = "training", splits: str | Path | Sequence[Split] | None = None
 ) -> list[dict]:
     """
     Return the training or validation cases of a fold.
@@ -137,8 +137,9 @@ def training_cases(
         fold: fold index, from 0, or ``"all"`` to train and validate on every case. Defaults to 0.
         section: ``"training"`` or ``"validation"``. Defaults to ``"training"``. For the latter, cases that are in no
             fold, such as those added after planning, are reported by a warning.
-        splits: the folds, each ``{"train": ids, "val": ids}``. Defaults to ``None``: the data set's own
-            ``splits_final.json`` if it exists, else the five folds of nnU-Net v1 (fewer for less than five cases).
+        splits: the folds, each ``{"train": ids, "val": ids}``, or the path of a JSON file with their list. Defaults to
+            ``None``: the data set's own ``splits_final.json`` if it exists, else the five folds of nnU-Net v1 (fewer
+            for less than five cases).
 
     Returns:
         ``[{"id": str, "image": path or list of one path per channel, "label": path}, ...]``, sorted by id.
@@ -159,20 +160,18 @@ def training_cases(
 
 
 def _folds_of(
-    dataset: Dataset, ids: list[str], fold: int | str, splits: Sequence[Split] | None
+    dataset: Dataset, ids: list[str], fold: int | str, splits: str | Path | Sequence[Split] | None
 ) -> tuple[list[Split], str, str]:
     """Return the folds, their source if the user wrote or planned them, and how to include cases that are in none."""
-    renew = f"mednext plan {shlex.quote(str(dataset.directory))} --output task.json"
-    hint = f" If the data set has changed since it was planned, renew the plan: {renew}"
-    if splits:
+    if splits and not isinstance(splits, (str, Path)):
+        renew = f"mednext plan {shlex.quote(str(dataset.directory))} --output task.json"
+        hint = f" If the data set has changed since it was planned, renew the plan: {renew}"
         known = None if fold == "all" else ids  # every case of the data set is used, whatever the folds name
         return check_splits(splits, known, "splits", hint=hint), "the plan", hint
-    if fold == "all":
-        return [], "", ""
-    own = dataset.directory / "splits_final.json"
-    if own.is_file():
-        return read_splits(own, ids), own.name, f" To use them, add them to {own}."
-    return make_folds(ids), "", ""
+    own = Path(splits) if splits else dataset.directory / "splits_final.json"
+    if fold == "all" or not (splits or own.is_file()):
+        return [] if fold == "all" else make_folds(ids), "", ""
+    return read_splits(own, ids), own.name, f" To use them, add them to {own}."
 
 
 def _report_unplanned(

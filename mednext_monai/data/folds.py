@@ -82,9 +82,12 @@ def read_splits(path: str | Path, ids: Sequence[str], groups: Mapping[str, str] 
         groups: group of each case; no group may be in both training and validation. Defaults to ``None``.
 
     Raises:
+        FileNotFoundError: if there is no such file.
         ValueError: if the file is not such a list, contains unknown cases, or has a case or a group in both parts of a
             fold.
     """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"splits: {path} does not exist; expected a JSON file with the folds.")
     try:
         splits = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as e:

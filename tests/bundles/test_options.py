@@ -50,24 +50,6 @@ def test_short_forms():
     assert parser.get_parsed_content("amp_here") is False
 
 
-@pytest.mark.parametrize(("given", "name"), [(2024, "2024"), ("2024", "2024"), ("a b", "a b")])
-def test_a_folder_may_have_a_number_as_its_name(given, name):
-    """python-fire reads `--ckpt_dir 2024` as a number."""
-    parser = config("train", ckpt_dir=given, output_dir=given, cache_dir=given, dataset_dir=given)
-    for folder in ("ckpt", "output", "cache", "dataset"):
-        assert parser.get_parsed_content(f"{folder}_path") == name
-    assert config("inference", ckpt_dir=given).get_parsed_content("checkpoint") == f"{name}/model.pt"
-    assert parser.get_parsed_content("validate::best_checkpoint").path == f"{name}/model_best.pt"
-    assert config("train", bundle_root=given).get_parsed_content("cache_path") == f"{name}/cache"
-    parser = config("inference", bundle_root=given, input=given, checkpoint=given)
-    assert parser.get_parsed_content("output_path") == f"{name}/eval"
-    assert parser.get_parsed_content("weights_loader").load_path == name
-    parser = config("inference", input=given)
-    with pytest.raises(RuntimeError, match="inference_cases") as error:
-        parser.get_parsed_content("dataset")
-    assert f"{name} does not exist: expected an image or a folder" in str(error.value.__cause__)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["2024", "2024.10", "2024_10", "None_1,2"])
 def test_folders_that_python_fire_reads_as_numbers_are_used(run_bundle, dataset, tmp_path, name):
