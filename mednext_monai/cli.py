@@ -105,8 +105,24 @@ def bundle_zip(bundle: str, output: str | None = None) -> None:
 
     folder = bundles.path(bundle) if bundle in bundles.names() and not Path(bundle).exists() else Path(bundle)
     print(bundles.zip_bundle(folder, output or f"{folder.resolve().name}.zip"))
+    _report_zip(folder)
     if not bundles.has_weights(folder):
         print(f"mednext: note: {folder} has no weights yet, and neither has the zip", file=sys.stderr)
+
+
+def _report_zip(folder: Path) -> None:
+    """Say what a zip of the bundle does not contain, and what it contains that may not be for others."""
+    from . import bundles
+
+    for name, (files, size) in bundles.left_out(folder).items():
+        print(f"mednext: left out: {name} ({files} file{'s' * (files > 1)}, {size / 1e6:.1f} MB)", file=sys.stderr)
+    private = [name for name in ("task.json", "splits.json") if (folder / "configs" / name).is_file()]
+    if private:
+        print(
+            f"mednext: note: the zip contains the case ids of the data set (configs/{', configs/'.join(private)}) and "
+            "its folder (dataset_dir in configs/train.json)",
+            file=sys.stderr,
+        )
 
 
 def convert(source: str, output: str, reverse_axes: bool | None = None, to: str = "native") -> None:

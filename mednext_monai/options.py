@@ -7,10 +7,12 @@ is not empty counts as true. The configs therefore pass what a user may set thro
 from __future__ import annotations
 
 import ast
+import os
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["literal", "parse_switch", "patch_size", "plain", "switch"]
+__all__ = ["literal", "parse_switch", "patch_size", "path", "plain", "switch"]
 
 SWITCH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
@@ -36,6 +38,45 @@ def parse_switch(name: str, value: Any) -> bool:
     if text not in SWITCH or not isinstance(value, (bool, int, str)):
         raise ValueError(f"{name} must be true or false, got {value!r}.")
     return SWITCH[text]
+
+
+def path(**option: Any) -> str | None:
+    """
+    Return an option that names a file or a folder as text; ``None`` stays ``None``.
+
+    python-fire reads ``--input 2024`` as the number 2024, ``2024_10`` as 202410, ``2024.10`` as 2024.1 and ``a,b`` as a
+    list. The name is then what stands on the command line. In an overlay or from Python, only an integer is a name.
+
+    Args:
+        option: the option by its name, one only.
+
+    Raises:
+        ValueError: naming the option, if the name cannot be recovered.
+    """
+    ((name, value),) = option.items()
+    if value is None or isinstance(value, (str, os.PathLike)):
+        return value if value is None else os.fspath(value)
+    typed = _typed(name, value)
+    if typed is not None:
+        return typed
+    if type(value) is not int:
+        raise ValueError(
+            f"{name} must be a path, got {value!r} ({type(value).__name__}); write a name that is also a Python value "
+            "with its folder, such as ./2024.10."
+        )
+    return str(value)
+
+
+def _typed(name: str, value: Any) -> str | None:
+    """Return the text after ``--name`` on the command line of this process, if fire reads it as ``value``."""
+    from fire.parser import DefaultParseValue
+
+    for flag, following in zip(sys.argv, [*sys.argv[1:], ""]):
+        key, equals, text = flag.partition("=")
+        text = text if equals else following
+        if key.startswith("-") and key.lstrip("-").replace("-", "_") == name and DefaultParseValue(text) == value:
+            return text
+    return None
 
 
 def patch_size(value: int | Sequence[int]) -> list[int]:

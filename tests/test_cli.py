@@ -193,6 +193,21 @@ def test_bundles_are_listed_copied_and_zipped(capsys, monkeypatch, tmp_path):
             assert f"{Path(source).name}/mednext_monai/cli.py" in archive.namelist()
 
 
+def test_a_zip_says_what_it_leaves_out_and_that_it_contains_case_ids(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    folder = bundles.copy("mednext_s_k3", tmp_path)
+    for name in ("cache/v1/a.npy", "cache/v1/b.npy", "task.json", "models/last.pt", "models/fold_1/model.pt"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"x" * 100_000)
+    status, _, err = run(capsys, "bundle", "zip", "mednext_s_k3")
+    assert status == 0 and "case ids" not in err
+    left_out = [line.removeprefix("mednext: left out: ") for line in err.splitlines() if "left out" in line]
+    assert left_out == ["cache/ (2 files, 0.2 MB)", "models/last.pt (1 file, 0.1 MB)", "task.json (1 file, 0.1 MB)"]
+    (folder / "configs" / "splits.json").write_text("[]")
+    err = run(capsys, "bundle", "zip", "mednext_s_k3")[2]
+    assert "the zip contains the case ids of the data set (configs/splits.json) and its folder (dataset_dir in" in err
+
+
 def test_a_build_can_zip_every_bundle(capsys, monkeypatch):
     monkeypatch.setattr(bundles, "build", lambda: [])
     monkeypatch.setattr(bundles, "zip_bundle", lambda folder: folder.with_suffix(".zip"))

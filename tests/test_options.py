@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 from monai.bundle import ConfigParser
 
-from mednext_monai.options import literal, patch_size, switch
+from mednext_monai.options import literal, patch_size, path, switch
 
 
 @pytest.mark.parametrize(
@@ -53,3 +56,27 @@ def test_a_text_is_read_from_a_config_as_it_was_whatever_it_contains(text):
 def test_literal_leaves_what_a_config_does_not_change():
     value = {"ids": ["case_1", 3, 0.5, None, True], "path": "/data/a b/c@d.nii.gz"}
     assert literal(value) == value
+
+
+@pytest.mark.parametrize(
+    ("value", "name"), [("2024", "2024"), (2024, "2024"), (-1, "-1"), (Path("a/b"), "a/b"), ("", ""), (None, None)]
+)
+def test_a_path_may_be_a_number(value, name):
+    assert path(output_dir=value) == name
+
+
+@pytest.mark.parametrize("value", [2024.1, True, ["a"], ("a", "b"), {"a": 1}], ids=repr)
+def test_a_path_that_cannot_be_recovered_is_refused_with_the_way_to_write_it(value):
+    with pytest.raises(ValueError, match=r"input must be a path, got .* with its folder, such as ./2024.10"):
+        path(input=value)
+
+
+@pytest.mark.parametrize(
+    ("typed", "value"),
+    [("2024.10", 2024.1), ("2024_10", 202410), ("0x10", 16), ("a,b", ("a", "b")), ("True", True), ("1e3", 1000.0)],
+)
+def test_a_path_is_what_stands_on_the_command_line(monkeypatch, typed, value):
+    for arguments in (["--ckpt_dir", typed], [f"--ckpt_dir={typed}"], ["--input", "x", "--ckpt-dir", typed]):
+        monkeypatch.setattr(sys, "argv", ["program", "run", "--epochs", "7", *arguments])
+        assert path(ckpt_dir=value) == typed
+    assert path(output_dir=7) == "7"  # not on the command line

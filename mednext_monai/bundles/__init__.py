@@ -4,9 +4,9 @@ running and zipping one.
 Importing this package imports neither torch nor monai.
 """
 
-from .archive import zip_bundle
+from .archive import left_out, zip_bundle
 from .builder import build, check
 from .library import copy, has_weights, names, path
 from .task_bundle import new_bundle
 
-__all__ = ["build", "check", "copy", "has_weights", "names", "new_bundle", "path", "zip_bundle"]
+__all__ = ["build", "check", "copy", "has_weights", "left_out", "names", "new_bundle", "path", "zip_bundle"]

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import shutil
 import zipfile
+from fnmatch import fnmatch
 from pathlib import Path
 
 from ..files import atomic_path
 from .library import PACKAGE
 
-__all__ = ["zip_bundle"]
+__all__ = ["left_out", "zip_bundle"]
 
-STATES = ("last.pt", "last.previous.pt", "nonfinite.pt")  # in models/: large, and nonfinite.pt holds images
+STATES = ("last*.pt", "nonfinite.pt", ".*")  # in models/: large, and nonfinite.pt holds images
 
 
 def zip_bundle(bundle_dir: str | Path, output: str | Path | None = None) -> Path:
@@ -51,7 +52,26 @@ def zip_bundle(bundle_dir: str | Path, output: str | Path | None = None) -> Path
     return target
 
 
+def left_out(bundle_dir: str | Path) -> dict[str, tuple[int, int]]:
+    """
+    Return what a zip of a bundle does not contain.
+
+    Returns:
+        the number of files and their bytes by name: a file of the bundle's folder or of ``models/``, or a whole folder,
+        which ends in ``/``.
+    """
+    bundle = Path(bundle_dir).resolve()
+    missing: dict[str, tuple[int, int]] = {}
+    for file in sorted({file for file in bundle.rglob("*") if file.is_file()} - set(_bundle_files(bundle))):
+        first, *rest = file.relative_to(bundle).parts
+        name = first + "/" * bool(rest) if first != "models" else "/".join((first, *rest))
+        files, size = missing.get(name, (0, 0))
+        missing[name] = files + 1, size + file.stat().st_size
+    return missing
+
+
 def _bundle_files(bundle: Path) -> list[Path]:
-    files = [bundle / "LICENSE", *(bundle / "configs").rglob("*"), *(bundle / "docs").rglob("*")]
-    files += [file for file in (bundle / "models").rglob("*") if file.name not in STATES and file.name[0] != "."]
+    files = [bundle / ".gitignore", bundle / "LICENSE", *(bundle / "configs").rglob("*"), *(bundle / "docs").rglob("*")]
+    models = (bundle / "models").rglob("*")
+    files += [file for file in models if not any(fnmatch(file.name, pattern) for pattern in STATES)]
     return [file for file in files if file.is_file()]

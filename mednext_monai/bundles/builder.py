@@ -83,6 +83,7 @@ def render(variant: str, kernel_size: int, source_dir: Path) -> dict[str, bytes]
     }
     files = {f"configs/{key}.json": _to_json(value) for key, value in configs.items()}
     files["configs/logging.conf"] = fill("logging.conf").encode()
+    files[".gitignore"] = fill("bundle_gitignore").encode()
     files["docs/README.md"] = fill("bundle_readme.md").encode()
     files["LICENSE"] = (source_dir.parent / "LICENSE").read_bytes()
     files["models/model.pt"] = PLACEHOLDER

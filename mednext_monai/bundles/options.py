@@ -115,8 +115,7 @@ def _is_list_of(kind: type | tuple[type, ...], value: Any, among: Sequence[Any] 
 
 
 SWITCH = Option("true or false", _is_switch)
-# fire reads a folder's name such as 2024 as a number; the configs turn it back into a text
-PATH = Option("a path", lambda value: isinstance(value, (str, Path)) or _is_integer(value, 0), is_path=True)
+PATH = Option("a path", lambda value: isinstance(value, (str, Path)), is_path=True)
 POSITIVE = _number("above 0", lambda value: value > 0)
 
 OPTIONS: dict[str, Option] = {

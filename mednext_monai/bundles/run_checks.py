@@ -20,7 +20,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from ..errors import print_diagnosis_last
-from ..options import literal
+from ..options import literal, path
 from .options import OPTIONS, check_option
 from .task_bundle import PLAN_KEYS
 
@@ -98,7 +98,7 @@ def _own_keys(workflow: ConfigWorkflow) -> list[str]:
     order = [key for key in workflow.parser.config if key != workflow.parser.meta_key]
     matching = []
     for file in (file for ending in ("json", "yaml", "yml") for file in workflow.config_root_path.glob(f"*.{ending}")):
-        with contextlib.suppress(ValueError, OSError):  # another file, which is none of this run
+        with contextlib.suppress(ValueError, TypeError, OSError):  # another file, such as a list of folds
             keys = list(ConfigParser.load_config_file(file))
             if {"network_def", "run"} <= set(keys) and order[: len(keys)] == keys:
                 matching.append(keys)
@@ -159,9 +159,13 @@ def _take_as_typed(workflow: ConfigWorkflow, overrides: Mapping[str, Any]) -> No
     Give the options of the command line the meaning that they had there.
 
     MONAI has replaced each ``#`` in a path by ``::``; fire leaves ``false`` as text, which counts as true where a path
-    such as ``train::trainer::amp`` hands it to a component of MONAI.
+    such as ``train::trainer::amp`` hands it to a component of MONAI, and reads a folder named 2024 as a number.
     """
     changed: dict[str, Any] = {}
+    for name in (name for name, option in OPTIONS.items() if option.is_path):
+        value = workflow.parser.config.get(name)  # also from an overlay
+        if value is not None and not isinstance(value, (str, list, dict)):
+            changed[name] = literal(path(**{name: value}))
     for name, value in overrides.items():
         if not isinstance(value, str) or value.startswith(("$", "@", "%")):
             continue

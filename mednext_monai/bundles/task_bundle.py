@@ -28,6 +28,7 @@ __all__ = ["PLAN_KEYS", "new_bundle", "refuse_code"]
 SCHEMA = Path(__file__).with_name("metadata_schema.json")
 PAGE = Path(__file__).with_name("task_readme.md")
 PLAN_COPY = "task.json"  # the plan, kept beside the configs
+SPLITS = "splits.json"  # the folds of the plan: case ids, which are not published with the configs
 SHARED_PAGE = "\n## Export\n"  # from this heading on, the page of the generic bundle applies to every task
 REQUIRED = (
     "dataset_dir",
@@ -81,6 +82,9 @@ def new_bundle(variant: str, kernel_size: int, plan: str | Path, output_dir: str
     _refuse_unknown(content, (configs["train"], configs["inference"]), plan)
     for name in ("train", "inference"):
         configs[name].update({key: literal(value) for key, value in content.items() if key in configs[name]})
+    splits = content.get("splits")
+    if splits:
+        configs["train"]["splits"] = f"$@bundle_root + '/configs/{SPLITS}'"
     configs["metadata"] = _metadata(configs["metadata"], content, target.name, configs["train"])
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as temporary:
@@ -90,6 +94,8 @@ def new_bundle(variant: str, kernel_size: int, plan: str | Path, output_dir: str
             _save(bundle / "configs" / f"{name}.json", configs[name])
         _save(bundle / "configs" / "metadata.json", literal(configs["metadata"]))
         _save(bundle / "configs" / PLAN_COPY, literal(content))
+        if splits:
+            (bundle / "configs" / SPLITS).write_text(json.dumps(splits, indent=4) + "\n")
         page = bundle / "docs" / "README.md"
         page.write_text(_page(page.read_text(encoding="utf-8"), content, configs), encoding="utf-8")
         _verify(bundle)

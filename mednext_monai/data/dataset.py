@@ -9,18 +9,33 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
-from .folds import Split, make_folds, read_splits, select_fold
-from .io import ENDINGS, file_ending, read_grid, strip_ending
+from .folds import Split, check_splits, make_folds, read_splits, select_fold, shorten, some
+from .io import DICOM_HINT, ENDINGS, file_ending, is_dicom, read_grid, strip_ending
 
-__all__ = ["Dataset", "DatasetError", "cases_digest", "inference_cases", "read_dataset", "training_cases"]
+__all__ = [
+    "Dataset",
+    "DatasetError",
+    "cases_digest",
+    "class_names",
+    "inference_cases",
+    "read_dataset",
+    "training_cases",
+]
 
+logger = logging.getLogger(__name__)
+INTEGER = re.compile(r"-?[0-9]+")
+MAX_SEARCHED = 1000  # files below a folder without images in which DICOM is looked for
 CHANNEL_FILE = re.compile(r"(.+)_(\d{4})")  # nnU-Net's name of a file with one channel, without its ending
 
 
@@ -65,7 +80,9 @@ def read_dataset(directory: str | Path) -> Dataset:
     """
     Read ``dataset.json`` and list the training cases.
 
-    Missing image and label files are not detected here; ``checks`` reports them with all other problems.
+    Missing image and label files are not detected here; ``checks`` reports them with all other problems. Paths in
+    ``dataset.json`` are relative to the directory, as in ``./imagesTr/x.nii.gz``; absolute paths and ``../`` are
+    allowed. The id of a case is the name of its file only, so that nothing is written outside the folders of a run.
 
     Args:
         directory: directory of the data set, or its ``dataset.json``.
@@ -80,8 +97,8 @@ def read_dataset(directory: str | Path) -> Dataset:
         directory = directory.parent
     directory = Path(os.path.abspath(directory))
     description = _read_json(directory)
-    names = description.get("channel_names", description.get("modality"))
-    if names is None or "labels" not in description:
+    key = "channel_names" if "channel_names" in description else "modality"
+    if key not in description or "labels" not in description:
         raise DatasetError(
             directory,
             [
@@ -89,7 +106,7 @@ def read_dataset(directory: str | Path) -> Dataset:
                 f"(nnU-Net v2); found the keys {sorted(description)}"
             ],
         )
-    channel_names = _channel_names(directory, names)
+    channel_names = _channel_names(directory, key, description[key])
     labels = _label_names(directory, description["labels"])
     if "channel_names" in description:
         layout, cases = "nnunet_v2", _nnunet_v2_cases(directory, description, len(channel_names))
@@ -101,8 +118,10 @@ def read_dataset(directory: str | Path) -> Dataset:
     twice = [f"{case}: this case id occurs {n} times; ids must be unique" for case, n in counts.items() if n > 1]
     if twice:
         raise DatasetError(directory, twice)
-    name = str(description.get("name", directory.name))
-    return Dataset(directory, layout, name, channel_names, labels, sorted(cases, key=lambda case: case["id"]))
+    name = description.get("name") or directory.name
+    if not _is_name(name):
+        raise DatasetError(directory, [f"dataset.json: 'name' must be text, got {shorten(name)}"])
+    return Dataset(directory, layout, str(name), channel_names, labels, sorted(cases, key=lambda case: case["id"]))
 
 
 def training_cases(
@@ -116,32 +135,78 @@ def training_cases(
     Args:
         dataset_dir: a data set in Decathlon, nnU-Net v1 raw or nnU-Net v2 raw layout; see :py:func:`read_dataset`.
         fold: fold index, from 0, or ``"all"`` to train and validate on every case. Defaults to 0.
-        section: ``"training"`` or ``"validation"``. Defaults to ``"training"``.
+        section: ``"training"`` or ``"validation"``. Defaults to ``"training"``. For the latter, cases that are in no
+            fold, such as those added after planning, are reported by a warning.
         splits: the folds, each ``{"train": ids, "val": ids}``, or the path of a JSON file with their list. Defaults to
-            ``None``: the data set's own ``splits_final.json`` if it exists, else the five folds of nnU-Net v1.
+            ``None``: the data set's own ``splits_final.json`` if it exists, else the five folds of nnU-Net v1 (fewer
+            for less than five cases).
 
     Returns:
         ``[{"id": str, "image": path or list of one path per channel, "label": path}, ...]``, sorted by id.
 
     Raises:
         DatasetError: if the data set is invalid, see :py:func:`read_dataset`.
-        ValueError: if ``section`` is invalid, the fold does not exist, or it contains an unknown case.
+        ValueError: if ``section`` or ``splits`` is invalid, the fold does not exist, or there is an unknown case in it.
     """
     if section not in ("training", "validation"):
         raise ValueError(f"section must be 'training' or 'validation', got {section!r}.")
-    cases = read_dataset(dataset_dir).cases
-    ids = [case["id"] for case in cases]
-    own = Path(dataset_dir, "splits_final.json")
-    if fold != "all" and isinstance(splits, (str, Path)):
-        splits = read_splits(splits, ids)
-    if fold != "all" and splits is None:
-        splits = read_splits(own, ids) if own.is_file() else make_folds(ids)
-    folds = [] if fold == "all" or splits is None or isinstance(splits, (str, Path)) else splits
+    dataset = read_dataset(dataset_dir)
+    ids = [case["id"] for case in dataset.cases]
+    folds, source, hint = _folds_of(dataset, ids, fold, splits)
+    if section == "validation" and source:
+        _report_unplanned(dataset, ids, folds, fold, source, hint)
     chosen = set(select_fold(folds, fold, ids)["train" if section == "training" else "val"])
-    unknown = sorted(chosen - set(ids))
-    if unknown:
-        raise ValueError(f"fold {fold} names {unknown[:5]}, which {dataset_dir} does not have.")
-    return [{**case, "image": _one_or_all(case["image"])} for case in cases if case["id"] in chosen]
+    return [{**case, "image": _one_or_all(case["image"])} for case in dataset.cases if case["id"] in chosen]
+
+
+def _folds_of(
+    dataset: Dataset, ids: list[str], fold: int | str, splits: str | Path | Sequence[Split] | None
+) -> tuple[list[Split], str, str]:
+    """Return the folds, their source if the user wrote or planned them, and how to include cases that are in none."""
+    if splits and not isinstance(splits, (str, Path)):
+        renew = f"mednext plan {shlex.quote(str(dataset.directory))} --output task.json"
+        hint = f" If the data set has changed since it was planned, renew the plan: {renew}"
+        known = None if fold == "all" else ids  # every case of the data set is used, whatever the folds name
+        return check_splits(splits, known, "splits", hint=hint), "the plan", hint
+    own = Path(splits) if isinstance(splits, (str, Path)) else dataset.directory / "splits_final.json"
+    if fold == "all" or (splits is None and not own.is_file()):
+        return [] if fold == "all" else make_folds(ids), "", ""
+    return read_splits(own, ids), own.name, f" To use them, add them to {own}."
+
+
+def _report_unplanned(
+    dataset: Dataset, ids: list[str], folds: Sequence[Split], fold: int | str, source: str, hint: str
+) -> None:
+    """Log a warning if the data set has cases that are in no fold: they would be ignored silently."""
+    known = {case for split in folds for side in ("train", "val") for case in split[side]}
+    new = [case for case in ids if case not in known]
+    if new:
+        fate = "used, but were not measured by it" if fold == "all" else "NOT used"
+        logger.warning(
+            f"{len(new)} of {len(ids)} cases in {dataset.directory} are in no fold of {source} and are {fate}: "
+            f"{some(new)}.{hint}"
+        )
+
+
+def class_names(dataset_dir: str, out_channels: int) -> list[str]:
+    """
+    Return the names of the classes by value, background first.
+
+    Args:
+        dataset_dir: a data set, see :py:func:`read_dataset`.
+        out_channels: number of classes, background included.
+
+    Returns:
+        the names in ``dataset.json``, or ``class_0``, ``class_1``, ... if it cannot be read or has another number of
+        classes. A name that occurs twice is followed by its value.
+    """
+    try:
+        names = read_dataset(dataset_dir).labels
+    except DatasetError:
+        names = []
+    if len(names) != out_channels:
+        return [f"class_{value}" for value in range(out_channels)]
+    return [name if names.count(name) == 1 else f"{name}_{value}" for value, name in enumerate(names)]
 
 
 def cases_digest(cases: Sequence[Mapping]) -> str:
@@ -169,7 +234,8 @@ def inference_cases(dataset_dir: str, input_path: str | None = None, in_channels
 
     Raises:
         FileNotFoundError: if the given file or folder does not exist.
-        ValueError: if there is no image, two images have the same name, or a case lacks a channel.
+        DatasetError: if ``test`` in ``dataset.json`` is invalid.
+        ValueError: if there is no image or a DICOM file, two images have the same name, or a case lacks a channel.
     """
     if input_path is not None:
         source = Path(input_path)
@@ -208,29 +274,62 @@ def _read_json(directory: Path) -> dict:
             directory, ["no dataset.json; expected a Decathlon, nnU-Net v1 raw or nnU-Net v2 raw data set directory"]
         )
     try:
-        description = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as e:
-        raise DatasetError(directory, [f"dataset.json: not valid JSON: {e}"]) from e
+        description = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_unique_keys)
+    except (ValueError, RecursionError) as e:
+        raise DatasetError(directory, [f"dataset.json: not valid JSON in UTF-8: {e}"]) from e
     if not isinstance(description, dict):
         raise DatasetError(directory, [f"dataset.json: must contain an object, got {type(description).__name__}"])
     return description
 
 
-def _channel_names(directory: Path, names: dict | list) -> list[str]:
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict:
+    keys = Counter(key for key, _ in pairs)
+    if len(keys) < len(pairs):
+        raise ValueError(f"the key {next(key for key, n in keys.items() if n > 1)!r} occurs twice in one object")
+    return dict(pairs)
+
+
+def _is_name(value: Any) -> bool:
+    """Return whether a value of ``dataset.json`` is the name of something: text, or a number that serves as text."""
+    return isinstance(value, (str, int, float)) and not isinstance(value, bool) and str(value).strip() != ""
+
+
+def _is_path(value: Any) -> bool:
+    """Return whether a value of ``dataset.json`` can be the path of a file."""
+    if not isinstance(value, str) or strip_ending(value) in ("", ".", "..") or "\0" in value:
+        return False
+    try:
+        return bool(os.fsencode(value))
+    except UnicodeEncodeError:  # an unpaired surrogate
+        return False
+
+
+def _channel_names(directory: Path, key: str, names: Any) -> list[str]:
     """Return the channel names in order, from ``{"0": "CT"}`` or ``["CT"]``."""
     if isinstance(names, list):
         names = {str(i): name for i, name in enumerate(names)}
     if not isinstance(names, dict) or set(names) != {str(i) for i in range(len(names))} or not names:
         raise DatasetError(
-            directory, [f"dataset.json: channels must be numbered from 0, as in {{'0': 'CT', '1': 'PET'}}, got {names}"]
+            directory,
+            [
+                f"dataset.json: '{key}': channels must be numbered from 0, as in {{'0': 'CT', '1': 'PET'}}, got "
+                f"{shorten(names)}"
+            ],
         )
+    wrong = [
+        f"dataset.json: '{key}': the name of channel {i} must be text, got {shorten(names[str(i)])}"
+        for i in range(len(names))
+        if not _is_name(names[str(i)])
+    ]
+    if wrong:
+        raise DatasetError(directory, wrong)
     return [str(names[str(i)]) for i in range(len(names))]
 
 
 def _label_names(directory: Path, labels: dict) -> list[str]:
     """Return the class names by value, from ``{"0": "background"}`` (v1, Decathlon) or ``{"background": 0}`` (v2)."""
     if not isinstance(labels, dict):
-        raise DatasetError(directory, [f"dataset.json: 'labels' must be an object, got {labels!r}"])
+        raise DatasetError(directory, [f"dataset.json: 'labels' must be an object, got {shorten(labels)}"])
     if any(isinstance(value, (list, tuple)) for value in labels.values()):
         regions = [name for name, value in labels.items() if isinstance(value, (list, tuple))]
         raise DatasetError(
@@ -244,17 +343,18 @@ def _label_names(directory: Path, labels: dict) -> list[str]:
         raise DatasetError(directory, ["dataset.json: the label 'ignore' of nnU-Net v2 is not supported"])
     by_value = {}
     for key, value in labels.items():
-        number, name = (key, value) if str(key).lstrip("-").isdigit() else (value, key)
-        try:
-            by_value[int(number)] = str(name)
-        except (TypeError, ValueError) as e:
-            raise DatasetError(directory, [f"dataset.json: label {key!r}: {value!r} has no integer value"]) from e
+        number, name = (key, value) if INTEGER.fullmatch(key) else (value, key)
+        if not INTEGER.fullmatch(str(number)) or not _is_name(name):  # 1.5, true, null, a list, ...
+            raise DatasetError(
+                directory, [f"dataset.json: label {key!r}: {shorten(value)} has no integer value or no name"]
+            )
+        by_value[int(number)] = str(name)
     if sorted(by_value) != list(range(len(labels))) or len(labels) < 2:
         raise DatasetError(
             directory,
             [
                 "dataset.json: 'labels' must be the background as 0 and at least one class, numbered without gaps or "
-                f"repetitions; got {labels}"
+                f"repetitions; got {shorten(labels)}"
             ],
         )
     return [by_value[value] for value in range(len(by_value))]
@@ -264,22 +364,24 @@ def _listed_cases(directory: Path, description: dict, channels: int) -> tuple[st
     """Return layout and cases listed in ``dataset.json``: one file (Decathlon) or one per modality (nnU-Net v1)."""
     entries = description.get("training")
     if not isinstance(entries, list):
-        found = type(entries).__name__
-        raise DatasetError(directory, [f"dataset.json: 'training' must be a list of cases, got {found}"])
-    wrong = [entry for entry in entries if not isinstance(entry, dict) or not {"image", "label"} <= set(entry)]
+        raise DatasetError(directory, [f"dataset.json: 'training' must be a list of cases, got {shorten(entries)}"])
+    wrong = [
+        f"dataset.json: 'training' entry {number} must be {{'image': path, 'label': path}}, each one file; "
+        f"got {shorten(entry)}"
+        for number, entry in enumerate(entries)
+        if not isinstance(entry, dict) or not all(_is_path(entry.get(key)) for key in ("image", "label"))
+    ]
     if wrong:
-        raise DatasetError(
-            directory, [f"dataset.json: 'training' entry {e!r} must be {{'image': path, 'label': path}}" for e in wrong]
-        )
-    split = {str(entry["image"]): _channel_files(directory / entry["image"], channels) for entry in entries}
+        raise DatasetError(directory, wrong)
+    split = {entry["image"]: _channel_files(directory / entry["image"], channels) for entry in entries}
     # nnU-Net v1 lists a file that does not exist; the actual files have the channel number in their name
     v1 = any(not (directory / image).exists() and any(Path(f).exists() for f in split[image]) for image in split)
     if v1:
         _refuse_undeclared_channels(directory, [directory / image for image in split], channels)
     cases = [
         {
-            "id": strip_ending(str(entry["image"])),
-            "image": split[str(entry["image"])] if v1 else [os.path.abspath(directory / entry["image"])],
+            "id": strip_ending(entry["image"]),
+            "image": split[entry["image"]] if v1 else [os.path.abspath(directory / entry["image"])],
             "label": os.path.abspath(directory / entry["label"]),
         }
         for entry in entries
@@ -290,8 +392,9 @@ def _listed_cases(directory: Path, description: dict, channels: int) -> tuple[st
 def _nnunet_v2_cases(directory: Path, description: dict, channels: int) -> list[dict]:
     """Return the cases in ``imagesTr`` or ``labelsTr``; ``checks`` reports those missing in one of them."""
     ending = description.get("file_ending")
-    if not isinstance(ending, str) or not ending.startswith("."):
-        raise DatasetError(directory, [f"dataset.json: 'file_ending' must be like '.nii.gz', got {ending!r}"])
+    if not isinstance(ending, str) or ending.lower() not in ENDINGS:
+        known = ", ".join(ENDINGS)
+        raise DatasetError(directory, [f"dataset.json: 'file_ending' must be one of {known}, got {shorten(ending)}"])
     if "dataset" in description:
         raise DatasetError(directory, ["dataset.json: nnU-Net v2's 'dataset' list of file names is not supported"])
     images, labels = directory / "imagesTr", directory / "labelsTr"
@@ -329,16 +432,31 @@ def _test_cases(directory: Path, in_channels: int) -> tuple[Path, list[dict]]:
     file = directory / "dataset.json"
     content = _read_json(directory) if file.is_file() else {}
     version_2 = "channel_names" in content
-    listed = [] if version_2 else content.get("test") or []
+    listed = None if version_2 else content.get("test")
     if listed:
-        paths = [directory / (entry["image"] if isinstance(entry, Mapping) else entry) for entry in listed]
-        return file, [_listed_case(path, in_channels) for path in paths]
+        return file, [_listed_case(directory / image, in_channels) for image in _test_images(directory, listed)]
     folder = directory / "imagesTs"
     if content and not folder.is_dir():
         return file, []
-    ending = content.get("file_ending", "") if version_2 else ""
+    ending = content.get("file_ending") if version_2 else None
+    ending = ending if isinstance(ending, str) else ""
     files = [path for path in _images_under(folder, in_channels) if path.name.endswith(ending)]
     return folder, _cases_of(files, folder, in_channels, per_channel=version_2)
+
+
+def _test_images(directory: Path, listed: Any) -> list[str]:
+    """Return the paths in the list ``test`` of dataset.json, whose entries are paths or ``{"image": path}``."""
+    if not isinstance(listed, list):
+        raise DatasetError(directory, [f"dataset.json: 'test' must be a list of images, got {shorten(listed)}"])
+    images: list = [entry.get("image") if isinstance(entry, dict) else entry for entry in listed]
+    wrong = [
+        f"dataset.json: 'test' entry {number} must be a path or {{'image': path}}, got {shorten(listed[number])}"
+        for number, image in enumerate(images)
+        if not _is_path(image)
+    ]
+    if wrong:
+        raise DatasetError(directory, wrong)
+    return images
 
 
 def _listed_case(path: Path, in_channels: int) -> dict:
@@ -399,6 +517,7 @@ def _images_under(path: Path, in_channels: int) -> list[Path]:
     """Return the images of a folder, or the given image with the other channel files of its case."""
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: expected an image or a folder of images.")
+    _refuse_dicom(path)
     if path.is_dir():
         return [file for file in sorted(path.iterdir()) if file_ending(file) and file.name[0] != "."]
     match = CHANNEL_FILE.fullmatch(strip_ending(path))
@@ -409,6 +528,20 @@ def _images_under(path: Path, in_channels: int) -> list[Path]:
         for file in _channel_files(path.with_name(match[1] + file_ending(path)), in_channels)
         if Path(file).exists()
     ]
+
+
+def _refuse_dicom(path: Path) -> None:
+    """Refuse a DICOM file, and a folder with DICOM files in it or, if it has no images, below it."""
+    if not path.is_dir():
+        candidates = [path]
+    else:
+        files = sorted(file for file in path.iterdir() if file.is_file())
+        candidates = [file for file in files if not file_ending(file)]
+        if len(candidates) == len(files):  # no images
+            candidates += islice((file for file in path.glob("*/**/*") if file.is_file()), MAX_SEARCHED)
+    found = next((file for file in candidates if is_dicom(file)), None)
+    if found is not None:
+        raise ValueError(f"{path}: {found.name} is a DICOM file; {DICOM_HINT}.")
 
 
 def _refuse_duplicates(source: Path, ids: list[str]) -> None:

@@ -10,16 +10,20 @@ import csv
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-__all__ = ["make_folds", "read_groups", "read_splits", "select_fold"]
+__all__ = ["check_splits", "make_folds", "read_groups", "read_splits", "select_fold"]
 
 Split = dict[str, list[str]]
+FOLDS = 5  # as published
+SIDES = ("train", "val")
+MAX_SHOWN = 5  # case ids in one message
 
 
 def make_folds(
-    ids: Sequence[str], groups: Mapping[str, str] | None = None, folds: int = 5, seed: int = 12345
+    ids: Sequence[str], groups: Mapping[str, str] | None = None, folds: int | None = None, seed: int = 12345
 ) -> list[Split]:
     """
     Split case ids into folds for cross-validation.
@@ -29,14 +33,14 @@ def make_folds(
         groups: group, such as the patient, of each case. Groups are split instead of cases, in the order of their first
             case, so that no group is in both training and validation; folds may differ in size. With one case per group
             the result is the same as without groups. Defaults to ``None``.
-        folds: number of folds. Defaults to 5.
+        folds: number of folds. Defaults to ``None``: 5, or one per case or group if there are fewer than 5.
         seed: seed of the shuffling. Defaults to 12345, the original's.
 
     Returns:
         ``{"train": ids, "val": ids}`` of each fold, with sorted ids.
 
     Raises:
-        ValueError: if ids are not unique, a case has no group, or there are fewer cases or groups than folds.
+        ValueError: if ids are not unique, a case has no group, or there are fewer cases or groups than folds or than 2.
     """
     ids = sorted(ids)
     twice = sorted({a for a, b in zip(ids, ids[1:]) if a == b})
@@ -49,9 +53,15 @@ def make_folds(
     members: dict[str, list[str]] = {}
     for case in ids:
         members.setdefault(case if groups is None else groups[case], []).append(case)
+    kind = "case" if groups is None else "group"
+    if folds is None and len(members) < 2:
+        raise ValueError(
+            f"{len(members)} {kind} cannot be split into folds for training and validation; train and validate on it "
+            "with --fold all."
+        )
+    folds = min(FOLDS, len(members)) if folds is None else folds
     if folds < 2 or len(members) < folds:
-        kind = "cases" if groups is None else "groups"
-        raise ValueError(f"folds must be at least 2 and at most the number of {kind}, {len(members)}; got {folds}.")
+        raise ValueError(f"folds must be at least 2 and at most the number of {kind}s, {len(members)}; got {folds}.")
     units = list(members.values())
     order = np.arange(len(units))
     np.random.RandomState(seed).shuffle(order)
@@ -79,26 +89,76 @@ def read_splits(path: str | Path, ids: Sequence[str], groups: Mapping[str, str] 
     if not Path(path).is_file():
         raise FileNotFoundError(f"splits: {path} does not exist; expected a JSON file with the folds.")
     try:
-        splits = json.loads(Path(path).read_text())
-    except ValueError as e:
-        raise ValueError(f"{path}: not valid JSON: {e}") from e
-    shaped = isinstance(splits, list) and splits
-    if not shaped or not all(isinstance(s, dict) and s.get("train") and s.get("val") for s in splits):
-        raise ValueError(f'{path}: must be a list of {{"train": [ids], "val": [ids]}}, none of them empty.')
-    splits = [{side: [str(case) for case in split[side]] for side in ("train", "val")} for split in splits]
-    for number, split in enumerate(splits):
-        unknown = sorted(set(split["train"] + split["val"]) - set(ids))
+        splits = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as e:
+        raise ValueError(f"{path}: not valid JSON in UTF-8: {e}") from e
+    return check_splits(splits, ids, path, groups)
+
+
+def check_splits(
+    splits: Any,
+    ids: Sequence[str] | None,
+    source: str | Path,
+    groups: Mapping[str, str] | None = None,
+    hint: str = "",
+) -> list[Split]:
+    """
+    Check folds that a user wrote.
+
+    Args:
+        splits: the folds, each ``{"train": ids, "val": ids}``; ids may be integers.
+        ids: the case ids of the data set, or ``None`` to allow any.
+        source: the file or option that they come from, for messages.
+        groups: as for :py:func:`read_splits`.
+        hint: sentence that follows the message about unknown cases. Defaults to ``""``.
+
+    Returns:
+        the folds, with ids as strings.
+
+    Raises:
+        ValueError: as for :py:func:`read_splits`, naming ``source`` and the fold.
+    """
+    if not isinstance(splits, (list, tuple)) or not splits:
+        raise ValueError(f'{source}: must be a list of {{"train": [ids], "val": [ids]}}, got {shorten(splits)}.')
+    checked = [{side: _ids(split, side, f"{source}: fold {n}") for side in SIDES} for n, split in enumerate(splits)]
+    for number, split in enumerate(checked):
+        unknown = [] if ids is None else sorted(set(split["train"] + split["val"]) - set(ids))
         if unknown:
-            raise ValueError(f"{path}: fold {number} names cases that the data set lacks: {', '.join(unknown)}.")
+            raise ValueError(f"{source}: fold {number} names cases that the data set lacks: {some(unknown)}.{hint}")
         both = sorted(set(split["train"]) & set(split["val"]))
         if both:
-            raise ValueError(f"{path}: fold {number} has cases in both train and val: {', '.join(both)}.")
+            raise ValueError(f"{source}: fold {number} has cases in both train and val: {some(both)}.")
         if groups is not None:
-            sides = [{groups[case] for case in split[side] if case in groups} for side in ("train", "val")]
+            sides = [{groups[case] for case in split[side] if case in groups} for side in SIDES]
             if sides[0] & sides[1]:
-                shared = ", ".join(sorted(sides[0] & sides[1]))
-                raise ValueError(f"{path}: fold {number} has groups in both train and val: {shared}.")
-    return splits
+                shared = some(sorted(sides[0] & sides[1]))
+                raise ValueError(f"{source}: fold {number} has groups in both train and val: {shared}.")
+    return checked
+
+
+def _ids(split: Any, side: str, where: str) -> list[str]:
+    """Return one side of a fold as strings; ``where`` names the fold for messages."""
+    if not isinstance(split, Mapping) or side not in split:
+        raise ValueError(f'{where} must be {{"train": [ids], "val": [ids]}}, got {shorten(split)}.')
+    members = split[side]
+    if not isinstance(members, (list, tuple)) or not members:
+        raise ValueError(f'{where}: "{side}" must be a list of case ids that is not empty, got {shorten(members)}.')
+    wrong = [case for case in members if isinstance(case, bool) or not isinstance(case, (str, int))]
+    if wrong:
+        raise ValueError(f'{where}: "{side}" must contain case ids only, got {shorten(wrong[0])}.')
+    return [str(case) for case in members]
+
+
+def some(names: Sequence[str]) -> str:
+    """Return the first names of a list and the number of the others."""
+    more = f" and {len(names) - MAX_SHOWN} more" if len(names) > MAX_SHOWN else ""
+    return ", ".join(names[:MAX_SHOWN]) + more
+
+
+def shorten(value: Any) -> str:
+    """Return a value as it is written in Python, cut to one line of a message."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def read_groups(path: str | Path, ids: Sequence[str]) -> dict[str, str]:

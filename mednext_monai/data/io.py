@@ -18,11 +18,13 @@ import numpy as np
 from ..files import atomic_path
 
 __all__ = [
+    "DICOM_HINT",
     "ENDINGS",
     "LABEL_TOLERANCE",
     "check_grid",
     "file_ending",
     "image_paths",
+    "is_dicom",
     "is_nifti",
     "is_ours",
     "read_grid",
@@ -35,6 +37,7 @@ __all__ = [
 ]
 
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".gipl.gz", ".gipl")
+DICOM_HINT = "DICOM is not supported; convert the series to one NIfTI file first, for example with dcm2niix"
 MILLIMETERS = {"meter": 1000.0, "micron": 0.001}  # in a unit of length that a NIfTI header may state beside mm
 DESCRIPTION = b"segmentation by mednext-monai"  # in the header of what is written, by which it is recognized
 AFFINE_TOLERANCE = 0.1  # voxels by which the corners of two files of a case may differ
@@ -60,6 +63,17 @@ def file_ending(filename: str | PathLike) -> str:
 def is_nifti(path: str | PathLike) -> bool:
     """Return whether a file name has the ending of a NIfTI file."""
     return str(path).lower().endswith((".nii", ".nii.gz"))
+
+
+def is_dicom(path: str | PathLike) -> bool:
+    """Return whether a file is DICOM: it has ``DICM`` after a preamble of 128 bytes, or the ending ``.dcm``."""
+    if str(path).lower().endswith((".dcm", ".dicom")):
+        return True
+    try:
+        with open(path, "rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
 
 
 def image_paths(image: Paths | None) -> list[str | PathLike]:
@@ -304,6 +318,8 @@ def _unreadable(path: str | PathLike, error: Exception) -> str:
 def _read_other(path: str | PathLike) -> tuple[np.ndarray, np.ndarray]:
     """Read a format that MONAI's readers support: array with the file's axis order, channels last, and affine."""
     _check_exists(path)
+    if is_dicom(path):  # ITK would read one slice of a series as the volume
+        raise ValueError(f"{path}: {DICOM_HINT}.")
     from monai.data import ImageReader, ITKReader, NrrdReader  # slow to import, only needed for these formats
 
     is_nrrd = str(path).lower().endswith(".nrrd")

@@ -6,6 +6,7 @@ One file for each handler, together with the functions that configure it.
 from .best_checkpoint import BestCheckpoint, best_metric
 from .gradient_clipping import GradientClipping
 from .mean_loss import MeanLoss
+from .metrics_report import MetricsReport
 from .moving_average import MovingAverage
 from .nonfinite_loss import NonFiniteLoss
 from .patch_validation import PatchValidation
@@ -19,6 +20,7 @@ __all__ = [
     "BestCheckpoint",
     "GradientClipping",
     "MeanLoss",
+    "MetricsReport",
     "MovingAverage",
     "NonFiniteLoss",
     "PatchValidation",

@@ -47,7 +47,8 @@ class BestCheckpoint:
     """
     Ignite handler that writes the network's weights whenever a metric improves.
 
-    It may be attached to several evaluators; runs without the metric are ignored.
+    It may be attached to several evaluators; runs without the metric are ignored. A metric that is NaN is no score: it
+    is never the best, and a warning says so once.
 
     Args:
         network: the network, wrapped by DistributedDataParallel or not; a plain state dict is written.
@@ -64,6 +65,7 @@ class BestCheckpoint:
         self.is_main_process = is_main_process
         self.metric = metric
         self.best = -math.inf
+        self._is_reported = False
         self.logger = logging.getLogger(__name__)
 
     def attach(self, engine: Engine) -> None:
@@ -71,16 +73,29 @@ class BestCheckpoint:
         Args:
             engine: an evaluator; attach the handler after the one that computes the metric.
         """
+        # MONAI takes the first value as the best, even NaN, unless there is a best one already
+        engine.state.best_metric, engine.state.best_metric_epoch = -math.inf, 0
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
         name = self.metric or engine.state.key_metric_name
-        value = engine.state.metrics.get(name, math.nan)
-        if value > self.best:  # never for NaN
+        if name not in engine.state.metrics:
+            return
+        value = engine.state.metrics[name]
+        if math.isnan(value):
+            self._report_no_score(name)
+        elif value > self.best:
             self.best = float(value)
             if self.is_main_process:
                 write_checkpoint(get_state_dict(self.network), self.path)
                 self.logger.info(f"{name} {self.best:.4f} is the best so far: wrote {self.path}")
+
+    def _report_no_score(self, name: str) -> None:
+        if self.is_main_process and not self._is_reported:
+            self._is_reported = True
+            self.logger.warning(
+                f"{name} has no score: the validation has no foreground. {self.path} is written once there is a score."
+            )
 
     def state_dict(self) -> dict:
         """Return the best value, for a checkpoint."""

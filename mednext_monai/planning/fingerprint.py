@@ -47,6 +47,7 @@ class CaseFingerprint:
         preview: evenly sampled voxels of the nonzero crop, ``(C, m)`` float32.
         mean: mean of each channel over the nonzero crop.
         sd: population standard deviation of each channel over the nonzero crop.
+        foreground_outside: number of foreground voxels outside the nonzero crop. Defaults to 0.
         content: hash of the voxels of the image. Defaults to ``""``.
     """
 
@@ -60,6 +61,7 @@ class CaseFingerprint:
     preview: np.ndarray
     mean: np.ndarray
     sd: np.ndarray
+    foreground_outside: int = 0
     content: str = ""
 
     @property
@@ -158,6 +160,7 @@ def measure_case(case_id: str, volume: Volume, classes: int) -> CaseFingerprint:
         preview=flat[:, :: max(1, flat.shape[1] // PREVIEW_VOXELS)].copy(),
         mean=flat.mean(1, dtype=np.float64),
         sd=flat.std(1, dtype=np.float64),
+        foreground_outside=int(np.count_nonzero(volume.label > 0) - np.count_nonzero(label > 0)),
         content=image_hash(volume.image),
     )
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from ..data.dataset import Dataset, read_dataset
-from ..data.folds import make_folds, read_groups, read_splits
+from ..data.folds import FOLDS, make_folds, read_groups, read_splits, some
 from ..data.io import file_ending
 from ..files import write_atomically
 from ..networks import SHAPE_FACTOR
@@ -69,9 +69,9 @@ def plan(
         progress: whether to show a progress bar. Defaults to ``True``.
 
     Returns:
-        the plan: the result of :py:func:`make_plan` and ``splits`` (the folds). If there are too few cases, ``splits``
-        is empty and ``fold`` is ``"all"``. In the file, texts that MONAI would evaluate are quoted, see
-        :py:func:`~mednext_monai.options.literal`.
+        the plan: the result of :py:func:`make_plan` and ``splits`` (the folds). If there are less than five cases or
+        groups, each is the validation of one fold, and ``fold`` is ``"all"``. In the file, texts that MONAI would
+        evaluate are quoted, see :py:func:`~mednext_monai.options.literal`.
 
     Raises:
         DatasetError: if the data set is invalid. The message lists all problems.
@@ -89,7 +89,7 @@ def plan(
     dataset = read_dataset(dataset_dir)
     ids = [case["id"] for case in dataset.cases]
     case_groups = None if groups is None else read_groups(groups, ids)
-    fold_list, folds_from = _folds(dataset, ids, case_groups, splits)
+    fold_list, folds_from, few = _folds(dataset, ids, case_groups, splits)
     cases, warnings = scan(dataset, processes, progress)
     if gpu_memory is None:
         gpu_memory = _gpu_memory()
@@ -98,7 +98,7 @@ def plan(
     result["_plan_"]["decisions"].append({"what": "folds", "value": f"{len(fold_list)}", "why": folds_from})
     result["_plan_"]["file_ending"] = file_ending(dataset.cases[0]["image"][0])
     result["splits"] = fold_list
-    if not fold_list:
+    if few:
         result["fold"] = "all"
     if report:
         write_atomically(output.with_suffix(".html"), html_report(dataset, cases, result).encode("utf-8", "replace"))
@@ -200,19 +200,20 @@ def _check_batch_size(batch_size: int) -> None:
 
 def _folds(
     dataset: Dataset, ids: list[str], groups: dict[str, str] | None, splits: str | Path | None
-) -> tuple[list[dict], str]:
-    """Return the folds and where they come from."""
+) -> tuple[list[dict], str, bool]:
+    """Return the folds, where they come from, and whether there are too few cases for the five folds."""
     existing = dataset.directory / "splits_final.json" if splits is None else Path(splits)
     if existing.is_file():
-        return read_splits(existing, ids, groups), f"read from {existing.name}, which takes precedence"
+        return read_splits(existing, ids, groups), f"read from {existing.name}, which takes precedence", False
     if splits is not None:
         raise ValueError(f"splits: no such file, {splits}.")
     units = len(ids) if groups is None else len(set(groups.values()))
-    if units < 5:
-        kind = ("case" if groups is None else "group") + "s" * (units > 1)
-        return [], f"only {units} {kind}, too few for five folds: train with fold 'all'"
+    kind = ("case" if groups is None else "group") + "s" * (units > 1)
+    if units < FOLDS:
+        why = f"only {units} {kind}, too few for five folds: train with fold 'all'"
+        return make_folds(ids, groups) if units > 1 else [], why, True
     what = "sorted case ids" if groups is None else f"{units} groups of the {len(ids)} cases, ordered by first case"
-    return make_folds(ids, groups), f"as the original: {what}, KFold(5), shuffled with seed 12345"
+    return make_folds(ids, groups), f"as the original: {what}, KFold(5), shuffled with seed 12345", False
 
 
 def _gpu_memory() -> float | None:
@@ -362,11 +363,23 @@ def _warnings(dataset: Dataset, cases: Sequence[CaseFingerprint], patch: list[in
     for name, scheme in zip(dataset.channel_names, schemes):
         if scheme not in CT_SCHEMES and "ct" in name.lower().replace("_", " ").replace("-", " ").split():
             warnings.append(f"channel {name!r} is normalized as {scheme}; name it exactly 'CT' for the CT scheme")
+    cut = [case for case in cases if case.foreground_outside]
+    if cut:
+        counts = [f"{case.id} ({_foreground_kept(case)})" for case in cut]
+        warnings.append(
+            f"foreground outside the box of the nonzero voxels is cut off, as in the original, in {len(cut)} "
+            f"case{'s' * (len(cut) > 1)}: {some(counts)}; check that image and label belong together"
+        )
     if len(cases) < 5:
         warnings.append(f"only {len(cases)} case{'s' * (len(cases) > 1)}: no five folds")
     if max(patch) == SHAPE_FACTOR:
         warnings.append("the patch is so small that the bottleneck is a single voxel; set patch_size")
     return warnings
+
+
+def _foreground_kept(case: CaseFingerprint) -> str:
+    voxels = int(case.class_voxels[1:].sum())
+    return f"{voxels - case.foreground_outside} of {voxels} voxels remain"
 
 
 def _summary(cases: Sequence[CaseFingerprint], shapes: np.ndarray, extents: np.ndarray) -> dict:

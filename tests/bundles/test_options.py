@@ -9,6 +9,7 @@ import torch
 from monai.bundle import ConfigParser
 
 from mednext_monai import bundles
+from mednext_monai.networks import create_mednext
 
 
 def config(name: str, **options) -> ConfigParser:
@@ -47,6 +48,18 @@ def test_short_forms():
     assert parser.get_parsed_content("inferer").roi_size == [64, 64, 64]
     assert parser.get_parsed_content("torch_device") == torch.device("cpu")
     assert parser.get_parsed_content("amp_here") is False
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["2024", "2024.10", "2024_10", "None_1,2"])
+def test_folders_that_python_fire_reads_as_numbers_are_used(run_bundle, dataset, tmp_path, name):
+    (dataset / "imagesTs").rename(tmp_path / name)
+    network = create_mednext("S", 3, out_channels=3, deep_supervision=True, base_channels=4)
+    torch.save(network.state_dict(), run_bundle.bundle / "models" / "model.pt")
+    (run_bundle.bundle / "models").rename(tmp_path / f"{name}9")
+    options = ("--input", name, "--ckpt_dir", f"{name}9", "--output_dir", f"{name}8", "--mirror", "false")
+    run_bundle("inferring", "inference", options=options)
+    assert [file.name for file in (tmp_path / f"{name}8").iterdir()] == ["box_9.nii.gz"]
 
 
 @pytest.mark.parametrize(

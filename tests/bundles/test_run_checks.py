@@ -149,3 +149,24 @@ def test_the_diagnosis_is_the_last_thing_on_the_screen(tmp_path):
     assert result.returncode == 1
     assert "Traceback" in result.stderr  # still there, above
     assert result.stderr.endswith("\n\nmednext: error: mirror must be true or false, got 'off'.\n")
+
+
+@pytest.mark.parametrize("option", ["bundle_root", "dataset_dir", "ckpt_dir", "output_dir", "input", "checkpoint"])
+def test_a_folder_may_have_a_number_as_its_name(tmp_path, option):
+    """python-fire reads `--input 2024` as a number; an overlay may hold one."""
+    for workflow in (begin("inference", **{option: 2024}), begin("inference", overlay(tmp_path, **{option: 2024}))):
+        assert workflow.parser.get_parsed_content(option) == "2024"
+    folders = begin("train", bundle_root=2024, cache_dir=7).parser
+    assert folders.get_parsed_content("ckpt_dir") == "2024/models" and folders.get_parsed_content("cache_dir") == "7"
+
+
+@pytest.mark.parametrize(("value", "typed"), [(2024.1, "2024.10"), (202410, "2024_10"), (("a", "b"), "a,b")])
+def test_a_name_that_is_also_a_python_value_is_what_was_typed(monkeypatch, value, typed):
+    monkeypatch.setattr(sys, "argv", ["monai.bundle", "run", "--input", typed])
+    assert begin("inference", input=value).parser.get_parsed_content("input") == typed
+
+
+@pytest.mark.parametrize("value", [2024.1, True, ("a", "b")])
+def test_a_name_that_cannot_be_recovered_is_refused(value):
+    assert "output_dir must be a path, got" in complaint("train", output_dir=value)
+    assert "with its folder, such as ./2024.10" in complaint("train", output_dir=value)

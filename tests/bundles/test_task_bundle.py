@@ -42,7 +42,8 @@ def test_a_new_bundle_says_what_the_task_is_and_trains_loads_and_zips(tmp_path, 
     train, inference, metadata = (load(bundle / "configs" / f"{n}.json") for n in ("train", "inference", "metadata"))
     for key in ("dataset_dir", "in_channels", "out_channels", "spacing", "patch_size", "normalization", "intensity"):
         assert train[key] == inference[key] == planned[key]
-    assert train["batch_dice"] is False and train["splits"] == planned["splits"]
+    assert train["batch_dice"] is False and load(bundle / "configs" / "splits.json") == planned["splits"]
+    assert train["splits"] == "$@bundle_root + '/configs/splits.json'"
     changed = {key for key, value in load(generic / "train.json").items() if train[key] != value}
     assert changed <= set(planned)
     for overlay in ("evaluate.json", "multi_gpu_train.json"):
@@ -78,7 +79,8 @@ def test_channels_and_few_cases_reach_configs_and_metadata(tmp_path):
     plan(make_decathlon(tmp_path / "d", 3, ("CT", "PET")), tmp_path / "task.json", processes=1, progress=False)
     bundle = bundles.new_bundle("B", 5, tmp_path / "task.json", tmp_path / "two")
     train, metadata = load(bundle / "configs" / "train.json"), load(bundle / "configs" / "metadata.json")
-    assert (train["fold"], train["splits"], train["normalization"]) == ("all", [], ["CT", "zscore"])
+    assert (train["fold"], train["normalization"]) == ("all", ["CT", "zscore"])
+    assert len(load(bundle / "configs" / "splits.json")) == 3
     assert (train["variant"], train["kernel_size"], train["in_channels"]) == ("B", 5, 2)
     assert metadata["network_data_format"]["inputs"]["image"]["channel_def"] == {"0": "CT", "1": "PET"}
     assert "kernel size 5" in metadata["description"]

@@ -42,7 +42,8 @@ def test_train_evaluate_segment_and_start_a_larger_kernel(run_bundle, dataset, t
     with open(outputs / "val_mean_dice_raw.csv") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 2  # fold 0 of six cases
-    assert all(0 <= float(row["class1"]) <= 1 for row in rows)
+    assert list(rows[0]) == ["filename", "outer", "inner", "mean"]  # the names in dataset.json
+    assert all(0 <= float(row["inner"]) <= 1 for row in rows)
 
     run_bundle("run", "inference")
     image = nib.load(dataset / "imagesTs" / "box_9.nii.gz")

@@ -11,11 +11,7 @@ import pytest
 from helpers.datasets import describe, make_case, make_decathlon, make_nnunet, save
 from monai.utils import ensure_tuple
 
-from mednext_monai.data import (
-    check_cases,
-    inference_cases,
-    training_cases,
-)
+from mednext_monai.data import check_cases, class_names, inference_cases, make_folds, training_cases
 from mednext_monai.data.dataset import DatasetError, read_dataset
 
 
@@ -61,7 +57,7 @@ def test_nnunet_v2_lists_a_case_of_which_files_are_missing(tmp_path):
         ({"labels": {"background": 0}}, "at least one class"),
         ({"labels": {"background": 0, "one": "first"}}, "no integer value"),
         ({"channel_names": {"1": "T1"}}, "numbered from 0"),
-        ({"file_ending": "nii"}, "'file_ending' must be like"),
+        ({"file_ending": "nii"}, "'file_ending' must be one of .nii.gz, .nii, .* got 'nii'"),
     ],
 )
 def test_what_is_not_supported_is_named(tmp_path, changes, message):
@@ -135,8 +131,50 @@ def test_the_users_own_folds_win(dataset):
         json.dumps([{"train": [f"box_{i}" for i in range(5)], "val": ["box_5"]}])
     )
     assert [case["id"] for case in training_cases(dataset, 0, "validation")] == ["box_5"]
-    with pytest.raises(ValueError, match=r"fold 0 names \['box_77'\]"):
-        training_cases(dataset, 0, "validation", [{"train": [], "val": ["box_77"]}])
+
+
+def test_a_case_of_the_plan_that_is_gone_is_an_error_that_says_how_to_renew_the_plan(dataset):
+    with pytest.raises(ValueError, match="fold 0 names cases that the data set lacks: box_77.*mednext plan"):
+        training_cases(dataset, 0, "validation", [{"train": ["box_0"], "val": ["box_77"]}])
+
+
+def test_cases_that_are_newer_than_the_plan_are_reported_once_for_training_and_validation(dataset, caplog):
+    planned = [{"train": ["box_0", "box_1"], "val": ["box_2"]}, {"train": ["box_1", "box_2"], "val": ["box_0"]}]
+    training_cases(dataset, 1, "training", planned)
+    training_cases(dataset, 1, "validation", planned)
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert "3 of 6 cases in " in record.message and "NOT used: box_3, box_4, box_5." in record.message
+    assert f"mednext plan {dataset} --output task.json" in record.message
+    caplog.clear()
+    training_cases(dataset, "all", "validation", planned)
+    assert "are used, but were not measured by it: box_3, box_4, box_5." in caplog.text
+    caplog.clear()
+    (dataset / "splits_final.json").write_text(json.dumps(planned))
+    training_cases(dataset, 0, "validation")
+    assert "in no fold of splits_final.json and are NOT used" in caplog.text
+    caplog.clear()
+    training_cases(dataset, 0, "validation", make_folds([f"box_{i}" for i in range(6)]))
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("splits", [3, {"train": ["box_0"]}, [["box_0"]], [{"train": "box_0", "val": ["box_1"]}]])
+@pytest.mark.parametrize("fold", [0, "all"])
+def test_folds_of_a_wrong_shape_are_named(dataset, splits, fold):
+    with pytest.raises(ValueError, match="splits: "):
+        training_cases(dataset, fold, "training", splits)
+
+
+def test_three_cases_have_three_folds_and_one_case_has_none(tmp_path):
+    make_decathlon(tmp_path, cases=3)
+    validated = [case["id"] for fold in range(3) for case in training_cases(str(tmp_path), fold, "validation")]
+    assert sorted(validated) == ["case_00", "case_01", "case_02"]
+    with pytest.raises(ValueError, match=r"fold must be one of \[0, 1, 2\] or 'all', got 3"):
+        training_cases(str(tmp_path), 3)
+    describe(tmp_path, training=[{"image": "./imagesTr/case_00.nii.gz", "label": "./labelsTr/case_00.nii.gz"}])
+    with pytest.raises(ValueError, match="1 case cannot be split into folds.*--fold all"):
+        training_cases(str(tmp_path), 0)
+    assert len(training_cases(str(tmp_path), "all", "validation")) == 1
 
 
 def test_one_file_per_channel_is_checked_and_listed(dataset):
@@ -239,6 +277,131 @@ def test_one_channel_of_an_nnunet_data_set_is_checked_as_well(tmp_path):
 def test_fold_that_does_not_exist(dataset, fold):
     with pytest.raises(ValueError, match=r"fold must be one of \[0, 1, 2, 3, 4\] or 'all'"):
         training_cases(dataset, fold)
+
+
+VALUES = [None, 7, True, [], ["x"], {}, {"x": "y"}, "", "a\0b", "\ud800.nii.gz", 1.5]
+
+
+@pytest.mark.parametrize("value", VALUES, ids=repr)
+@pytest.mark.parametrize("key", ["image", "label"])
+def test_a_training_entry_that_holds_no_path_is_one_line(tmp_path, key, value):
+    entry = {"image": "./imagesTr/a.nii.gz", "label": "./labelsTr/a.nii.gz"}
+    describe(tmp_path, modality={"0": "CT"}, labels={"0": "b", "1": "a"}, training=[entry, {**entry, key: value}])
+    with pytest.raises(DatasetError) as error:
+        read_dataset(tmp_path)
+    (problem,) = error.value.problems
+    assert problem.startswith(
+        "dataset.json: 'training' entry 1 must be {'image': path, 'label': path}, each one file; got"
+    )
+
+
+@pytest.mark.parametrize("value", [entry for entry in VALUES if entry != {"x": "y"}] + [{"image": None}], ids=repr)
+def test_a_test_entry_that_holds_no_path_is_one_line(dataset, value):
+    describe(dataset, test=["./imagesTs/box_9.nii.gz", value])
+    with pytest.raises(
+        DatasetError, match="dataset.json: 'test' entry 1 must be a path or {'image': path}, got "
+    ) as error:
+        inference_cases(dataset)
+    assert len(error.value.problems) == 1
+
+
+@pytest.mark.parametrize("value", [7, True, {"x": "y"}, "imagesTs/a.nii.gz"], ids=repr)
+def test_a_list_of_test_images_that_is_none_is_one_line(dataset, value):
+    describe(dataset, test=value)
+    with pytest.raises(DatasetError, match="dataset.json: 'test' must be a list of images, got"):
+        inference_cases(dataset)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        *(({"training": value}, "'training' must be a list of cases, got") for value in (None, 7, "x", {"a": 1})),
+        *(({"modality": value}, "'modality': channels must be numbered") for value in (None, 7, "CT", [], {})),
+        *(
+            ({"modality": [value]}, "'modality': the name of channel 0 must be text, got")
+            for value in (None, [], {}, "")
+        ),
+        *(({"labels": value}, "'labels' must be an object, got") for value in (None, 7, "x", ["background", "a"])),
+        *(({"labels": {"0": "b", "1": value}}, "label '1': .* or no name") for value in (None, {}, True)),
+        *(({"labels": {"b": 0, "a": value}}, "label 'a': .* no integer value") for value in (None, 1.5, True, {}, "x")),
+        *(({"name": value}, "'name' must be text, got") for value in ([1], {"a": 1})),
+    ],
+)
+def test_a_value_of_a_wrong_type_is_one_line(tmp_path, changes, message):
+    make_decathlon(tmp_path, cases=1)
+    describe(tmp_path, **changes)
+    with pytest.raises(DatasetError, match=f"dataset.json: {message}") as error:
+        read_dataset(tmp_path)
+    assert len(error.value.problems) == 1
+
+
+@pytest.mark.parametrize("value", [None, 7, ["x"], "", "nii", ".png", ".nii.gz/../x", ".*"], ids=repr)
+def test_a_file_ending_that_is_not_known_is_one_line(tmp_path, value):
+    make_nnunet(tmp_path, 2, cases=1)
+    describe(tmp_path, file_ending=value)
+    with pytest.raises(DatasetError, match="dataset.json: 'file_ending' must be one of .nii.gz, .nii,"):
+        read_dataset(tmp_path)
+
+
+def test_a_description_that_is_no_utf8_or_names_a_key_twice_is_refused(tmp_path):
+    for content in ('{"name": "ä"}'.encode("latin-1"), b"[" * 100_000, b'{"name": "a", "name": "b"}'):
+        (tmp_path / "dataset.json").write_bytes(content)
+        with pytest.raises(DatasetError, match="dataset.json: not valid JSON in UTF-8: "):
+            read_dataset(tmp_path)
+
+
+def test_a_name_that_is_null_is_that_of_the_folder(tmp_path):
+    make_decathlon(tmp_path / "Task", cases=1)
+    describe(tmp_path / "Task", name=None)
+    assert read_dataset(tmp_path / "Task").name == "Task"
+
+
+def test_a_path_may_lead_out_of_the_data_set_and_its_id_does_not(tmp_path):
+    make_decathlon(tmp_path / "shared", cases=1)
+    image = {"image": "../shared/imagesTr/case_00.nii.gz", "label": str(tmp_path / "shared/labelsTr/case_00.nii.gz")}
+    describe(tmp_path / "Task", modality={"0": "CT"}, labels={"0": "b", "1": "one", "2": "two"}, training=[image])
+    (case,) = training_cases(tmp_path / "Task", "all")
+    assert case == {
+        "id": "case_00",
+        "image": str(tmp_path / "shared/imagesTr/case_00.nii.gz"),
+        "label": str(tmp_path / "shared/labelsTr/case_00.nii.gz"),
+    }
+    describe(tmp_path / "Task", training=[{"image": "..", "label": "x.nii.gz"}])
+    with pytest.raises(DatasetError, match="'training' entry 0 must be"):
+        read_dataset(tmp_path / "Task")
+
+
+def test_classes_have_the_names_of_the_data_set_or_their_values(dataset):
+    assert class_names(dataset, 3) == ["background", "outer", "inner"]
+    assert class_names(dataset, 4) == ["class_0", "class_1", "class_2", "class_3"]
+    assert class_names("nowhere", 2) == ["class_0", "class_1"]
+    describe(dataset, labels={"0": "background", "1": "a", "2": "a"})
+    assert class_names(dataset, 3) == ["background", "a_1", "a_2"]
+
+
+def dicom(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"\0" * 128 + b"DICM" + b"\0" * 20)
+    return path
+
+
+@pytest.mark.parametrize("name", ["slice.dcm", "IM0001", "1.2.840.113619"])
+def test_dicom_is_refused_as_a_file_in_a_folder_and_below_it(tmp_path, name):
+    file = dicom(tmp_path / "study" / "series" / name)
+    for given in (file, file.parent, file.parent.parent):
+        with pytest.raises(ValueError, match=f"{name} is a DICOM file; .*NIfTI file first, for example with dcm2niix"):
+            inference_cases("nowhere", given)
+    save(file.parent / "a.nii.gz", make_case(0)[0][..., 0])
+    with pytest.raises(ValueError, match="is a DICOM file"):
+        inference_cases("nowhere", file.parent)
+
+
+def test_dicom_is_refused_as_the_image_of_a_training_case(tmp_path):
+    make_decathlon(tmp_path, cases=2)
+    dicom(tmp_path / "imagesTr" / "a.dcm")
+    describe(tmp_path, training=[{"image": "imagesTr/a.dcm", "label": "labelsTr/case_00.nii.gz"}])
+    with pytest.raises(ValueError, match="a.dcm: DICOM is not supported"):
+        check_cases(training_cases(tmp_path, "all"), 1, 3)
 
 
 @pytest.mark.parametrize(

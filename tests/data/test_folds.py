@@ -33,11 +33,40 @@ def test_bad_arguments_are_named():
     with pytest.raises(ValueError, match="unique, got more than once: a"):
         make_folds(["a", "a", "b", "c", "d", "e"])
     with pytest.raises(ValueError, match="at most the number of cases, 3; got 5"):
-        make_folds(["a", "b", "c"])
+        make_folds(["a", "b", "c"], folds=5)
     with pytest.raises(ValueError, match="at most the number of groups, 2; got 5"):
-        make_folds(list("abcdef"), {case: "x" if case < "c" else "y" for case in "abcdef"})
+        make_folds(list("abcdef"), {case: "x" if case < "c" else "y" for case in "abcdef"}, folds=5)
     with pytest.raises(ValueError, match="without a group: b"):
         make_folds(["a", "b"], {"a": "x"}, folds=2)
+
+
+def test_few_cases_have_as_many_folds_as_cases_and_a_single_one_has_none():
+    splits = make_folds(["c", "a", "b"])
+    assert sorted(split["val"] for split in splits) == [["a"], ["b"], ["c"]]
+    assert all(sorted(split["train"] + split["val"]) == ["a", "b", "c"] for split in splits)
+    assert len(make_folds(list("abcdef"), {case: "x" if case < "c" else "y" for case in "abcdef"})) == 2
+    with pytest.raises(ValueError, match="1 case cannot be split.*--fold all"):
+        make_folds(["a"])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'[{"train": "abc", "val": ["d"]}]', r"fold 0: \"train\" must be a list of case ids.*got 'abc'"),
+        (b'[{"train": ["a"], "val": null}]', r'fold 0: "val" must be a list of case ids that is not empty, got None'),
+        (b'[{"train": ["a"], "val": [null]}]', r'fold 0: "val" must contain case ids only, got None'),
+        (b'[{"train": [["a"]], "val": ["b"]}]', r"fold 0: \"train\" must contain case ids only, got \['a'\]"),
+        (b"[7]", r"fold 0 must be .*, got 7"),
+        (b'{"train": ["a"], "val": ["b"]}', r"must be a list of .*, got {'train'"),
+        (b'[{"train": ["\xe4"], "val": ["b"]}]', "not valid JSON in UTF-8"),
+        (b"[" * 100_000, "not valid JSON in UTF-8"),
+    ],
+)
+def test_a_wrong_value_in_own_splits_is_one_line(tmp_path, content, message):
+    (tmp_path / "splits_final.json").write_bytes(content)
+    with pytest.raises(ValueError, match=f"splits_final.json: {message}") as error:
+        read_splits(tmp_path / "splits_final.json", ["a", "b"])
+    assert "\n" not in str(error.value)
 
 
 def test_own_splits_are_read_and_checked(tmp_path):

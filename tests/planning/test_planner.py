@@ -7,13 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 from helpers.datasets import AFFINE, make_case, make_decathlon, save
 
 from mednext_monai.data import make_folds
 from mednext_monai.data.dataset import Dataset
-from mednext_monai.planning import make_plan, plan
+from mednext_monai.planning import make_plan, plan, text_report
 from mednext_monai.planning.fingerprint import CaseFingerprint
 
 
@@ -159,11 +160,12 @@ def test_the_plan_is_written_with_report_and_folds(tmp_path):
     assert result["splits"] == make_folds([f"case_{i:02d}" for i in range(7)])
 
 
-def test_own_splits_win_and_few_cases_have_no_folds(tmp_path):
+def test_own_splits_win_and_few_cases_are_trained_together(tmp_path):
     directory = make_decathlon(tmp_path / "data", cases=4)
     arguments = {"processes": 0, "progress": False, "report": False}
     result = plan(directory, tmp_path / "my.json", **arguments)
-    assert result["splits"] == [] and any("only 4 cases" in w for w in result["_plan_"]["warnings"])
+    assert result["splits"] == make_folds([f"case_0{i}" for i in range(4)]) and result["fold"] == "all"
+    assert any("only 4 cases" in w for w in result["_plan_"]["warnings"])
     own = [{"train": ["case_00", "case_01"], "val": ["case_02", "case_03"]}]
     (directory / "splits_final.json").write_text(json.dumps(own))
     assert plan(directory, tmp_path / "my.json", **arguments)["splits"] == own
@@ -229,3 +231,19 @@ def test_an_output_that_cannot_be_written_is_found_before_the_work(tmp_path):
         plan(tmp_path / "data", tmp_path / "my.json", gpu_memory=-1)
     with pytest.raises(ValueError, match="processes must be 0 or more, got -1"):
         plan(tmp_path / "data", tmp_path / "my.json", processes=-1)
+
+
+def test_foreground_outside_the_nonzero_box_is_a_warning_in_text_and_page(tmp_path):
+    directory = make_decathlon(tmp_path / "data", cases=5)
+    image = nib.load(directory / "imagesTr/case_01.nii.gz")
+    values = np.asarray(image.dataobj).copy()
+    values[:5] = 0  # the box of class 1 begins at 3: two of its six slices are cut off
+    nib.save(nib.Nifti1Image(values, image.affine), directory / "imagesTr/case_01.nii.gz")
+    label = np.asarray(nib.load(directory / "labelsTr/case_01.nii.gz").dataobj)
+    total, kept = int((label > 0).sum()), int((label[5:] > 0).sum())
+    assert total - kept == 2 * 6 * 4
+    result = plan(directory, tmp_path / "my.json", processes=0, progress=False)
+    (warning,) = (w for w in result["_plan_"]["warnings"] if "outside the box" in w)
+    assert f"in 1 case: case_01 ({kept} of {total} voxels remain)" in warning
+    assert warning in (tmp_path / "my.html").read_text(encoding="utf-8")
+    assert f"case_01 ({kept} of {total} voxels remain)" in " ".join(text_report(result).split())
