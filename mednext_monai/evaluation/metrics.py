@@ -8,6 +8,7 @@ Dice are 0.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -178,15 +179,11 @@ def _surface_scores(predicted: np.ndarray, present: np.ndarray, settings: _Surfa
 
     y_pred, y = (torch.from_numpy(np.squeeze(mask, axis=settings.flat)[None, None]) for mask in (predicted, present))
     spacing = [edge for axis, edge in enumerate(settings.spacing) if axis not in settings.flat]
-    surface_dice = compute_surface_dice(
-        y_pred,
-        y,
-        [settings.tolerance],
-        include_background=True,
-        spacing=[1.0] * len(spacing) if settings.in_voxels else spacing,
-        use_subvoxels=True,
-    )
-    hd95 = compute_hausdorff_distance(y_pred, y, include_background=True, percentile=95, spacing=spacing)
+    edges = [1.0] * len(spacing) if settings.in_voxels else spacing
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # MONAI uses an argument that it deprecates
+        surface_dice = compute_surface_dice(y_pred, y, [settings.tolerance], True, spacing=edges, use_subvoxels=True)
+        hd95 = compute_hausdorff_distance(y_pred, y, True, percentile=95, spacing=spacing)
     return surface_dice.item(), hd95.item()
 
 

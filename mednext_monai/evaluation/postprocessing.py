@@ -10,6 +10,7 @@ import ast
 import functools
 import json
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
@@ -414,7 +415,8 @@ def _means(results: Mapping[str, list[Dice]], value: int, count_absent_as_one: b
 
 def _original_steps(content: Mapping[str, Any]) -> list[Step]:
     """Return the steps of the original's file: ``for_which_classes`` such as ``[[1, 2], 2]``, sizes as Python text."""
-    sizes = ast.literal_eval(content.get("min_valid_object_sizes") or "None") or {}
+    text = re.sub(r"np\.float64\(([^)]*)\)", r"\1", content.get("min_valid_object_sizes") or "None")  # NumPy 2's repr
+    sizes = ast.literal_eval(text) or {}
     groups = content["for_which_classes"]
     keys = [tuple(group) if isinstance(group, list) else group for group in groups]
     return [Step(key if isinstance(key, tuple) else (key,), sizes[key] if sizes else None) for key in keys]
