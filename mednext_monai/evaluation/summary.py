@@ -58,17 +58,19 @@ def summarize(scores: Sequence[ClassScores], labels: Labels) -> dict[str, Any]:
 
 def text_table(summary: Mapping[str, Any]) -> str:
     """Return the result of :py:func:`summarize` as a table of the most important values, and the worst cases."""
-    rows: list[tuple[str, ...]] = [("", "Dice", "sd", "median", "surface Dice", "HD95 mm", "volume diff. ml", "values")]
+    rows: list[tuple[str, ...]] = [
+        ("", "Dice", "sd", "median", "surface Dice", "HD95 mm", "volume diff. ml", "values", "of HD95")
+    ]
     for kind in ("classes", "regions"):
         for name, found in summary[kind].items():
             dice = found["dice"]
             means = [found[metric]["mean"] for metric in METRICS[1:4]]
             shown = [_shown(value) for value in (dice["mean"], dice["sd"], dice["median"], *means)]
-            rows.append((name, *shown, f"{dice['values']} of {summary['cases']}"))
+            rows.append((name, *shown, f"{dice['values']} of {summary['cases']}", str(found["hd95_mm"]["values"])))
         if len(summary[kind]) > 1:
             over = summary[f"mean_over_{kind}"]
             shown = [_shown(over[metric]) for metric in METRICS[1:4]]
-            rows.append((f"mean over {kind}", _shown(over["dice"]), "", "", *shown, ""))
+            rows.append((f"mean over {kind}", _shown(over["dice"]), "", "", *shown, "", ""))
     widths = [max(map(len, column)) for column in zip(*rows)]
     lines = [
         "  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))]).rstrip()

@@ -53,7 +53,7 @@ def test_worst_cases_are_those_with_the_lowest_dice():
 
 def test_the_table_shows_means_and_worst_cases():
     lines = text_table(summarize(SCORES, LABELS)).splitlines()
-    assert lines[0].split() == "Dice sd median surface Dice HD95 mm volume diff. ml values".split()
-    assert lines[1].split() == ["liver", "0.7000", "0.2646", "0.8000", *"no value 3.0000 0.0000 3 of 3".split()]
+    assert lines[0].split() == "Dice sd median surface Dice HD95 mm volume diff. ml values of HD95".split()
+    assert lines[1].split() == ["liver", "0.7000", "0.2646", "0.8000", *"no value 3.0000 0.0000 3 of 3 3".split()]
     assert lines[3].startswith("mean over classes") and "0.4750" in lines[3]
     assert "lowest Dice:" in lines and lines[lines.index("lowest Dice:") + 1] == "  case_2  tumor  0.0000"
