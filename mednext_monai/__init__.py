@@ -8,7 +8,8 @@
 - ``preprocessing``: cropping, resampling and normalization of arrays.
 - ``transforms``: MONAI transforms: preprocessing and its inverse, patches, the original's augmentation.
 - ``handlers``: ignite event handlers that MONAI lacks.
-- ``metrics``: pooled Dice and what the evaluation of a task needs beside MONAI's metrics.
+- ``metrics``: ignite metrics of a run, such as pooled Dice.
+- ``evaluation``: metrics of segmentations on disk, and the post-processing chosen from them.
 - ``inferers``: sliding-window inference.
 - ``planning``: measures a data set and decides how to train on it, ``mednext plan``.
 - ``bundles``: lists, copies, builds and zips the eight bundles, and makes those of a task.

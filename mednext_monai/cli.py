@@ -15,8 +15,9 @@ import os
 import re
 import shlex
 import sys
+import textwrap
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +203,127 @@ def plan(
     print(f"  mednext bundle new --variant S --kernel_size 3 --plan {shlex.quote(output)} --output_dir my_bundle")
 
 
+def evaluate_folder(
+    prediction_dir: str,
+    label_dir: str,
+    output_dir: str | None = None,
+    labels: str | None = None,
+    regions: str | None = None,
+    only_regions: bool = False,
+    tolerance: float = 1.0,
+    tolerance_in_voxels: bool = False,
+    format: str = "table",
+    allow_missing: bool = False,
+    processes: int | None = None,
+) -> int:
+    """
+    Compare a folder of segmentations with reference labels.
+
+    Writes metrics.csv, a row per case and class, and metrics.json: Dice, surface Dice, HD95 and volumes. A class that
+    is neither in the prediction nor in the reference has no value. Ends with exit status 1 if a case cannot be
+    evaluated; the others are.
+
+    Args:
+        prediction_dir: the folder of the segmentations, paired by name with the labels.
+        label_dir: the folder of the labels, on the same grids.
+        output_dir: the folder to write to; by default that of the segmentations.
+        labels: a dataset.json or a plan with the names of classes and regions and the ignored label; by default the
+            values found are the classes.
+        regions: a JSON file such as {"whole tumor": [1, 2, 3]}.
+        only_regions: evaluate the regions instead of the classes.
+        tolerance: of the surface Dice, in mm.
+        tolerance_in_voxels: measure the surface Dice in voxels; with the tolerance 1.0 this is the authors' reading.
+        format: table, or nnunet to write the summary.json of nnU-Net v1 too.
+        allow_missing: leave out labels without a segmentation, as when one fold was predicted.
+        processes: processes that work on cases; by default one per core.
+    """
+    from . import evaluation
+
+    if format not in ("table", "nnunet"):
+        raise ValueError(f"--format must be table or nnunet, got {format!r}.")
+    names = evaluation.read_labels(labels, regions, only_regions)
+    result = evaluation.evaluate_folder(
+        prediction_dir, label_dir, names, tolerance, tolerance_in_voxels, allow_missing, processes
+    )
+    folder = prediction_dir if output_dir is None else output_dir
+    written = evaluation.write_metrics(result.scores, result.labels, folder, result.settings, result.problems)
+    if format == "nnunet":
+        written.append(evaluation.write_nnunet_summary(result, folder))
+    print(evaluation.text_table(evaluation.summarize(result.scores, result.labels)))
+    print("", *(f"wrote {file}" for file in written), sep="\n")
+    return _report_problems(result.problems)
+
+
+def find_postprocessing(
+    prediction_dir: str,
+    label_dir: str,
+    output: str,
+    labels: str | None = None,
+    strict: bool = False,
+    count_absent_as_one: bool = False,
+    minimum_sizes: bool = False,
+    allow_missing: bool = False,
+    processes: int | None = None,
+) -> None:
+    """
+    Decide where only the largest component is kept.
+
+    As published: first all classes as one, accepted if the mean Dice of a class rises and that of none falls; then each
+    class alone. Where a false positive is removed completely, a Dice of 0 becomes no value, so that the mean rises even
+    if other cases get worse; the option strict avoids this.
+
+    Args:
+        prediction_dir: the folder of the segmentations, best of all cases by the fold that did not train on them.
+        label_dir: the folder of the labels.
+        output: the .json file to write.
+        labels: a dataset.json or a plan with the names of the classes and the ignored label; by default the values
+            found are the classes.
+        strict: compare means only over the cases that have a value both before and after.
+        count_absent_as_one: count the Dice of a class that is in neither of both as 1.
+        minimum_sizes: remove only components smaller than the smallest of all cases' largest ones.
+        allow_missing: leave out labels without a segmentation, as when one fold was predicted.
+        processes: processes that work on cases; by default one per core.
+    """
+    from . import evaluation
+
+    names = evaluation.read_labels(labels)
+    found = evaluation.find_postprocessing(
+        prediction_dir, label_dir, names, strict, count_absent_as_one, minimum_sizes, allow_missing, processes
+    )
+    found.write(output)
+    print(f"{found.describe()}\n\nwrote {output}")
+
+
+def apply_postprocessing(
+    prediction_dir: str, output_dir: str, decision: str, overwrite: bool = False, processes: int | None = None
+) -> int:
+    """
+    Apply the decision of find-postprocessing to a folder.
+
+    The segmentations stay as they are. Ends with exit status 1 if a case cannot be read; the others are written.
+
+    Args:
+        prediction_dir: the folder of the segmentations.
+        output_dir: another folder, for the results.
+        decision: the .json file of find-postprocessing, or the postprocessing.json of nnU-Net v1.
+        overwrite: replace files that this package did not write.
+        processes: processes that work on cases; by default one per core.
+    """
+    from . import evaluation
+
+    postprocessing = evaluation.read_postprocessing(decision)
+    written, problems = evaluation.apply_to_folder(prediction_dir, output_dir, postprocessing, overwrite, processes)
+    print(f"wrote {len(written)} segmentations to {output_dir}")
+    return _report_problems(problems)
+
+
+def _report_problems(problems: Mapping[str, str]) -> int:
+    """Print the cases that failed, and return the exit status."""
+    for case, problem in problems.items():
+        print(f"mednext: error: {case}: {problem}", file=sys.stderr)
+    return 1 if problems else 0
+
+
 # A dictionary is a group of commands. The first line of a function's docstring is its line in `mednext --help`.
 COMMANDS: dict[str, Any] = {
     "demo": run_demo,
@@ -214,6 +336,9 @@ COMMANDS: dict[str, Any] = {
         "build": bundle_build,
         "zip": bundle_zip,
     },
+    "evaluate-folder": evaluate_folder,
+    "find-postprocessing": find_postprocessing,
+    "apply-postprocessing": apply_postprocessing,
     "convert": convert,
     "upkern": upkern,
 }
@@ -322,7 +447,10 @@ def _overview(group: dict[str, Any], path: list[str]) -> str:
     lines = [f"usage: {prefix} COMMAND [ARGUMENTS]", ""]
     lines += [f"MedNeXt for MONAI, version {__version__}.", ""] if is_root else []
     lines += ["commands:"]
-    lines += [f"  {name:{width}}{_first_line(item)}" for name, item in commands.items()]
+    for name, item in commands.items():
+        lines += textwrap.wrap(
+            _first_line(item), 80, initial_indent=f"  {name:{width}}", subsequent_indent=" " * (width + 2)
+        )
     lines += ["", f"`{prefix} COMMAND --help` describes a command."]
     lines += ["`mednext --version` prints the version."] if is_root else []
     return "\n".join(lines)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import re
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 import torch
+from helpers.segmentations import write_pairs
 
 import mednext_monai
 from mednext_monai import bundles, cli
@@ -249,3 +254,66 @@ def test_convert_writes_a_state_dict_and_says_what_it_found(capsys, tmp_path):
     source.write_bytes(source.read_bytes()[:1000])
     status, _, err = run(capsys, "convert", str(source), str(output))
     assert status == 1 and "model_final.model" in err
+
+
+@pytest.fixture
+def folders(tmp_path) -> list[str]:
+    """Two cases; the class 2 of the second one is predicted, but absent; the class 1 has a small piece too many."""
+    reference = np.zeros((12, 6, 6), np.uint8)
+    reference[1:5, :4, :4] = 1
+    second = reference.copy()
+    reference[5:8, :4, :4] = 2
+    prediction = reference.copy()
+    prediction[10] = 1
+    (tmp_path / "dataset.json").write_text('{"labels": {"background": 0, "liver": 1, "tumor": 2}}')
+    return write_pairs(tmp_path, [(prediction, reference), (prediction, second)])
+
+
+def test_evaluate_folder_prints_a_table_and_writes_the_files(capsys, tmp_path, folders):
+    labels = f"--labels={tmp_path / 'dataset.json'}"
+    status, out, err = run(capsys, "evaluate-folder", *folders, labels, "--processes", "1")
+    assert (status, err) == (0, "")
+    dice = {"liver": 128 / (64 + 64 + 36), "tumor": 0.5}
+    assert all(re.search(rf"^{name} +{value:.4f} ", out, re.MULTILINE) for name, value in dice.items())
+    assert "lowest Dice:\n  case_1  tumor  0.0000  (absent in the reference)\n" in out
+    assert out.endswith(f"wrote {folders[0]}/metrics.csv\nwrote {folders[0]}/metrics.json\n")
+    content = json.loads(Path(folders[0], "metrics.json").read_text())
+    assert content["classes"]["tumor"]["hd95_mm"]["without_value"] == {"case_1": "absent in the reference"}
+    assert content["settings"]["surface_dice_tolerance"] == 1.0 and content["settings"]["surface_dice_unit"] == "mm"
+
+
+def test_evaluate_folder_takes_regions_and_writes_the_original_s_summary(capsys, tmp_path, folders):
+    (tmp_path / "regions.json").write_text('{"whole": [1, 2]}')
+    options = ["--regions", str(tmp_path / "regions.json"), "--only_regions", "--tolerance", "2", "--format", "nnunet"]
+    options += ["--tolerance_in_voxels", "--output_dir", str(tmp_path / "out")]
+    status, out, _ = run(capsys, "evaluate-folder", *folders, *options)
+    assert status == 0 and re.search(r"^whole +0\.\d{4} ", out, re.MULTILINE) and "tumor" not in out
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["metrics.csv", "metrics.json", "summary.json"]
+    assert list(json.loads((tmp_path / "out/summary.json").read_text())["results"]["mean"]) == ["whole"]
+
+
+def test_evaluate_folder_ends_with_status_1_if_a_case_is_bad_and_writes_the_others(capsys, folders):
+    Path(folders[0], "case_0.nii.gz").write_bytes(b"damaged")
+    status, out, err = run(capsys, "evaluate-folder", *folders)
+    assert status == 1 and f"mednext: error: case_0: {folders[0]}/case_0.nii.gz: cannot be read as an image" in err
+    assert "case_1,1," in Path(folders[0], "metrics.csv").read_text() and "1 of 1" in out
+    status, _, err = run(capsys, "evaluate-folder", *folders, "--format", "xml")
+    assert status == 1 and "--format must be table or nnunet, got 'xml'" in err
+
+
+def test_postprocessing_is_found_and_applied(capsys, tmp_path, folders):
+    decision, output = str(tmp_path / "postprocessing.json"), str(tmp_path / "final")
+    status, out, err = run(capsys, "find-postprocessing", *folders, "--output", decision)
+    assert (status, err) == (0, "")
+    assert "  keep the largest component of the joined classes 1, 2\n" in out and out.endswith(f"wrote {decision}\n")
+    raw = {path.name: path.read_bytes() for path in Path(folders[0]).iterdir()}
+    status, out, err = run(capsys, "apply-postprocessing", folders[0], output, "--decision", decision)
+    assert (status, out, err) == (0, f"wrote 2 segmentations to {output}\n", "")
+    assert {path.name: path.read_bytes() for path in Path(folders[0]).iterdir()} == raw
+    assert not np.asarray(nib.load(f"{output}/case_0.nii.gz").dataobj)[10].any()
+    status, _, err = run(capsys, "apply-postprocessing", folders[0], folders[0], "--decision", decision)
+    assert status == 1 and "would be replaced by its own segmentation" in err
+    Path(folders[0], "case_0.nii.gz").write_bytes(b"damaged")
+    assert run(capsys, "apply-postprocessing", folders[0], output, "--decision", decision)[0] == 1
+    status, _, err = run(capsys, "find-postprocessing", *folders, "--output", decision, "--strict")
+    assert status == 1 and "a decision needs all of them" in err

@@ -1,0 +1,47 @@
+"""Comparing segmentations with reference labels: metrics, their tables, and the post-processing chosen from them.
+
+What belongs here needs label maps only, no network and no images.
+
+- ``labels``: what is evaluated: classes, regions (unions of classes) and the label that is ignored.
+- ``metrics``: the metrics of one case.
+- ``cases``: pairs of files in two folders, and work on many cases in several processes.
+- ``folder``: evaluates a folder, ``mednext evaluate-folder``.
+- ``summary``: mean, sd, median and worst cases.
+- ``output``: ``metrics.csv`` and ``metrics.json``.
+- ``nnunet``: the ``summary.json`` of nnU-Net v1.
+- ``postprocessing``: removal of all but the largest component, where it raises the Dice.
+
+Importing this package imports neither torch nor MONAI, so that worker processes start quickly.
+"""
+
+from .folder import Evaluation, evaluate_folder
+from .labels import Labels, read_labels
+from .metrics import ClassScores, score_case
+from .nnunet import write_nnunet_summary
+from .output import write_metrics
+from .postprocessing import (
+    Postprocessing,
+    apply_postprocessing,
+    apply_to_folder,
+    find_postprocessing,
+    read_postprocessing,
+)
+from .summary import summarize, text_table
+
+__all__ = [
+    "ClassScores",
+    "Evaluation",
+    "Labels",
+    "Postprocessing",
+    "apply_postprocessing",
+    "apply_to_folder",
+    "evaluate_folder",
+    "find_postprocessing",
+    "read_labels",
+    "read_postprocessing",
+    "score_case",
+    "summarize",
+    "text_table",
+    "write_metrics",
+    "write_nnunet_summary",
+]

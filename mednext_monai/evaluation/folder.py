@@ -1,0 +1,116 @@
+"""Evaluation of a folder of segmentations."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from os import PathLike
+from typing import Any
+
+from .cases import Pair, map_cases, pair_cases, read_pair
+from .labels import Labels
+from .metrics import ClassScores, empty_scores, score_case
+
+__all__ = ["Evaluation", "evaluate_folder"]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """
+    The result of :py:func:`evaluate_folder`.
+
+    Attributes:
+        scores: the metrics of every case and class, sorted by case.
+        labels: what was evaluated; the classes are those found if none were given.
+        files: the files of each evaluated case, by case id.
+        problems: a message for each case that could not be evaluated, by case id.
+        settings: the folders and the options that determine the values.
+    """
+
+    scores: list[ClassScores]
+    labels: Labels
+    files: Mapping[str, Pair]
+    problems: Mapping[str, str]
+    settings: Mapping[str, Any]
+
+
+def evaluate_folder(
+    prediction_dir: str | PathLike,
+    label_dir: str | PathLike,
+    labels: Labels | None = None,
+    tolerance: float = 1.0,
+    tolerance_in_voxels: bool = False,
+    allow_missing: bool = False,
+    processes: int | None = None,
+) -> Evaluation:
+    """
+    Compare all segmentations of a folder with their reference labels.
+
+    Files are paired by case id and must have the same grid. A case that cannot be evaluated does not stop the others.
+
+    Args:
+        prediction_dir: folder of the predictions.
+        label_dir: folder of the reference labels.
+        labels: what is evaluated. Defaults to ``None``: the values found in the files are the classes.
+        tolerance: of the surface Dice, in mm. Defaults to 1.0.
+        tolerance_in_voxels: see :py:func:`score_case`. Defaults to ``False``.
+        allow_missing: leave out labels without a prediction, as when one fold was predicted. Defaults to ``False``.
+        processes: number of processes. Defaults to ``None``: one per available core.
+
+    Raises:
+        FileNotFoundError: if a folder does not exist.
+        ValueError: if an argument is invalid, the folders have no case in common, or no case could be evaluated.
+    """
+    labels = labels or Labels()
+    if not 0 <= tolerance < float("inf"):
+        raise ValueError(f"tolerance must be a number of at least 0, got {tolerance}.")
+    pairs, problems = pair_cases(prediction_dir, label_dir, allow_missing)
+    importlib.import_module("monai.metrics")  # once, before processes are forked
+    score = functools.partial(_score_files, labels=labels, tolerance=tolerance, tolerance_in_voxels=tolerance_in_voxels)
+    arguments = {case: (case, pair) for case, pair in pairs.items()}
+    scores, failed = map_cases(score, arguments, processes, "evaluating")
+    problems = dict(sorted({**problems, **failed}.items()))
+    if not scores:
+        raise ValueError("no case could be evaluated:\n  " + "\n  ".join(problems.values()))
+    labels, rows = _complete(scores, labels)
+    return Evaluation(
+        scores=rows,
+        labels=labels,
+        files={case: pairs[case] for case in scores},
+        problems=problems,
+        settings={
+            "prediction_dir": str(prediction_dir),
+            "label_dir": str(label_dir),
+            "surface_dice_tolerance": tolerance,
+            "surface_dice_unit": "voxels" if tolerance_in_voxels else "mm",
+            "allow_missing": allow_missing,
+        },
+    )
+
+
+def _score_files(
+    case: tuple[str, Pair], labels: Labels, tolerance: float, tolerance_in_voxels: bool
+) -> tuple[int, list[ClassScores]]:
+    """Return the number of voxels that count, and the metrics of a case."""
+    name, pair = case
+    prediction, reference, spacing = read_pair(pair)
+    ignored = 0 if labels.ignore is None else int((reference == labels.ignore).sum())
+    return reference.size - ignored, score_case(
+        name, prediction, reference, spacing, labels, tolerance, tolerance_in_voxels
+    )
+
+
+def _complete(scores: Mapping[str, tuple[int, list[ClassScores]]], labels: Labels) -> tuple[Labels, list[ClassScores]]:
+    """Return the labels with the classes found, if none were given, and one row for each class in every case."""
+    if labels.classes is None and not labels.only_regions:
+        found = {row.name for _, rows in scores.values() for row in rows} - set(labels.regions)
+        classes = {name: int(name) for name in sorted(found, key=int)}
+        labels = Labels(classes or None, labels.regions, labels.ignore)
+    names = list(labels.named_values())
+    completed = []
+    for case, (voxels, rows) in scores.items():
+        by_name = {row.name: row for row in rows}
+        completed += [by_name.get(name) or empty_scores(case, name, voxels) for name in names]
+    return labels, completed

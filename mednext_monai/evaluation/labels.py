@@ -1,0 +1,169 @@
+"""What is evaluated: classes, regions and the label that is ignored."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+__all__ = ["Labels", "read_labels"]
+
+
+@dataclass(frozen=True)
+class Labels:
+    """
+    The classes and regions of a data set, background excluded.
+
+    Args:
+        classes: value in the label maps by class name. Defaults to ``None``: the values found in the files are the
+            classes, named after themselves.
+        regions: values of the classes that a region unites, by region name. Defaults to no regions.
+        ignore: value of voxels without annotation, which are excluded from every count. Defaults to ``None``.
+        only_regions: evaluate the regions instead of the classes. Defaults to ``False``.
+
+    Raises:
+        ValueError: if a value is not a positive integer, two classes have the same value, a region contains a value
+            that is not a class, or a region has the name of a class but is another set of voxels.
+    """
+
+    classes: Mapping[str, int] | None = None
+    regions: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    ignore: int | None = None
+    only_regions: bool = False
+
+    def __post_init__(self) -> None:
+        if self.ignore is not None and (type(self.ignore) is not int or self.ignore == 0):
+            raise ValueError(f"the ignore label must be an integer other than 0, got {self.ignore!r}.")
+        if self.classes is not None:
+            _check_classes(self.classes, self.ignore)
+        known = None if self.classes is None else set(self.classes.values())
+        for name, values in self.regions.items():
+            _check_region(name, values, known, self.ignore)
+            same_name = self.classes is not None and not self.only_regions and name in self.classes
+            if same_name and tuple(values) != (self.classes[name],):  # type: ignore[index]
+                raise ValueError(
+                    f"the region {name!r} has the name of the class {self.classes[name]}, "  # type: ignore[index]
+                    f"but consists of {list(values)}; names must be unique."
+                )
+        if self.only_regions and not self.regions:
+            raise ValueError("only_regions needs regions, got none.")
+
+    def named_values(self, found: Sequence[int] = ()) -> dict[str, tuple[int, ...]]:
+        """
+        Return the values of everything that is evaluated, by name: classes first, then regions.
+
+        Args:
+            found: the foreground values of the files, which are the classes if these are not known.
+        """
+        classes = {str(value): value for value in found} if self.classes is None else self.classes
+        named = {} if self.only_regions else {name: (value,) for name, value in classes.items()}
+        return {**named, **{name: tuple(values) for name, values in self.regions.items()}}
+
+    def unexpected(self, found: Sequence[int]) -> list[int]:
+        """Return the values of ``found`` that are neither classes nor the ignored label, if the classes are known."""
+        known = None if self.classes is None else {*self.classes.values(), self.ignore}
+        return [] if known is None else sorted(set(found) - known)
+
+
+def read_labels(
+    labels: str | PathLike | None = None, regions: str | PathLike | None = None, only_regions: bool = False
+) -> Labels:
+    """
+    Read what is evaluated from files.
+
+    Args:
+        labels: a ``dataset.json`` of Decathlon, nnU-Net v1 or nnU-Net v2, or a plan of ``mednext plan`` (its
+            ``labels``, ``regions`` and ``ignore_label``). If labels of nnU-Net v2 are lists, all of them are regions,
+            which are evaluated instead of the classes. Its label ``ignore`` is ignored. Defaults to ``None``: the
+            classes are the values found in the files.
+        regions: a JSON file such as ``{"whole tumor": [1, 2, 3]}``; its regions replace those of ``labels``. Defaults
+            to ``None``.
+        only_regions: evaluate the regions instead of the classes. Defaults to ``False``.
+
+    Raises:
+        FileNotFoundError: if a file does not exist.
+        ValueError: if a file is not valid; the message names it.
+    """
+    classes: dict[str, int] | None = None
+    united: dict[str, Sequence[int]] = {}
+    ignore = None
+    source: str | PathLike | None = labels if labels is not None else regions
+    try:
+        if labels is not None:
+            classes, united, ignore, by_region = _parse(_read_object(labels))
+            only_regions = only_regions or by_region
+        if regions is not None:
+            source = regions
+            united = {name: _as_list(values) for name, values in _read_object(regions).items()}
+        return Labels(classes, united, ignore, only_regions)
+    except (ValueError, TypeError) as error:
+        raise ValueError(str(error) if source is None else f"{source}: {error}") from error
+
+
+def _read_object(path: str | PathLike) -> dict[str, Any]:
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such file.")
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except ValueError as error:
+        raise ValueError(f"not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"must contain an object, got {type(content).__name__}.")
+    return content
+
+
+def _parse(content: dict[str, Any]) -> tuple[dict[str, int], dict[str, Sequence[int]], int | None, bool]:
+    """Return classes, regions, ignored label and whether only regions are labelled."""
+    labels = content.get("labels")
+    if isinstance(labels, list):  # a plan: names by value, background first
+        united: dict[str, Sequence[int]] = {n: _as_list(v) for n, v in (content.get("regions") or {}).items()}
+        return {str(name): i for i, name in enumerate(labels) if i}, united, content.get("ignore_label"), False
+    if not isinstance(labels, dict):
+        raise ValueError("needs 'labels', as in dataset.json or in a plan of mednext plan.")
+    values = dict(_name_and_value(key, value) for key, value in labels.items())
+    ignore = values.pop("ignore", None)
+    if isinstance(ignore, list):
+        raise ValueError(f"the label 'ignore' must be one integer, got {ignore}.")
+    foreground = {name: value for name, value in values.items() if value not in (0, [0])}
+    if not any(isinstance(value, list) for value in foreground.values()):
+        return foreground, {}, ignore, False
+    regions: dict[str, Sequence[int]] = {name: _as_list(value) for name, value in foreground.items()}
+    classes = sorted({value for united in regions.values() for value in united})
+    return {str(value): value for value in classes}, regions, ignore, True
+
+
+def _name_and_value(key: str, value: Any) -> tuple[str, Any]:
+    """Return name and value from ``{"1": "liver"}`` (Decathlon, nnU-Net v1) or ``{"liver": 1}`` (nnU-Net v2)."""
+    if isinstance(value, str) and key.isdigit():
+        return value, int(key)
+    if isinstance(value, str) and value.isdigit():
+        return key, int(value)
+    return key, value
+
+
+def _as_list(values: Any) -> list[int]:
+    return list(values) if isinstance(values, (list, tuple)) else [values]
+
+
+def _check_classes(classes: Mapping[str, int], ignore: int | None) -> None:
+    wrong = {name: value for name, value in classes.items() if type(value) is not int or value < 1 or value == ignore}
+    if wrong or len(set(classes.values())) < len(classes) or not classes:
+        raise ValueError(
+            f"the classes must have different positive integers{'' if ignore is None else f', without {ignore}'}; "
+            f"got {wrong or dict(classes)}."
+        )
+
+
+def _check_region(name: str, values: Sequence[int], known: set[int] | None, ignore: int | None) -> None:
+    integers = all(type(value) is int and value > 0 and value != ignore for value in values)
+    if name.isdigit():
+        raise ValueError(f"the name of a region must not be a number, got {name!r}: classes without names have such.")
+    if not values or not integers or len(set(values)) < len(values):
+        raise ValueError(f"the region {name!r} must be a list of different positive integers, got {list(values)}.")
+    if known is not None and set(values) - known:
+        raise ValueError(
+            f"the region {name!r} contains {sorted(set(values) - known)}; the classes are {sorted(known)}."
+        )
