@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 
 import numpy as np
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 
 from .nonzero import OUTSIDE, crop
 from .resampling import (
+    STREAM_VOXELS,
     class_type,
     labels_by_slab,
     resample_image,
@@ -218,14 +220,13 @@ def restore_probabilities(probabilities: np.ndarray, geometry: Geometry) -> np.n
     return _into_volume(resample_to_labels(probabilities, geometry.cropped_shape, geometry.axis), geometry)
 
 
-def restore_slabs(slabs: Iterable[np.ndarray], classes: int, geometry: Geometry, along: int) -> np.ndarray:
+def restore_slabs(slabs: Iterable[np.ndarray], geometry: Geometry, along: int) -> np.ndarray:
     """
     Do what :py:func:`restore_probabilities` does with probabilities that arrive slab by slab.
 
     Args:
         slabs: ``(K, ...)``, consecutive along ``along``, together ``(K, *geometry.resampled_shape)``. What is needed of
             a slab is copied before the next one is requested.
-        classes: the number of classes ``K``.
         geometry: geometry of the case.
         along: the axis of the slabs, other than the separate axis of the geometry.
 
@@ -233,13 +234,19 @@ def restore_slabs(slabs: Iterable[np.ndarray], classes: int, geometry: Geometry,
         class indices of shape ``geometry.shape``: uint8, or int16 for more than 256 classes.
 
     Raises:
-        ValueError: if the slabs end too early, or ``along`` is the separate axis.
+        ValueError: if the slabs end too early, there are fewer than two classes, or ``along`` is the separate axis.
     """
-    volume = np.zeros(geometry.shape, dtype=class_type(classes))
+    slabs = iter(slabs)
+    first = next(slabs, None)
+    if first is None or len(first) < 2:
+        found = "no slab" if first is None else len(first)
+        raise ValueError(f"slabs must have at least 2 classes as their first axis, got {found}.")
+    volume = np.zeros(geometry.shape, dtype=class_type(len(first)))
     target = crop(volume, geometry.start, geometry.stop)
     before = (slice(None),) * along
     old, new = geometry.resampled_shape, geometry.cropped_shape
-    for rows, labels in labels_by_slab(_Planes(slabs, along), old, new, geometry.axis, along):
+    planes = _Planes(chain([first], slabs), along)
+    for rows, labels in labels_by_slab(planes, old, new, geometry.axis, along, STREAM_VOXELS // len(first)):
         target[(*before, rows)] = labels
     return volume
 

@@ -26,6 +26,7 @@ from scipy import ndimage
 
 __all__ = [
     "ANISOTROPY_THRESHOLD",
+    "STREAM_VOXELS",
     "class_type",
     "labels_by_slab",
     "probabilities_by_slab",
@@ -39,6 +40,7 @@ __all__ = [
 ANISOTROPY_THRESHOLD = 3  # coarsest over finest spacing above which the coarsest axis is resampled separately
 BLOCK = 64  # output indices per matrix product: narrow enough to use the band of the matrix
 SLAB_VOXELS = 2**22  # output voxels per slab for label maps and probabilities: 32 MiB in float64
+STREAM_VOXELS = 2**24  # output voxels of all classes per slab of a stream, whose planes are held for all classes
 
 
 def resampled_shape(
@@ -179,7 +181,12 @@ def class_type(classes: int) -> type[np.uint8] | type[np.int16]:
 
 
 def labels_by_slab(
-    read: Callable[[slice], np.ndarray], old: Sequence[int], new: Sequence[int], axis: int | None, along: int
+    read: Callable[[slice], np.ndarray],
+    old: Sequence[int],
+    new: Sequence[int],
+    axis: int | None,
+    along: int,
+    voxels: int = SLAB_VOXELS,
 ) -> Iterator[tuple[slice, np.ndarray]]:
     """
     Resample class probabilities, of which only some planes are available at a time, and take the most probable class.
@@ -191,11 +198,12 @@ def labels_by_slab(
         new: output voxels per axis.
         axis: axis to resample separately (nearest neighbor), other than ``along``, or ``None``.
         along: axis of the slabs.
+        voxels: output voxels per slab. Defaults to ``SLAB_VOXELS``.
 
     Yields:
         output indices along ``along``, and the class indices there. Ties give the lower class.
     """
-    for rows, classes, picks in _classes_by_slab(read, old, new, axis, along):
+    for rows, classes, picks in _classes_by_slab(read, old, new, axis, along, voxels):
         largest = next(classes)
         labels = np.zeros(largest.shape, dtype=np.int16)
         for index, values in enumerate(classes, start=1):
@@ -205,16 +213,26 @@ def labels_by_slab(
 
 
 def probabilities_by_slab(
-    read: Callable[[slice], np.ndarray], old: Sequence[int], new: Sequence[int], axis: int | None, along: int
+    read: Callable[[slice], np.ndarray],
+    old: Sequence[int],
+    new: Sequence[int],
+    axis: int | None,
+    along: int,
+    voxels: int = SLAB_VOXELS,
 ) -> Iterator[tuple[slice, np.ndarray]]:
     """Yield the values that :py:func:`labels_by_slab` compares, float32 ``(K, ...)``; the arguments are the same."""
-    for rows, classes, picks in _classes_by_slab(read, old, new, axis, along):
+    for rows, classes, picks in _classes_by_slab(read, old, new, axis, along, voxels):
         values = np.stack(list(classes))
         yield rows, values if picks is None or axis is None else values.take(picks, axis=1 + axis)
 
 
 def _classes_by_slab(
-    read: Callable[[slice], np.ndarray], old: Sequence[int], new: Sequence[int], axis: int | None, along: int
+    read: Callable[[slice], np.ndarray],
+    old: Sequence[int],
+    new: Sequence[int],
+    axis: int | None,
+    along: int,
+    voxels: int = SLAB_VOXELS,
 ) -> Iterator[tuple[slice, Iterator[np.ndarray], np.ndarray | None]]:
     """Yield output indices, the classes there one by one, and the slices of a separate axis to take from them."""
     if axis == along:
@@ -232,7 +250,7 @@ def _classes_by_slab(
             values = values if dropped is None else values.take(dropped, axis=axis)
             yield _apply(values.astype(np.float32), weights, order)
 
-    for rows, columns, weights in _slabs(old, new, along):
+    for rows, columns, weights in _slabs(old, new, along, voxels):
         yield rows, resampled(read(columns), weights), repeated
 
 
@@ -333,7 +351,7 @@ def _resample_channel(channel: np.ndarray, shape: tuple[int, ...], axis: int | N
 
 
 def _slabs(
-    old: Sequence[int], new: Sequence[int], along: int = 0
+    old: Sequence[int], new: Sequence[int], along: int = 0, voxels: int = SLAB_VOXELS
 ) -> Iterator[tuple[slice, slice, list[np.ndarray | None]]]:
     """
     Divide linear resampling into slabs along an axis.
@@ -343,7 +361,7 @@ def _slabs(
     """
     weights = [_weights(before, after, 1) for before, after in zip(old, new)]
     matrix = weights[along]
-    height = max(SLAB_VOXELS * new[along] // math.prod(new), 1)
+    height = max(voxels * new[along] // math.prod(new), 1)
     for start in range(0, new[along], height):
         rows = slice(start, min(start + height, new[along]))
         columns = rows if matrix is None else _support(matrix[rows], axis=1)

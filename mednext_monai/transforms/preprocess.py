@@ -15,7 +15,7 @@ must see the orientations that it was trained on. For files of mixed orientation
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -29,11 +29,26 @@ from monai.utils import ImageMetaKey, MetaKeys, PostFix, TraceKeys
 
 from ..data.io import image_paths, read_image, read_label, strip_ending, to_labels, write_segmentation
 from ..preprocessing.case import check_settings, preprocess_case
-from ..preprocessing.geometry import Geometry, restore_axes, restore_image, restore_labels, restore_probabilities
+from ..preprocessing.geometry import (
+    Geometry,
+    restore_axes,
+    restore_image,
+    restore_labels,
+    restore_probabilities,
+    restore_slabs,
+)
 
-__all__ = ["LoadLabeld", "Preprocessd", "RestoreClassesd", "SaveImageOnSourceGridd"]
+__all__ = [
+    "LoadLabeld",
+    "Preprocessd",
+    "RestoreClassesd",
+    "SaveImageOnSourceGridd",
+    "class_map_from_slabs",
+    "slab_axes",
+]
 
 CASE_ID = "case_id"  # in the metadata of the image: the case id, which names the segmentation file
+RESTORED = "is_class_map"  # in the metadata of a class map that is on the grid of the file already
 NONZERO = "nonzero"  # in the metadata of the image: its nonzero region, holes filled, (X, Y, Z)
 
 
@@ -162,7 +177,8 @@ class RestoreClassesd(MapTransform):
     a time is interpolated in slabs, so the additional memory does not grow with the number of classes or voxels.
 
     The output is a ``MetaTensor`` ``(1, X, Y, Z)`` of class indices, uint8 (int16 for more than 256 classes), with the
-    affine and metadata of the image file, 0 outside the nonzero crop.
+    affine and metadata of the image file, 0 outside the nonzero crop. A class map of
+    :py:class:`~mednext_monai.inferers.ClassMapInferer` is left unchanged.
 
     Args:
         keys: probabilities ``(K, X', Y', Z')``, without batch dimension; any values that increase with the probability.
@@ -186,9 +202,40 @@ class RestoreClassesd(MapTransform):
         record = _record(source)
         geometry = Geometry.from_dict(record["geometry"])
         for key in self.key_iterator(d):
+            if isinstance(d[key], MetaTensor) and d[key].meta.get(RESTORED):
+                continue
             classes = restore_probabilities(d[key].numpy(force=True), geometry)
             d[key] = _on_file_grid(classes[None], source, record)
         return d
+
+
+def class_map_from_slabs(image: MetaTensor, slabs: Iterable[np.ndarray], along: int) -> MetaTensor:
+    """
+    Do what :py:class:`RestoreClassesd` does with probabilities that arrive slab by slab.
+
+    Args:
+        image: an image that :py:class:`Preprocessd` has transformed, ``(C, X', Y', Z')``.
+        slabs: probabilities ``(K, ...)``, consecutive along ``along``, together ``(K, X', Y', Z')``.
+        along: the axis of the slabs, one of :py:func:`slab_axes`.
+
+    Returns:
+        the class map ``(1, X, Y, Z)``, which :py:class:`RestoreClassesd` leaves unchanged.
+
+    Raises:
+        ValueError: if other invertible transforms were applied to the image, there are fewer than two classes, or the
+            slabs end too early.
+    """
+    record = _record(image)
+    classes = restore_slabs(slabs, Geometry.from_dict(record["geometry"]), along)
+    result = _on_file_grid(classes[None], image, record)
+    result.meta[RESTORED] = True
+    return result
+
+
+def slab_axes(image: MetaTensor) -> list[int]:
+    """Return the axes along which the probabilities of an image can be restored in slabs: all but a separate axis."""
+    separate = Geometry.from_dict(_record(image)["geometry"]).axis
+    return [axis for axis in range(3) if axis != separate]
 
 
 class LoadLabeld(MapTransform):

@@ -1,0 +1,63 @@
+"""From a preprocessed image to the class map on the grid of its file, slab by slab."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from monai.data import MetaTensor, decollate_batch
+from monai.data.utils import collate_meta_tensor
+from monai.inferers import Inferer
+
+from ..transforms.preprocess import class_map_from_slabs, slab_axes
+from .sliding_window import MedNeXtInferer
+
+__all__ = ["ClassMapInferer"]
+
+
+class ClassMapInferer(Inferer):
+    """
+    Inferer that returns the class map on the grid of the image file.
+
+    The result is that of ``inferer`` followed by :py:class:`~mednext_monai.transforms.RestoreClassesd`, which leaves it
+    unchanged. But the probabilities are restored as soon as they are complete, in slabs. Their memory grows with the
+    cross-section of the image and with the number of classes, not with the length of the image.
+
+    Args:
+        inferer: the sliding windows. With ``windows="monai"`` all probabilities are held.
+    """
+
+    def __init__(self, inferer: MedNeXtInferer) -> None:
+        super().__init__()
+        self.inferer = inferer
+
+    def __call__(
+        self, inputs: torch.Tensor, network: Callable[..., torch.Tensor], *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
+        """
+        Return class maps ``(B, 1, X, Y, Z)``, uint8 (int16 for more than 256 classes), with the metadata of the files.
+
+        Args:
+            inputs: images that :py:class:`~mednext_monai.transforms.Preprocessd` has transformed, ``(B, C, *spatial)``;
+                for several images, their files must have one shape.
+            network: maps windows ``(N, C, *roi_size)`` to logits.
+            args, kwargs: passed to ``network``.
+
+        Raises:
+            ValueError: if other invertible transforms were applied to the images; others as for the inferer.
+        """
+        maps = []
+        for image in decollate_batch(inputs):
+            maps.append(self._class_map(image, network, args, kwargs))
+        return collate_meta_tensor(maps)
+
+    def _class_map(
+        self, image: MetaTensor, network: Callable[..., torch.Tensor], args: tuple, kwargs: dict
+    ) -> MetaTensor:
+        axis = self.inferer.slab_axis(image.shape[1:], slab_axes(image))
+        if self.inferer.windows == "monai":
+            slabs = iter([self.inferer(image[None], network, *args, **kwargs)[0]])
+        else:
+            slabs = self.inferer.slabs(image[None], network, *args, along=axis, **kwargs)
+        return class_map_from_slabs(image, (slab.numpy(force=True) for slab in slabs), axis)
