@@ -151,6 +151,14 @@ OPTIONS: dict[str, Option] = {
     "amp": SWITCH,
     "gradient_checkpointing": _or_null(SWITCH),
     "fold": _or_null(Option("0, 1, 2, ... or 'all'", _is_fold)),  # null: inference only
+    "folds": _or_null(
+        Option(
+            "a list of folds such as [0, 1, 2, 3, 4]",
+            lambda value: _is_list_of((int, str), value) and all(_is_fold(fold) for fold in value),
+            is_list=True,
+        )
+    ),
+    "accumulate": _one_of("float32", "half"),
     "splits": _or_null(
         Option(
             "a list of folds or the path of a JSON file",

@@ -169,7 +169,7 @@ def _folds_of(
         known = None if fold == "all" else ids  # every case of the data set is used, whatever the folds name
         return check_splits(splits, known, "splits", hint=hint), "the plan", hint
     own = Path(splits) if isinstance(splits, (str, Path)) else dataset.directory / "splits_final.json"
-    if fold == "all" or (splits is None and not own.is_file()):
+    if fold == "all" or not (isinstance(splits, (str, Path)) or own.is_file()):
         return [] if fold == "all" else make_folds(ids), "", ""
     return read_splits(own, ids), own.name, f" To use them, add them to {own}."
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from ignite.engine import Events
 
+from ..networks import Ensemble
 from ..weights import load_weights
 
 if TYPE_CHECKING:
@@ -26,18 +28,22 @@ class WeightsLoader:
     than :py:func:`mednext_monai.weights.load_weights`, which does the work here.
 
     Args:
-        load_path: the checkpoint.
-        network: the network, wrapped by DataParallel or DistributedDataParallel or not.
+        load_path: the checkpoint, or one for each member of an ensemble.
+        network: the network, wrapped by DataParallel or DistributedDataParallel or not; or an
+            :py:class:`~mednext_monai.networks.Ensemble`.
 
     Raises:
-        ValueError: if ``load_path`` is not a path.
+        ValueError: if ``load_path`` is not a path or a list of paths, or if their number is not that of the networks.
     """
 
-    def __init__(self, load_path: str | Path, network: torch.nn.Module) -> None:
-        if not isinstance(load_path, (str, Path)):
-            raise ValueError(f"load_path must be the path of a checkpoint, got {load_path!r}.")
-        self.load_path = load_path
+    def __init__(self, load_path: str | Path | Sequence[str | Path], network: torch.nn.Module) -> None:
+        self.paths = [load_path] if isinstance(load_path, (str, Path)) else load_path
+        if not isinstance(self.paths, (list, tuple)) or not all(isinstance(path, (str, Path)) for path in self.paths):
+            raise ValueError(f"load_path must be the path of a checkpoint, or a list of them, got {load_path!r}.")
         self.network = network
+        self.networks = list(network.members) if isinstance(network, Ensemble) else [network]
+        if len(self.paths) != len(self.networks):
+            raise ValueError(f"load_path must name {len(self.networks)} checkpoint(s), got {load_path!r}.")
         self.logger = logging.getLogger(__name__)
         self._loaded = False
 
@@ -59,6 +65,6 @@ class WeightsLoader:
             FileNotFoundError, ValueError: as :py:func:`mednext_monai.weights.load_weights`.
         """
         if not self._loaded:
-            description = load_weights(self.load_path, self.network)
+            for path, network in zip(self.paths, self.networks):
+                self.logger.info(f"loaded {path}: {load_weights(path, network)}")
             self._loaded = True
-            self.logger.info(f"loaded {self.load_path}: {description}")

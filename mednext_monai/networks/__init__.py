@@ -2,6 +2,7 @@
 
 - ``blocks``: the four blocks and their norms.
 - ``mednext``: the network, the table of its variants, and the function that builds one.
+- ``ensemble``: several networks as one.
 - ``dispatch``: which implementation computes them.
 - ``backends``: optimized implementations of the same function, ``cpu`` and ``triton``.
 """
@@ -9,10 +10,12 @@
 from . import backends  # noqa: F401 - registers the implementations
 from .blocks import MedNeXtBlock, MedNeXtDownBlock, MedNeXtOutBlock, MedNeXtUpBlock
 from .dispatch import BACKENDS, get_backend, set_backend, using_backend
+from .ensemble import Ensemble, ensemble
 from .mednext import KERNEL_SIZES, SHAPE_FACTOR, STAGES, VARIANTS, MedNeXt, Variant, create_mednext
 
 __all__ = [
     "BACKENDS",
+    "Ensemble",
     "KERNEL_SIZES",
     "MedNeXt",
     "MedNeXtBlock",
@@ -24,6 +27,7 @@ __all__ = [
     "VARIANTS",
     "Variant",
     "create_mednext",
+    "ensemble",
     "get_backend",
     "set_backend",
     "using_backend",

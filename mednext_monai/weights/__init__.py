@@ -9,7 +9,7 @@ from .conversion import Conversion, convert, reverse_spatial_axes
 from .description import NetworkDescription, describe
 from .kernel_interpolation import UpKernReport, upkern
 from .load import load_weights
-from .locate import find_checkpoint, fold_folder, fold_name
+from .locate import find_checkpoint, find_checkpoints, fold_folder, fold_name
 from .settings import carry_settings, check_fold, read_settings, task_settings, training_settings
 from .state_dict import read_checkpoint, read_state_dict, write_checkpoint
 
@@ -22,6 +22,7 @@ __all__ = [
     "convert",
     "describe",
     "find_checkpoint",
+    "find_checkpoints",
     "fold_folder",
     "fold_name",
     "load_weights",

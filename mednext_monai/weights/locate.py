@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from .state_dict import is_placeholder
 
-__all__ = ["find_checkpoint", "fold_folder", "fold_name"]
+__all__ = ["find_checkpoint", "find_checkpoints", "fold_folder", "fold_name"]
 
 logger = logging.getLogger(__name__)
 WEIGHTS = "model.pt"  # after the last epoch
@@ -64,3 +65,36 @@ def find_checkpoint(checkpoint: str | Path | None, ckpt_dir: str | Path, fold: i
     if found:
         logger.info(f"{first} has no weights: using {found[0]}, the only fold that has")
     return found[0] if found else str(first)
+
+
+def find_checkpoints(
+    checkpoint: str | Path | None,
+    ckpt_dir: str | Path,
+    fold: int | str | None = None,
+    folds: Sequence[int | str] | None = None,
+) -> list[str]:
+    """
+    Return the checkpoints whose probabilities an inference averages: one, or those of several folds.
+
+    Args:
+        checkpoint, ckpt_dir, fold: see :py:func:`find_checkpoint`.
+        folds: the folds to average. Defaults to ``None``: one checkpoint.
+
+    Raises:
+        ValueError: if ``folds`` is empty or names a fold twice, or is given together with ``checkpoint`` or ``fold``;
+            others as for :py:func:`find_checkpoint`.
+        FileNotFoundError: if a fold has no ``model.pt``, listing all such folds.
+    """
+    if folds is None:
+        return [find_checkpoint(checkpoint, ckpt_dir, fold)]
+    if checkpoint is not None or fold is not None:
+        name, value = ("checkpoint", checkpoint) if checkpoint is not None else ("fold", fold)
+        raise ValueError(f"folds: {list(folds)} cannot be used together with {name}, which is {value!r}.")
+    names = [fold_name(one) for one in folds]
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"folds must name one or more folds, each once, got {list(folds)}.")
+    found = {one: Path(fold_folder(ckpt_dir, one), WEIGHTS) for one in names}
+    missing = [f"{one} ({file})" for one, file in found.items() if not file.is_file() or is_placeholder(file)]
+    if missing:
+        raise FileNotFoundError(f"folds: no weights of fold {', '.join(missing)}; train them, or leave them out.")
+    return [str(file) for file in found.values()]

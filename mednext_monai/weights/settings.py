@@ -51,25 +51,38 @@ TASK = ("in_channels", "out_channels", *PREPROCESSING, "patch_size")
 MAX_SHOWN = 3  # cases named in a message
 
 
-def task_settings(stated: Mapping[str, Any], checkpoint: str | Path | None = None) -> dict[str, Any]:
+def task_settings(
+    stated: Mapping[str, Any], checkpoint: str | Path | Sequence[str | Path] | None = None
+) -> dict[str, Any]:
     """
     Return the settings of a task: those that the checkpoint was trained with, or for a training the stated ones.
 
     Args:
         stated: ``in_channels``, ``out_channels``, ``spacing``, ``orientation``, ``normalization``, ``intensity`` and
             ``patch_size`` of the options, the plan or the bundle; ``None`` for one that is not stated.
-        checkpoint: the checkpoint of an inference or evaluation. Its settings are used; a stated one must agree, except
-            for the patch size, which is then the size of the windows. If the checkpoint has no settings, those that are
-            not stated are assumed to be the published ones, and a warning lists them. A file that does not exist or is
-            the placeholder of a bundle is ignored here. Defaults to ``None``: a training, in which settings that are
-            not stated are the published ones.
+        checkpoint: the checkpoint of an inference or evaluation, or several of one task. Its settings are used; a
+            stated one must agree, except for the patch size, which is then the size of the windows. If the checkpoint
+            has no settings, those that are not stated are assumed to be the published ones, and a warning lists them. A
+            file that does not exist or is the placeholder of a bundle is ignored here. Defaults to ``None``: a
+            training, in which settings that are not stated are the published ones.
 
     Returns:
         the seven settings, in the form of :py:func:`~mednext_monai.preprocessing.case.check_settings`.
 
     Raises:
-        ValueError: if a setting is invalid or contradicts the checkpoint, naming it, both values and what to do.
+        ValueError: if a setting is invalid or contradicts the checkpoint, naming it, both values and what to do; or if
+            several checkpoints were trained with different settings.
     """
+    if checkpoint is not None and not isinstance(checkpoint, (str, Path)):
+        settings, *others = [task_settings(stated, one) for one in checkpoint]
+        for one, other in zip(checkpoint[1:], others):
+            for key in TASK:
+                if not _same(other[key], settings[key]):
+                    raise ValueError(
+                        f"{one} was trained with {key} {other[key]!r}, {checkpoint[0]} with {settings[key]!r}: their "
+                        "probabilities cannot be averaged."
+                    )
+        return settings
     stated = {key: stated.get(key) for key in TASK}
     if isinstance(stated["spacing"], (int, float)):
         stated["spacing"] = [stated["spacing"]] * 3

@@ -72,5 +72,5 @@ def test_a_checkpoint_that_does_not_match_is_not_loaded_at_the_next_call_either(
 
 
 def test_a_path_that_is_none_is_refused_when_the_handler_is_made():
-    with pytest.raises(ValueError, match="load_path must be the path of a checkpoint, got None"):
+    with pytest.raises(ValueError, match="load_path must be the path of a checkpoint, or a list of them, got None"):
         WeightsLoader(None, torch.nn.Linear(1, 1))

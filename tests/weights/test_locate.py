@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mednext_monai.bundles.library import PLACEHOLDER
-from mednext_monai.weights import find_checkpoint, fold_folder, fold_name
+from mednext_monai.weights import find_checkpoint, find_checkpoints, fold_folder, fold_name
 
 
 def weights(path):
@@ -58,3 +58,19 @@ def test_several_folds_with_weights_are_an_error_that_lists_them(tmp_path):
         ValueError, match=f"fold: .*model.pt has no weights, but several folds do: {one}, {two}; choose"
     ):
         find_checkpoint(None, tmp_path)
+
+
+def test_checkpoints_of_several_folds(tmp_path):
+    for folder in (tmp_path, tmp_path / "fold_1", tmp_path / "fold_all"):
+        folder.mkdir(exist_ok=True)
+        torch.save({}, folder / "model.pt")
+    expected = [str(tmp_path / "fold_1" / "model.pt"), str(tmp_path / "model.pt")]
+    assert find_checkpoints(None, tmp_path, folds=[1, 0]) == expected
+    assert find_checkpoints(None, tmp_path, fold=1) == expected[:1] == find_checkpoints(expected[0], tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"folds: no weights of fold 2 \(.*fold_2/model.pt\), 3 \("):
+        find_checkpoints(None, tmp_path, folds=[0, 2, 3])
+    for wrong in ([], [0, 0], [0, "0"]):
+        with pytest.raises(ValueError, match="folds must name one or more folds, each once"):
+            find_checkpoints(None, tmp_path, folds=wrong)
+    with pytest.raises(ValueError, match="cannot be used together with fold, which is 1"):
+        find_checkpoints(None, tmp_path, fold=1, folds=[0])
