@@ -12,8 +12,10 @@ import pytest
 import torch
 from helpers.datasets import make_nnunet
 
+from mednext_monai.inferers import MedNeXtInferer
 from mednext_monai.networks import create_mednext
 from mednext_monai.planning import plan
+from mednext_monai.transforms import Preprocessd, RestoreClassesd
 from mednext_monai.weights import describe, read_state_dict
 
 UNSTATED = ("--out_channels", "None", "--patch_size", "None")
@@ -227,3 +229,25 @@ def test_training_learns_to_segment(run_bundle):
     )
     log = run_bundle("training", "train", options=options).stdout
     assert float(re.findall(r"val_mean_dice: ([0-9.]+)", log)[-1]) > 0.8
+
+
+def test_inference_averages_the_probabilities_of_folds(run_bundle, dataset):
+    models, networks = run_bundle.bundle / "models", []
+    for seed, folder in enumerate((models, models / "fold_1")):
+        torch.manual_seed(seed)
+        networks.append(create_mednext("S", 3, out_channels=3, deep_supervision=True, base_channels=4).eval())
+        folder.mkdir(exist_ok=True)
+        torch.save(networks[-1].state_dict(), folder / "model.pt")
+    run_bundle("inferring", "inference", options=("--folds", "[0,1]", "--mirror", "false"))
+    found = np.asarray(nib.load(run_bundle.bundle / "eval" / "box_9.nii.gz").dataobj)
+    case = Preprocessd()({"image": str(dataset / "imagesTs" / "box_9.nii.gz")})["image"]
+    inferer = MedNeXtInferer(32)
+    with torch.no_grad():
+        each = [inferer(case[None], network)[0] for network in networks]
+    expected, *single = (
+        RestoreClassesd("pred")({"image": case, "pred": pred})["pred"][0].numpy() for pred in (sum(each), *each)
+    )
+    assert (found != expected).mean() < 1e-4
+    assert all((found != one).mean() > 0.01 for one in single)
+    result = run_bundle("inferring", "inference", options=("--folds", "[0,4]"), check=False)
+    assert result.returncode == 1 and "folds: no weights of fold 4" in result.stderr.splitlines()[-1]
