@@ -80,7 +80,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_it_does_harm(run_bundle):
     models = run_bundle.bundle / "models"
     run_bundle("training", "train", options=("--epochs", "1", "--iterations_per_epoch", "2", "--val_interval", "9"))
     last, weights = (models / "last.pt").read_bytes(), (models / "model.pt").read_bytes()
-    stored = sorted((run_bundle.bundle / "cache").glob("v*/*/image.npy"))
+    stored = sorted((run_bundle.bundle / "cache").glob("v*/*/*/image.npy"))
     assert len(stored) == 6
     for file in stored:  # a disk gone bad: the checks before the first step read the sources, not these
         array = np.load(file)
@@ -177,8 +177,9 @@ def test_the_weights_after_the_last_epoch_are_used_unless_another_checkpoint_is_
     folder = bundles.path("mednext_s_k3") / "configs"
     content = ConfigParser.load_config_file(folder / f"{config}.json")
     handlers = content["handlers"] if config == "inference" else content["validate::handlers"]
-    assert handlers[0] == "@weights_loader" and content["weights_loader"]["load_path"] == "@checkpoint_path"
+    name = "checkpoint_paths" if config == "inference" else "checkpoint_path"
+    assert handlers[0] == "@weights_loader" and content["weights_loader"]["load_path"] == f"@{name}"
     for checkpoint, path in ((content["checkpoint"], "models/model.pt"), ("best.pt", "best.pt")):
-        parts = {"ckpt_dir": "models", "fold": 0, "checkpoint": checkpoint}
-        parser = ConfigParser({**parts, "checkpoint_path": content["checkpoint_path"]})
-        assert parser.get_parsed_content("checkpoint_path") == path
+        parts = {"ckpt_dir": "models", "fold": 0, "folds": None, "checkpoint": checkpoint}
+        found = ConfigParser({**parts, name: content[name]}).get_parsed_content(name)
+        assert found == ([path] if config == "inference" else path)

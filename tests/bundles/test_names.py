@@ -66,7 +66,7 @@ def test_a_data_set_with_any_names_is_planned_trained_evaluated_and_segmented(ta
     assert "6 cases are preprocessed in" in log
     assert {marker.parents[1].name for marker in bundle.glob("cache/v*/*/*/case.json")} == set(NAMES)
     run(bundle, "evaluating", "configs/train.json", "configs/evaluate.json", overlay, options=("--fold", "all"))
-    with open(bundle / "eval" / "val_mean_dice_raw.csv", newline="", encoding="utf-8") as file:
+    with open(bundle / "eval" / "fold_all" / "val_mean_dice_raw.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert {Path(row["filename"]).name for row in rows} == {f"{name}.nii.gz" for name in NAMES}
     run(bundle, "inferring", "configs/inference.json", overlay, options=("--mirror", "false"))
@@ -74,6 +74,7 @@ def test_a_data_set_with_any_names_is_planned_trained_evaluated_and_segmented(ta
     assert not list(tmp_path.rglob("pwned")) and not Path("pwned").exists()
 
 
+@pytest.mark.slow
 def test_a_bundle_from_such_a_plan_holds_the_names_and_evaluates_none(task, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     bundle = bundles.new_bundle("S", 3, task, tmp_path / "$new #1")
@@ -116,6 +117,7 @@ def test_a_plan_with_anything_that_would_be_evaluated_is_refused(dataset, tmp_pa
     assert not (tmp_path / "pwned").exists() and not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 def test_folds_from_a_file(run_bundle, dataset, tmp_path):
     ids = [case["id"] for case in training_cases(dataset, "all")]
     file = tmp_path / "my_folds.json"

@@ -158,6 +158,16 @@ def test_cases_that_are_newer_than_the_plan_are_reported_once_for_training_and_v
     assert not caplog.records
 
 
+def test_splits_may_be_the_path_of_a_json_file(dataset, tmp_path):
+    file = tmp_path / "my_folds.json"
+    file.write_text(json.dumps([{"train": ["box_0", "box_1"], "val": ["box_4"]}]))
+    found = {section: training_cases(dataset, 0, section, str(file)) for section in ("training", "validation")}
+    assert [[case["id"] for case in cases] for cases in found.values()] == [["box_0", "box_1"], ["box_4"]]
+    file.write_text("[")
+    with pytest.raises(ValueError, match="my_folds.json: not valid JSON"):
+        training_cases(dataset, 0, "training", str(file))
+
+
 @pytest.mark.parametrize("splits", [3, {"train": ["box_0"]}, [["box_0"]], [{"train": "box_0", "val": ["box_1"]}]])
 @pytest.mark.parametrize("fold", [0, "all"])
 def test_folds_of_a_wrong_shape_are_named(dataset, splits, fold):
