@@ -57,6 +57,7 @@ def run(bundle: Path, run_id: str, *configs: str | Path, options: tuple[str, ...
     return result.stdout
 
 
+@pytest.mark.slow
 def test_a_data_set_with_any_names_is_planned_trained_evaluated_and_segmented(task, tmp_path):
     page = task.with_suffix(".html").read_text(encoding="utf-8")
     assert all(escape(name) in page and f">{name}<" not in page for name in NAMES if escape(name) != name)

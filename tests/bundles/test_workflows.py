@@ -67,6 +67,7 @@ def test_train_evaluate_segment_and_start_a_larger_kernel(run_bundle, dataset, t
     assert describe(read_state_dict(tmp_path / "k5" / "model.pt")).encoder_kernel_size == 5
 
 
+@pytest.mark.slow
 def test_a_plan_is_an_overlay_for_training_evaluation_and_inference(run_bundle, dataset, tmp_path):
     task = tmp_path / "task.json"
     content = json.loads((dataset / "dataset.json").read_text())
@@ -163,7 +164,8 @@ def test_a_resumed_run_continues_epochs_schedule_best_value_and_its_drawn_seed(r
     assert f"seed {before['sampler']['seed']}" not in log  # another was drawn, and not used
 
 
-@pytest.mark.parametrize("workers", ["0", pytest.param("1", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", ["0", "1"])
 def test_a_killed_run_resumes_to_the_same_weights_as_one_that_was_not(run_bundle, tmp_path, workers):
     """SIGKILL in the middle of an epoch; equal to the last bit, whatever the number of worker processes."""
     length = ("--epochs", "3", "--iterations_per_epoch", "4", "--val_interval", "2")
