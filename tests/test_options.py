@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from monai.bundle import ConfigParser
 
-from mednext_monai.options import literal, patch_size, path, switch
+from mednext_monai.options import literal, patch_size, path, plain, switch
 
 
 @pytest.mark.parametrize(
@@ -49,8 +49,10 @@ def test_one_patch_size_is_that_of_all_axes():
     ],
 )
 def test_a_text_is_read_from_a_config_as_it_was_whatever_it_contains(text):
-    parser = ConfigParser({"ids": literal([text, {"id": text}]), "path": literal(text)})
-    assert parser.get_parsed_content("ids") == [text, {"id": text}] and parser.get_parsed_content("path") == text
+    data = {"ids": [text, {"id": text}], "path": text, "names": {text: text, "_target_": text, "n": [1, text]}}
+    parser = ConfigParser({key: literal(value) for key, value in data.items()})
+    assert {key: parser.get_parsed_content(key) for key in data} == data
+    assert plain(literal(data)) == data and plain(literal(literal(data))) == literal(data)
 
 
 def test_literal_leaves_what_a_config_does_not_change():
@@ -80,3 +82,14 @@ def test_a_path_is_what_stands_on_the_command_line(monkeypatch, typed, value):
         monkeypatch.setattr(sys, "argv", ["program", "run", "--epochs", "7", *arguments])
         assert path(ckpt_dir=value) == typed
     assert path(output_dir=7) == "7"  # not on the command line
+
+
+@pytest.mark.parametrize(
+    "text", ["$open('pwned', 'w')", "$'a'.upper()", "$f'{1}'", "$b'a'", "$['a']", "${'a': 1}", "$1", "$'", "@a", "%a"]
+)
+def test_only_a_string_constant_is_plain_text(text):
+    assert plain([text, {"a": text}]) == [text, {"a": text}]
+
+
+def test_plain_text_of_a_string_constant():
+    assert plain({"a": ["$'b c'", '$"\\x24d"', "e", 1]}) == {"a": ["b c", "$d", "e", 1]}

@@ -27,7 +27,6 @@ uses it. Runs that preprocess into one folder wait for each other.
 from __future__ import annotations
 
 import contextlib
-import glob
 import hashlib
 import json
 import logging
@@ -76,6 +75,7 @@ TEMPORARY = ".tmp-"
 META_IMAGE = re.compile(rb"^\s*ElementDataFile\s*=\s*(.+?)\s*$", re.IGNORECASE | re.MULTILINE)
 NRRD = re.compile(rb"^data ?file:\s*(.+?)\s*$", re.IGNORECASE | re.MULTILINE)
 DATA_FILES = {".mhd": META_IMAGE, ".mha": META_IMAGE, ".nrrd": NRRD}  # the entry that names the file of the voxels
+NUMBERED = re.compile(r"(.*)%(\d*)d(.*?)\s+(-?\d+)\s+(-?\d+)\s+(-?\d+)(?:\s+\d+)?")  # slice%03d.raw 1 20 1
 HEADER_SIZE = 2**16  # bytes in which this entry is searched
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -257,9 +257,10 @@ def _with_data(path: str | PathLike) -> list[Path]:
     if name.upper().startswith("LIST"):
         names = [os.fsdecode(line.strip()) for line in header[found.end() :].splitlines()]
         return [path, *(path.parent / name for name in names if name)]
-    if "%" in name:  # a pattern of numbered files, and the range of their numbers
-        start = str(path.parent / name.partition("%")[0])
-        return [path, *map(Path, sorted(glob.glob(f"{glob.escape(start)}*")))]
+    if numbered := NUMBERED.fullmatch(name):
+        first, last, step = (int(number) for number in numbered.groups()[3:])
+        numbers = range(first, last + (1 if step > 0 else -1), step or 1)
+        return [path, *(path.parent / f"{numbered[1]}{n:{numbered[2]}d}{numbered[3]}" for n in numbers)]
     return [path, path.parent / name]
 
 

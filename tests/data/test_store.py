@@ -174,6 +174,102 @@ def test_a_running_training_keeps_the_label_that_it_began_with(tmp_path):
     np.testing.assert_array_equal(np.load(running["label"]), before)
 
 
+def test_files_that_only_differ_in_their_content_are_told_apart(tmp_path, monkeypatch):
+    """Uncompressed files of two data sets, of one size and, on a coarse clock, of one time."""
+    sets = [[write_case(tmp_path / name, "case", seed)] for name, seed in (("a", 1), ("b", 2))]
+    for cases in sets:
+        for key in ("image", "label"):
+            path = cases[0][key].removesuffix(".gz")
+            nibabel.save(nibabel.load(cases[0][key]), path)
+            cases[0][key] = path
+    stat = os.stat
+
+    def coarse(path, **kwargs):
+        state = list(stat(path, **kwargs))
+        return os.stat_result([*state[:7], 0, 0, 0])
+
+    monkeypatch.setattr(store.os, "stat", coarse)
+    first, second, again = (run(cases, tmp_path / "cache")[0]["image"] for cases in (*sets, sets[0]))
+    assert first == again != second
+
+
+def test_a_header_with_its_voxels_in_another_file_stands_for_both(tmp_path):
+    headers = {
+        "case.mhd": ("NDims = 3\nElementDataFile = case.raw\n", ["case.raw"]),
+        "list.mhd": ("NDims = 3\nElementDataFile = LIST\n1.raw\n2.raw\n", ["1.raw", "2.raw"]),
+        "numbered.mhd": ("NDims = 3\nElementDataFile = n%02d.raw 1 2 1\n", ["n01.raw", "n02.raw"]),
+        "local.mha": ("NDims = 3\nElementDataFile = LOCAL\n\0\0", []),
+        "case.nrrd": ("NRRD0004\ntype: float\ndata file: case.raw\n", ["case.raw"]),
+        "attached.nrrd": ("NRRD0004\ntype: float\n\ndata file: none.raw", []),
+    }
+    for name in ("case.raw", "1.raw", "2.raw", "n01.raw", "n02.raw"):
+        (tmp_path / name).write_bytes(name.encode())
+    for name, (header, expected) in headers.items():
+        (tmp_path / name).write_text(header)
+        case = {"id": "case", "image": str(tmp_path / name)}
+        assert [Path(file["path"]).name for file in store._content(case)[1]] == [name, *expected]
+        before = store._content(case)[0], store._state(case)
+        for file in expected[-1:]:
+            (tmp_path / file).write_bytes(b"other " + name.encode())
+            assert before[0] != store._content(case)[0] and before[1] != store._state(case)
+
+
+def test_files_that_change_while_they_are_read_are_not_stored(tmp_path, monkeypatch):
+    case, plain = write_case(tmp_path / "a", "case", 1), store.preprocess_case
+    monkeypatch.setattr(
+        store, "preprocess_case", lambda *args: (write_case(tmp_path / "a", "case", 2), plain(*args))[1]
+    )
+    with pytest.raises(ValueError, match="case: the files of the case were changed while they were read"):
+        run([case], tmp_path / "cache")
+    assert not list((tmp_path / "cache").glob("*/case"))
+
+
+def test_a_store_of_version_1_is_left_alone_and_reported(cases, tmp_path, capfd, caplog):
+    caplog.set_level("INFO", "mednext_monai.data.store")
+    old = tmp_path / "cache" / settings_folder(PLAN).replace("v2-", "v1-") / "case_0"
+    old.mkdir(parents=True)
+    files = {"image.npy": b"old", "case.json": b'{"id": "case_0", "files": {}}'}
+    for name, content in files.items():
+        (old / name).write_bytes(content)
+    assert settings_folder(PLAN).startswith("v2-")
+    assert np.load(run(cases[:1], tmp_path / "cache")[0]["image"]).shape == (1, 12, 12, 18)
+    assert {file.name: file.read_bytes() for file in old.iterdir()} == files
+    assert f"{old.parent.name} (0.0 MiB) were written by another version of the package" in caplog.text
+
+
+def test_the_space_of_other_contents_is_reported(tmp_path, caplog):
+    caplog.set_level("INFO", "mednext_monai.data.store")
+    for name, seed in (("a", 1), ("b", 2)):
+        run([write_case(tmp_path / name, "case", seed)], tmp_path / "cache")
+    assert "1 stored cases (0.0 MiB) have an id of this run and another content" in caplog.text
+
+
+def _preparing_process(rank: int, folder: str) -> None:
+    cases = [write_case(Path(folder, f"set_{rank}"), "shared", 0), write_case(Path(folder, f"set_{rank}"), "own", rank)]
+    stored = preprocessed_cases(cases, [], PLAN, f"{folder}/cache")["training"]
+    Path(folder, f"stored_{rank}.json").write_text(json.dumps(stored))
+
+
+def test_two_runs_that_prepare_cases_of_one_id_at_once(tmp_path):
+    spawn(_preparing_process, str(tmp_path))
+    stored = [json.loads((tmp_path / f"stored_{rank}.json").read_text()) for rank in range(2)]
+    for rank, (_, own) in enumerate(stored):
+        image = nibabel.load(tmp_path / f"set_{rank}" / "own_0000.nii.gz").get_fdata(dtype=np.float32)[None]
+        np.testing.assert_array_equal(np.load(own["image"]), preprocess_case(image, None, AFFINE, PLAN).image)
+    assert stored[0][1]["image"] != stored[1][1]["image"]
+    assert all(os.path.isfile(case[key]) for cases in stored for case in cases for key in ("image", "label", "info"))
+
+
+def test_a_process_that_stores_the_same_case_later_keeps_the_first(tmp_path):
+    """Without a lock, as on some network file systems."""
+    case = write_case(tmp_path / "a", "case", 1)
+    place = Path(run([case], tmp_path / "cache")[0]["image"]).parent
+    inode = os.stat(place / "image.npy").st_ino
+    store._store(case, PLAN, place, store._state(case), [])
+    assert os.stat(place / "image.npy").st_ino == inode
+    assert not list(place.parents[1].glob(".tmp-*"))
+
+
 def test_moved_data_is_recognized(cases, tmp_path, prepared):
     run(cases, tmp_path / "cache")
     (tmp_path / "moved").mkdir()
