@@ -15,17 +15,15 @@ from types import TracebackType
 
 __all__ = ["ERROR_FILE", "TRACEBACK", "diagnosis", "print_diagnosis_last"]
 
-ERROR_FILE = (
-    "MEDNEXT_ERROR_FILE"  # environment variable: where a run leaves its sentence for the command that started it
-)
-TRACEBACK = "MEDNEXT_TRACEBACK"  # environment variable: 1: print the traceback also where the sentence would be alone
+# Environment variables: the file in which a run leaves its sentence for the command that started it, and does not print
+# it; and 1, to print the traceback all the same.
+ERROR_FILE = "MEDNEXT_ERROR_FILE"
+TRACEBACK = "MEDNEXT_TRACEBACK"
 
 PACKAGE = str(Path(__file__).resolve().parent)
 DIAGNOSED = (ValueError, OSError, FloatingPointError, RuntimeError)
 START = "Traceback (most recent call last):\n"
-RAISED = re.compile(
-    r'.*  File "([^"]+)", line \d+, in [^\n]*\n(?:    [^\n]*\n)*\S*?(?:Error|Exception): (.*)', re.DOTALL
-)
+RAISED = re.compile(r'.*  File "([^"]+)", line \d+, in [^\n]*\n(?:    [^\n]*\n)*[\w.]*Error: (.*)', re.DOTALL)
 CHAINED = re.compile(r"\n\n(?:The above exception was|During handling of)[^\n]*:\n\n$")
 
 

@@ -374,9 +374,10 @@ def _option_lines(name: str, default: str, comment: str) -> list[str]:
 
 
 def _shown(default: Any) -> str:
-    """Write a default of a config as a user would type it."""
+    """Write a default of a config as a user would type it; of an expression only what is a path in the bundle."""
     if isinstance(default, str) and default.startswith("$"):
-        return default[1:].replace("@bundle_root + '/", "'BUNDLE/").replace("@ckpt_dir + '/", "'CKPT_DIR/").strip("'")
+        path = re.match(r"\$@bundle_root \+ '(/\w+)'", default)
+        return f"BUNDLE{path[1]}" if path else ""
     if isinstance(default, (bool, type(None))):
         return {True: "true", False: "false", None: "null"}[default]
     return " ".join(map(str, default)) if isinstance(default, list) else str(default)

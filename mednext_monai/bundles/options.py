@@ -32,8 +32,7 @@ class Description(NamedTuple):
     """An option as ``configs/`` describes it."""
 
     name: str
-    section: str
-    default: str
+    section: str  # heading in the file
     comment: str
 
 
@@ -190,7 +189,7 @@ OPTIONS: dict[str, Option] = {
 }
 
 SECTION = re.compile(r"# --- (.+?) -+$")
-LINE = re.compile(r"(\w+): (.*?)  # (.+)$")
+LINE = re.compile(r"(\w+): .*?  # (.+)$")
 
 
 def describe_options(*sources: str) -> list[Description]:
@@ -207,5 +206,5 @@ def describe_options(*sources: str) -> list[Description]:
             if heading := SECTION.match(line):
                 section = heading[1]
             elif (match := LINE.match(line)) and match[1] in OPTIONS:
-                found[match[1]] = Description(match[1], section, match[2], match[3])
+                found[match[1]] = Description(match[1], section, match[2])
     return list(found.values())

@@ -93,12 +93,15 @@ def _own_keys(workflow: ConfigWorkflow) -> list[str]:
 
     Merging keeps the order of the keys, and a file that can stand first describes a network and a run.
     """
+    import yaml
     from monai.bundle import ConfigParser
 
     order = [key for key in workflow.parser.config if key != workflow.parser.meta_key]
     matching = []
     for file in (file for ending in ("json", "yaml", "yml") for file in workflow.config_root_path.glob(f"*.{ending}")):
-        with contextlib.suppress(ValueError, TypeError, OSError):  # another file, such as a list of folds
+        with contextlib.suppress(
+            ValueError, TypeError, OSError, yaml.YAMLError
+        ):  # another file, such as a list of folds
             keys = list(ConfigParser.load_config_file(file))
             if {"network_def", "run"} <= set(keys) and order[: len(keys)] == keys:
                 matching.append(keys)

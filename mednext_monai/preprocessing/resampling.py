@@ -29,7 +29,6 @@ __all__ = [
     "STREAM_VOXELS",
     "class_type",
     "labels_by_slab",
-    "probabilities_by_slab",
     "resample_image",
     "resample_labels",
     "resample_to_labels",
@@ -202,56 +201,33 @@ def labels_by_slab(
 
     Yields:
         output indices along ``along``, and the class indices there. Ties give the lower class.
+
+    Raises:
+        ValueError: if ``along`` is the separate axis.
     """
-    for rows, classes, picks in _classes_by_slab(read, old, new, axis, along, voxels):
-        largest = next(classes)
-        labels = np.zeros(largest.shape, dtype=np.int16)
-        for index, values in enumerate(classes, start=1):
-            labels[values > largest] = index
-            np.maximum(largest, values, out=largest)
-        yield rows, labels if picks is None else labels.take(picks, axis=axis)
-
-
-def probabilities_by_slab(
-    read: Callable[[slice], np.ndarray],
-    old: Sequence[int],
-    new: Sequence[int],
-    axis: int | None,
-    along: int,
-    voxels: int = SLAB_VOXELS,
-) -> Iterator[tuple[slice, np.ndarray]]:
-    """Yield the values that :py:func:`labels_by_slab` compares, float32 ``(K, ...)``; the arguments are the same."""
-    for rows, classes, picks in _classes_by_slab(read, old, new, axis, along, voxels):
-        values = np.stack(list(classes))
-        yield rows, values if picks is None or axis is None else values.take(picks, axis=1 + axis)
-
-
-def _classes_by_slab(
-    read: Callable[[slice], np.ndarray],
-    old: Sequence[int],
-    new: Sequence[int],
-    axis: int | None,
-    along: int,
-    voxels: int = SLAB_VOXELS,
-) -> Iterator[tuple[slice, Iterator[np.ndarray], np.ndarray | None]]:
-    """Yield output indices, the classes there one by one, and the slices of a separate axis to take from them."""
     if axis == along:
         raise ValueError(f"along must differ from the separate axis, got {along} for both.")
     old, new = list(old), list(new)
-    dropped = repeated = None
+    dropped = repeated = None  # slices to take of a separate axis, before or after the others are resampled
     if axis is not None and new[axis] < old[axis]:
         dropped, old[axis] = _nearest(old[axis], new[axis]), new[axis]
     elif axis is not None and new[axis] > old[axis]:
         repeated, new[axis] = _nearest(old[axis], new[axis]), old[axis]
     order = _axis_order(old, new)
 
-    def resampled(part: np.ndarray, weights: list[np.ndarray | None]) -> Iterator[np.ndarray]:
-        for values in part:
-            values = values if dropped is None else values.take(dropped, axis=axis)
-            yield _apply(values.astype(np.float32), weights, order)
+    def resampled(values: np.ndarray, weights: Sequence[np.ndarray | None]) -> np.ndarray:
+        values = values if dropped is None else values.take(dropped, axis=axis)
+        return _apply(values.astype(np.float32), weights, order)
 
     for rows, columns, weights in _slabs(old, new, along, voxels):
-        yield rows, resampled(read(columns), weights), repeated
+        first, *others = read(columns)
+        largest = resampled(first, weights)
+        labels = np.zeros(largest.shape, dtype=np.int16)
+        for index, other in enumerate(others, start=1):
+            values = resampled(other, weights)
+            labels[values > largest] = index
+            np.maximum(largest, values, out=largest)
+        yield rows, labels if repeated is None else labels.take(repeated, axis=axis)
 
 
 def _checked_shape(old: Sequence[int], new: Sequence[int]) -> tuple[int, ...]:
