@@ -69,8 +69,8 @@ WORKFLOWS = {
     ),
     "evaluate": Workflow(
         "Evaluate a trained bundle on the validation cases of its fold",
-        "Computes the Dice of each case and class on the original grid of the case. Writes tables to eval/ in the "
-        "bundle.",
+        "Computes Dice, surface Dice, HD95 and volumes of each case and class on the original grid of the case. Writes "
+        "the tables of `mednext evaluate-folder` to eval/ in the bundle.",
         "evaluating",
         ("train", "evaluate"),
         ("common", "train", "evaluate"),

@@ -184,6 +184,10 @@ OPTIONS: dict[str, Option] = {
     "resume": SWITCH,
     "overwrite": SWITCH,
     "mirror": SWITCH,
+    "tolerance": _number("of at least 0", lambda value: value >= 0),
+    "tolerance_in_voxels": SWITCH,
+    "format": _one_of("table", "nnunet"),
+    "save_predictions": SWITCH,
     "overlap": _number("of at least 0 and below 1", lambda value: 0 <= value < 1),
     "sw_batch_size": _integer(1),
 }
