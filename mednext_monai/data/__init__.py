@@ -11,7 +11,16 @@ Importing this package imports neither torch nor MONAI, so that worker processes
 """
 
 from .checks import check_cases, check_folders, check_outputs
-from .dataset import Dataset, DatasetError, cases_digest, class_names, inference_cases, read_dataset, training_cases
+from .dataset import (
+    Dataset,
+    DatasetError,
+    cases_digest,
+    class_names,
+    fold_count,
+    inference_cases,
+    read_dataset,
+    training_cases,
+)
 from .folds import make_folds, read_groups, read_splits, select_fold
 from .io import read_image, read_label, write_segmentation
 from .store import preprocess_dataset, preprocessed_cases
@@ -24,6 +33,7 @@ __all__ = [
     "check_folders",
     "check_outputs",
     "class_names",
+    "fold_count",
     "inference_cases",
     "make_folds",
     "preprocess_dataset",

@@ -28,6 +28,7 @@ __all__ = [
     "DatasetError",
     "cases_digest",
     "class_names",
+    "fold_count",
     "inference_cases",
     "read_dataset",
     "training_cases",
@@ -157,6 +158,21 @@ def training_cases(
         _report_unplanned(dataset, ids, folds, fold, source, hint)
     chosen = set(select_fold(folds, fold, ids)["train" if section == "training" else "val"])
     return [{**case, "image": _one_or_all(case["image"])} for case in dataset.cases if case["id"] in chosen]
+
+
+def fold_count(dataset_dir: str, splits: str | Path | Sequence[Split] | None = None) -> int:
+    """
+    Return the number of folds that :py:func:`training_cases` has.
+
+    Args:
+        dataset_dir: see there.
+        splits: see there. Defaults to ``None``.
+
+    Raises:
+        DatasetError, ValueError: see there.
+    """
+    dataset = read_dataset(dataset_dir)
+    return len(_folds_of(dataset, [case["id"] for case in dataset.cases], 0, splits)[0])
 
 
 def _folds_of(

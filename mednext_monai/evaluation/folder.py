@@ -38,7 +38,7 @@ class Evaluation:
 
 def evaluate_folder(
     prediction_dir: str | PathLike,
-    label_dir: str | PathLike,
+    label_dir: str | PathLike | Mapping[str, str],
     labels: Labels | None = None,
     tolerance: float = 1.0,
     tolerance_in_voxels: bool = False,
@@ -52,7 +52,7 @@ def evaluate_folder(
 
     Args:
         prediction_dir: folder of the predictions.
-        label_dir: folder of the reference labels.
+        label_dir: folder of the reference labels, or the label files by case id.
         labels: what is evaluated. Defaults to ``None``: the values found in the files are the classes.
         tolerance: of the surface Dice, in mm. Defaults to 1.0.
         tolerance_in_voxels: see :py:func:`score_case`. Defaults to ``False``.
@@ -82,7 +82,7 @@ def evaluate_folder(
         problems=problems,
         settings={
             "prediction_dir": str(prediction_dir),
-            "label_dir": str(label_dir),
+            **({} if isinstance(label_dir, Mapping) else {"label_dir": str(label_dir)}),
             **surface_settings(tolerance, tolerance_in_voxels),
             "allow_missing": allow_missing,
         },
