@@ -7,6 +7,7 @@
 - ``data``: data sets on disk: their layouts, folds, images and labels, checks, prepared cases, patches.
 - ``preprocessing``: cropping, resampling and normalization of arrays.
 - ``transforms``: MONAI transforms: preprocessing and its inverse, patches, the original's augmentation.
+- ``losses``: the loss without voxels that are not annotated.
 - ``handlers``: ignite event handlers that MONAI lacks.
 - ``metrics``: ignite metrics of a run, such as pooled Dice.
 - ``evaluation``: metrics of segmentations on disk, and the post-processing chosen from them.

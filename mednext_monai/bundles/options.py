@@ -167,6 +167,13 @@ OPTIONS: dict[str, Option] = {
         )
     ),
     "num_workers": _integer(0),
+    "regions": _or_null(
+        Option(
+            'lists of labels by the name of the region, such as {"whole tumor": [1, 2, 3]}',
+            lambda value: isinstance(value, dict) and all(_is_list_of(int, labels) for labels in value.values()),
+        )
+    ),
+    "ignore_label": _or_null(_integer(1)),
     "dummy_2d": SWITCH,
     "batch_size": _integer(1),
     "iterations_per_epoch": _integer(1),

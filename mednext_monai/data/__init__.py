@@ -1,6 +1,7 @@
 """Data sets on disk: layouts, folds, image files, checks, preprocessed cases, and the sequence of training patches.
 
 - ``dataset``: the supported layouts, and the lists of cases for training and inference.
+- ``label_names``: classes, regions and the ignore label in ``dataset.json``.
 - ``folds``: splitting cases into training and validation.
 - ``io``: the only reader and writer of images.
 - ``checks``: the only place that decides whether a file is valid.

@@ -87,6 +87,7 @@ def html_report(dataset: Dataset, cases: Sequence[CaseFingerprint], plan: dict) 
         *([_warnings(details["warnings"])] if details["warnings"] else []),
         *_pictures(dataset, cases, plan),
         "<h2>Classes</h2>",
+        *([] if dataset.ignore_label is None else [_lead(f"Without voxels labeled {dataset.ignore_label} (ignore).")]),
         _classes(cases, plan),
         "<h2>Decisions</h2>",
         _table(("", "", ""), decisions),
@@ -163,6 +164,8 @@ def _pictures(dataset: Dataset, cases: Sequence[CaseFingerprint], plan: dict) ->
         image, ras_affine = reorient(image, affine, "RAS")
         label, label_affine = read_label(dataset.cases[i]["label"])
         label = reorient(label[None], label_affine, "RAS")[0][0]
+        if dataset.ignore_label is not None:
+            label = np.where(label == dataset.ignore_label, 0, label)
         case = cases[i]
         for channel in range(len(image)) if i == chosen[len(chosen) // 2] else range(1):
             window = _window(image[channel], plan["normalization"][channel], plan["intensity"][channel])

@@ -6,11 +6,13 @@
 - ``spatial``: rotation and scaling in one interpolation.
 - ``intensity``: smoothing, lower resolution and gamma per channel.
 - ``augmentation``: the complete training augmentation, in the original's order.
+- ``ignore``: voxels without annotation in a validation on whole volumes.
 - ``splines``: the interpolation.
 """
 
 from .augmentation import CleanOutsided, patch_transforms, training_augmentation
 from .components import KeepComponentsd
+from .ignore import ExcludeIgnoredd
 from .intensity import RandChannelGammad, RandChannelLowResolutiond, RandChannelSmoothd
 from .patch import RandPatchd
 from .preprocess import LoadLabeld, Preprocessd, RestoreClassesd, SaveImageOnSourceGridd
@@ -19,6 +21,7 @@ from .spatial import RandRotateScaled
 __all__ = [
     "CleanOutsided",
     "KeepComponentsd",
+    "ExcludeIgnoredd",
     "LoadLabeld",
     "Preprocessd",
     "RandChannelGammad",

@@ -51,8 +51,8 @@ def test_nnunet_v2_lists_a_case_of_which_files_are_missing(tmp_path):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"labels": {"background": 0, "whole": [1, 2], "core": 2}}, r"region-based labels are not supported.*whole"),
-        ({"labels": {"background": 0, "one": 1, "ignore": 2}}, "'ignore' of nnU-Net v2 is not supported"),
+        ({"labels": {"background": 0, "whole": [1, 3], "core": 3}}, r"json: the label\(s\) 2 are in no region"),
+        ({"labels": {"background": 0, "one": 2, "ignore": 1}}, "'ignore' must be the highest, above 2, .*; got 1"),
         ({"labels": {"background": 0, "one": 1, "two": 4}}, "numbered without gaps"),
         ({"labels": {"background": 0}}, "at least one class"),
         ({"labels": {"background": 0, "one": "first"}}, "no integer value"),

@@ -66,6 +66,8 @@ def test_for_a_training_what_is_not_stated_is_as_published():
         "normalization": ["zscore"],
         "intensity": {},
         "patch_size": [128, 128, 128],
+        "regions": None,
+        "ignore_label": None,
     }
     assert task_settings({**NOTHING, "spacing": 2})["spacing"] == [2, 2, 2]
     assert task_settings({**NOTHING, "in_channels": 2})["normalization"] == ["zscore", "zscore"]
