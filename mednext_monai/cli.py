@@ -317,6 +317,24 @@ def apply_postprocessing(
     return _report_problems(problems)
 
 
+def report(run_dir: str, output: str | None = None, dataset_dir: str | None = None, overwrite: bool = False) -> None:
+    """
+    Write one HTML page about what was trained and evaluated in a bundle.
+
+    It has curves, box plots of each class, overlays of the best, median and worst case (if their segmentations were
+    saved), settings, versions and hardware. The page needs no other file.
+
+    Args:
+        run_dir: the folder of the bundle, with models/ and eval/.
+        output: the .html file to write; by default eval/report.html in the bundle.
+        dataset_dir: the data set, for the overlays; by default that of the evaluation.
+        overwrite: replace a file that this package did not write.
+    """
+    from .report import write_report
+
+    print(f"wrote {write_report(run_dir, output, dataset_dir, overwrite)}")
+
+
 def _report_problems(problems: Mapping[str, str]) -> int:
     """Print the cases that failed, and return the exit status."""
     for case, problem in problems.items():
@@ -339,6 +357,7 @@ COMMANDS: dict[str, Any] = {
     "evaluate-folder": evaluate_folder,
     "find-postprocessing": find_postprocessing,
     "apply-postprocessing": apply_postprocessing,
+    "report": report,
     "convert": convert,
     "upkern": upkern,
 }

@@ -115,7 +115,7 @@ def _prepare(root: Path, seed: int) -> tuple[Path, Path, Path]:
 
 def _train(title: str, command: list[str], log: Path, bundle: Path) -> dict[int, float]:
     """Run a training, show its loss and validation Dice, and return the Dice by epoch."""
-    from .curves import Curves  # slow to import
+    from ..curves import Curves  # slow to import
 
     curves = Curves(bundle / "eval")
 

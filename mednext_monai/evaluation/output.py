@@ -10,16 +10,14 @@ import csv
 import io
 import json
 import math
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
-from importlib.metadata import version
 from os import PathLike
 from os.path import realpath
 from pathlib import Path
 from typing import Any
 
-from .. import __version__
+from ..environment import package_versions
 from ..files import write_atomically
 from .folder import Evaluation
 from .labels import Labels
@@ -27,7 +25,7 @@ from .metrics import ClassScores
 from .nnunet import AUTHOR, SUMMARY, write_nnunet_summary
 from .summary import summarize
 
-__all__ = ["check_tables", "package_versions", "write_evaluation", "write_metrics"]
+__all__ = ["check_tables", "write_evaluation", "write_metrics"]
 
 FORMATS = ("table", "nnunet")
 TABLE, STATISTICS = "metrics.csv", "metrics.json"
@@ -125,12 +123,6 @@ def write_metrics(
     write_atomically(files[0], _csv(scores).encode())
     write_atomically(files[1], json.dumps(content, indent=2, allow_nan=False).encode())
     return files
-
-
-def package_versions() -> dict[str, str]:
-    """Return the versions of the packages that determine the values."""
-    packages = {name: version(name) for name in ("monai", "torch", "numpy", "scipy", "nibabel")}
-    return {"mednext_monai": __version__, **packages, "python": platform.python_version()}
 
 
 def _csv(scores: Sequence[ClassScores]) -> str:

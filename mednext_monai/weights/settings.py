@@ -22,6 +22,7 @@ import torch
 
 from .. import __version__
 from ..data.dataset import cases_digest, read_dataset
+from ..environment import hardware, package_versions
 from ..evaluation.labels import Labels
 from ..options import patch_size
 from ..preprocessing.case import check_settings
@@ -126,6 +127,7 @@ def training_settings(
     fold: int | str,
     cases: Sequence[Mapping],
     dataset_dir: str | Path,
+    device: str | torch.device = "cpu",
 ) -> dict[str, Any]:
     """
     Return what the checkpoints of a training carry.
@@ -137,11 +139,12 @@ def training_settings(
         fold: fold index or ``"all"``.
         cases: the training cases.
         dataset_dir: the data set, whose ``dataset.json`` names channels and classes.
+        device: the device of the training. Defaults to ``"cpu"``.
 
     Returns:
         the settings of the task; ``variant``, ``kernel_size``, ``channel_names`` and ``labels`` (background first),
         ``fold``, ``training_cases`` (their number and a hash of their ids), ``training_ids`` (a hash of each id: no id
-        leaves the data set) and ``package_version``.
+        leaves the data set), ``package_version``, ``versions`` and ``hardware``.
 
     Raises:
         DatasetError: if the data set is invalid.
@@ -157,6 +160,8 @@ def training_settings(
         "training_cases": cases_digest(cases),
         "training_ids": [_hash(case) for case in cases],
         "package_version": __version__,
+        "versions": package_versions(),
+        "hardware": hardware(device),
     }
 
 
