@@ -18,7 +18,6 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import TRACEBACK
 from ..files import atomic_path
 from ..options import literal
 from .commands import WORKFLOWS, Misuse, _keys, _parse, _split, _Typed, run_workflow
@@ -193,7 +192,7 @@ def _complete(fold: Fold, typed: _Typed, given: Sequence[tuple[str, list[str]]])
 
 
 def _run(name: str, typed: _Typed, options: Sequence[str]) -> int:
-    command = [str(typed.bundle), *options, *(["--traceback"] if os.environ.get(TRACEBACK) else [])]
+    command = [str(typed.bundle), *options]
     print(f"$ {shlex.join(['mednext', name, *command])}", flush=True)
     return run_workflow(name, command)
 
