@@ -139,16 +139,18 @@ def training_settings(
         dataset_dir: the data set, whose ``dataset.json`` names channels and classes.
 
     Returns:
-        the settings of the task; ``variant``, ``kernel_size``, ``channel_names`` and ``labels`` (background first),
-        ``fold``, ``training_cases`` (their number and a hash of their ids), ``training_ids`` (a hash of each id: no id
-        leaves the data set) and ``package_version``.
+        the settings of the task, with the regions of ``dataset.json`` if it has none; ``variant``, ``kernel_size``,
+        ``channel_names`` and ``labels`` (background first), ``fold``, ``training_cases`` (their number and a hash of
+        their ids), ``training_ids`` (a hash of each id: no id leaves the data set) and ``package_version``.
 
     Raises:
         DatasetError: if the data set is invalid.
     """
     dataset = read_dataset(dataset_dir)
     return {
-        **{key: task[key] for key in (*TASK, *ANNOTATION)},
+        **{key: task[key] for key in TASK},
+        "regions": task["regions"] or dataset.regions or None,
+        "ignore_label": task["ignore_label"],
         "variant": variant,
         "kernel_size": kernel_size,
         "channel_names": list(dataset.channel_names),
