@@ -142,16 +142,19 @@ def training_settings(
         device: the device of the training. Defaults to ``"cpu"``.
 
     Returns:
-        the settings of the task; ``variant``, ``kernel_size``, ``channel_names`` and ``labels`` (background first),
-        ``fold``, ``training_cases`` (their number and a hash of their ids), ``training_ids`` (a hash of each id: no id
-        leaves the data set), ``package_version``, ``versions`` and ``hardware``.
+        the settings of the task, with the regions of ``dataset.json`` if it has none; ``variant``, ``kernel_size``,
+        ``channel_names`` and ``labels`` (background first), ``fold``, ``training_cases`` (their number and a hash of
+        their ids), ``training_ids`` (a hash of each id: no id leaves the data set), ``package_version``, ``versions``
+        and ``hardware``.
 
     Raises:
         DatasetError: if the data set is invalid.
     """
     dataset = read_dataset(dataset_dir)
     return {
-        **{key: task[key] for key in (*TASK, *ANNOTATION)},
+        **{key: task[key] for key in TASK},
+        "regions": task["regions"] or dataset.regions or None,
+        "ignore_label": task["ignore_label"],
         "variant": variant,
         "kernel_size": kernel_size,
         "channel_names": list(dataset.channel_names),

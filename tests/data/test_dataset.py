@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.datasets import describe, make_case, make_decathlon, make_nnunet, save
+from helpers.datasets import describe, make_case, make_decathlon, make_nnunet, make_regions, save
 from monai.utils import ensure_tuple
 
 from mednext_monai.data import check_cases, class_names, inference_cases, make_folds, training_cases
@@ -452,3 +452,10 @@ def test_nothing_to_segment(tmp_path, dataset):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="no image to segment"):
         inference_cases(dataset, tmp_path / "empty")
+
+
+def test_region_based_labels_are_classes_and_their_unions(tmp_path):
+    dataset = read_dataset(make_regions(tmp_path / "d", 2))
+    assert dataset.labels == ["background", "whole without core", "core without center", "center"]
+    assert dataset.regions == {"whole": [1, 2, 3], "core": [2, 3], "center": [3]} and dataset.ignore_label == 4
+    assert class_names(str(dataset.directory), 4) == dataset.labels
