@@ -7,16 +7,19 @@
 - ``data``: data sets on disk: their layouts, folds, images and labels, checks, prepared cases, patches.
 - ``preprocessing``: cropping, resampling and normalization of arrays.
 - ``transforms``: MONAI transforms: preprocessing and its inverse, patches, the original's augmentation.
+- ``losses``: the loss without voxels that are not annotated.
 - ``handlers``: ignite event handlers that MONAI lacks.
 - ``metrics``: ignite metrics of a run, such as pooled Dice.
 - ``evaluation``: metrics of segmentations on disk, and the post-processing chosen from them.
 - ``inferers``: sliding-window inference.
 - ``planning``: measures a data set and decides how to train on it, ``mednext plan``.
 - ``bundles``: lists, copies, builds and zips the eight bundles, and makes those of a task.
-- ``pictures``: slices and overlays of images and segmentations.
+- ``report``: the page about a run, ``mednext report``; ``curves`` reads its event files.
+- ``pictures``: slices and overlays of images and segmentations; ``pages``: what HTML pages share.
 - ``demo``: the synthetic data set and the run behind ``mednext demo``.
 - ``benchmark``: time, memory and exactness compared with other implementations, ``python -m mednext_monai.benchmark``.
-- ``cli``: the command line; ``files``: atomic writing; ``memory``: reused memory for large tensors.
+- ``cli``: the command line; ``files``: atomic writing; ``environment``: versions and hardware; ``memory``: reused
+  memory for large tensors.
 
 Importing this package registers short names for bundle configs (see ``registry``) and imports neither torch nor monai;
 the names below are imported when they are first used.

@@ -214,6 +214,7 @@ def evaluate_folder(
     tolerance_in_voxels: bool = False,
     format: str = "table",
     allow_missing: bool = False,
+    overwrite: bool = False,
     processes: int | None = None,
 ) -> int:
     """
@@ -235,20 +236,19 @@ def evaluate_folder(
         tolerance_in_voxels: measure the surface Dice in voxels; with the tolerance 1.0 this is the authors' reading.
         format: table, or nnunet to write the summary.json of nnU-Net v1 too.
         allow_missing: leave out labels without a segmentation, as when one fold was predicted.
+        overwrite: replace tables of another evaluation, or files that this package did not write.
         processes: processes that work on cases; by default one per core.
     """
     from . import evaluation
 
-    if format not in ("table", "nnunet"):
-        raise ValueError(f"--format must be table or nnunet, got {format!r}.")
+    folder = prediction_dir if output_dir is None else output_dir
+    source = {"prediction_dir": prediction_dir, "label_dir": label_dir}
+    evaluation.check_tables(folder, source, format, overwrite)
     names = evaluation.read_labels(labels, regions, only_regions)
     result = evaluation.evaluate_folder(
         prediction_dir, label_dir, names, tolerance, tolerance_in_voxels, allow_missing, processes
     )
-    folder = prediction_dir if output_dir is None else output_dir
-    written = evaluation.write_metrics(result.scores, result.labels, folder, result.settings, result.problems)
-    if format == "nnunet":
-        written.append(evaluation.write_nnunet_summary(result, folder))
+    written = evaluation.write_evaluation(result, folder, format)
     print(evaluation.text_table(evaluation.summarize(result.scores, result.labels)))
     print("", *(f"wrote {file}" for file in written), sep="\n")
     return _report_problems(result.problems)
@@ -317,6 +317,24 @@ def apply_postprocessing(
     return _report_problems(problems)
 
 
+def report(run_dir: str, output: str | None = None, dataset_dir: str | None = None, overwrite: bool = False) -> None:
+    """
+    Write one HTML page about what was trained and evaluated in a bundle.
+
+    It has curves, box plots of each class, overlays of the best, median and worst case (if their segmentations were
+    saved), settings, versions and hardware. The page needs no other file.
+
+    Args:
+        run_dir: the folder of the bundle, with models/ and eval/.
+        output: the .html file to write; by default eval/report.html in the bundle.
+        dataset_dir: the data set, for the overlays; by default that of the evaluation.
+        overwrite: replace a file that this package did not write.
+    """
+    from .report import write_report
+
+    print(f"wrote {write_report(run_dir, output, dataset_dir, overwrite)}")
+
+
 def _report_problems(problems: Mapping[str, str]) -> int:
     """Print the cases that failed, and return the exit status."""
     for case, problem in problems.items():
@@ -339,6 +357,7 @@ COMMANDS: dict[str, Any] = {
     "evaluate-folder": evaluate_folder,
     "find-postprocessing": find_postprocessing,
     "apply-postprocessing": apply_postprocessing,
+    "report": report,
     "convert": convert,
     "upkern": upkern,
 }

@@ -105,7 +105,10 @@ def test_module_runs_as_a_program():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nonsense"], "there is no command 'nonsense'; the commands are demo, plan, train, evaluate, predict, bundle"),
+        (
+            ["nonsense"],
+            "'nonsense'; the commands are demo, plan, train, evaluate, predict, cross-validate, bundle",
+        ),
         (["bundle", "nonsense"], "there is no command 'nonsense'; the commands are list, copy, new, build, zip"),
         (["bundle", "copy"], "required argument: name"),
         (["bundle", "copy", "mednext_s_k3", "there", "too much"], "too much"),
@@ -298,7 +301,7 @@ def test_evaluate_folder_ends_with_status_1_if_a_case_is_bad_and_writes_the_othe
     assert status == 1 and f"mednext: error: case_0: {folders[0]}/case_0.nii.gz: cannot be read as an image" in err
     assert "case_1,1," in Path(folders[0], "metrics.csv").read_text() and "1 of 1" in out
     status, _, err = run(capsys, "evaluate-folder", *folders, "--format", "xml")
-    assert status == 1 and "--format must be table or nnunet, got 'xml'" in err
+    assert status == 1 and "format must be table or nnunet, got 'xml'" in err
 
 
 def test_postprocessing_is_found_and_applied(capsys, tmp_path, folders):

@@ -1,5 +1,7 @@
 """``mednext train``, ``evaluate`` and ``predict``: a bundle's workflows with checked options.
 
+``cross_validation`` runs the first two for several folds.
+
 Each is equal to a ``python -m monai.bundle run`` command, which it prints and starts as a process of its own. What is
 typed is checked here, before MONAI is imported; the run checks it again, with everything else that its config contains.
 """
@@ -55,6 +57,8 @@ class Workflow(NamedTuple):
     sources: tuple[str, ...]  # in configs/, which describe its options
     arguments: tuple[tuple[str, str], ...] = ()  # positional: name, and the option that it sets
     multi_gpu: bool = False
+    own: tuple[tuple[str, str], ...] = ()  # options that are not in the configs, and what they do
+    hidden: tuple[str, ...] = ()  # options of the configs that the command sets itself
 
 
 WORKFLOWS = {
@@ -69,8 +73,8 @@ WORKFLOWS = {
     ),
     "evaluate": Workflow(
         "Evaluate a trained bundle on the validation cases of its fold",
-        "Computes the Dice of each case and class on the original grid of the case. Writes tables to eval/ in the "
-        "bundle.",
+        "Computes Dice, surface Dice, HD95 and volumes of each case and class on the original grid of the case. Writes "
+        "the tables of `mednext evaluate-folder` to eval/ in the bundle.",
         "evaluating",
         ("train", "evaluate"),
         ("common", "train", "evaluate"),
@@ -84,6 +88,22 @@ WORKFLOWS = {
         ("common", "inference"),
         arguments=(("INPUT", "input"), ("OUTPUT", "output_dir")),
     ),
+    "cross-validate": Workflow(
+        "Train all folds of a bundle, evaluate them together and find the post-processing",
+        "Trains the folds that have no model.pt, continuing those that were interrupted, and evaluates each one on its "
+        "validation cases. Then collects the segmentations of all cases in eval/cross_validation/predictions, writes "
+        "their tables, decides as `mednext find-postprocessing` where only the largest component is kept "
+        "(postprocessing.json), and applies it (postprocessed/). If a fold fails, the same command continues there.",
+        "evaluating",
+        ("train", "evaluate"),
+        ("common", "train", "evaluate"),
+        multi_gpu=True,
+        own=(
+            ("folds", "the folds, such as 0 1 2; by default all of the data set"),
+            ("collect_only", "train and evaluate nothing, only collect what the folds have written"),
+        ),
+        hidden=("fold", "resume", "overwrite", "checkpoint", "save_predictions"),
+    ),
 }
 
 
@@ -96,6 +116,10 @@ def run_workflow(name: str, arguments: Sequence[str]) -> int:
         ValueError: if the value of an option is not allowed, or the bundle is not one.
         FileNotFoundError: if a config file does not exist.
     """
+    if name == "cross-validate":
+        from .cross_validation import cross_validate
+
+        return cross_validate(arguments)
     typed = _parse(WORKFLOWS[name], arguments)
     command = _command(WORKFLOWS[name], typed)
     shown = ["python", *command[1:]] if typed.gpus is None else ["torchrun", *command[3:]]
@@ -220,7 +244,7 @@ def _unknown(name: str, known: dict[str, Any], workflow: Workflow) -> str:
     if name in FIXED:
         return f"--{name} is the bundle's own and cannot be changed here."
     options = [key for key in known if key in OPTIONS and key not in FIXED]
-    own = ["plan", "config", "traceback", *(["gpus"] if workflow.multi_gpu else [])]
+    own = ["plan", "config", "traceback", *(["gpus"] if workflow.multi_gpu else []), *dict(workflow.own)]
     return f"there is no option --{name}.{nearest(name, [*options, *own])}"
 
 
@@ -330,7 +354,7 @@ def help_text(name: str, arguments: Sequence[str] = ()) -> str:
     Return the help of a command, with the defaults of the bundle that the arguments name, else of the generic ones.
 
     Args:
-        name: train, evaluate or predict.
+        name: train, evaluate, predict or cross-validate.
         arguments: what was typed beside ``--help``.
     """
     from .library import path
@@ -349,10 +373,11 @@ def help_text(name: str, arguments: Sequence[str] = ()) -> str:
         lines += [f"  {argument}", f"      {described.pop(option).comment}"]
     sections: dict[str, list[str]] = {}
     for item in described.values():
-        if item.name not in FIXED:
+        if item.name not in (*FIXED, *workflow.hidden):
             option_lines = _option_lines(item.name, _shown(defaults[item.name]), item.comment)
             sections.setdefault(item.section, []).extend(option_lines)
     sections["how to run"] = [
+        *(line for option, comment in workflow.own for line in _option_lines(option, "", comment)),
         *_option_lines("plan", "", "a plan of `mednext plan`, whose settings replace those of the bundle"),
         *_option_lines("config", "", "another overlay: a MONAI config, whose expressions are executed"),
         *(_option_lines("gpus", "", "number of processes, one per GPU, by torchrun") if workflow.multi_gpu else ()),

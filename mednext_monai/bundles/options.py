@@ -126,6 +126,7 @@ OPTIONS: dict[str, Option] = {
     "input": _or_null(PATH),
     "checkpoint": _or_null(PATH),
     "upkern_checkpoint": _or_null(PATH),
+    "postprocess": _or_null(PATH),
     "variant": _one_of("S", "B", "M", "L"),
     "kernel_size": _one_of(3, 5),
     "in_channels": _or_null(_integer(1)),
@@ -166,6 +167,13 @@ OPTIONS: dict[str, Option] = {
         )
     ),
     "num_workers": _integer(0),
+    "regions": _or_null(
+        Option(
+            'lists of labels by the name of the region, such as {"whole tumor": [1, 2, 3]}',
+            lambda value: isinstance(value, dict) and all(_is_list_of(int, labels) for labels in value.values()),
+        )
+    ),
+    "ignore_label": _or_null(_integer(1)),
     "dummy_2d": SWITCH,
     "batch_size": _integer(1),
     "iterations_per_epoch": _integer(1),
@@ -184,6 +192,10 @@ OPTIONS: dict[str, Option] = {
     "resume": SWITCH,
     "overwrite": SWITCH,
     "mirror": SWITCH,
+    "tolerance": _number("of at least 0", lambda value: value >= 0),
+    "tolerance_in_voxels": SWITCH,
+    "format": _one_of("table", "nnunet"),
+    "save_predictions": SWITCH,
     "overlap": _number("of at least 0 and below 1", lambda value: 0 <= value < 1),
     "sw_batch_size": _integer(1),
 }

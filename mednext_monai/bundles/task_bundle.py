@@ -45,7 +45,7 @@ REQUIRED = (
     "_plan_",
 )
 INFORMATION = {"channel_names", "labels", "dummy_2d", "_plan_"}  # keys of a plan that are not settings
-PLAN_KEYS = {*REQUIRED, *INFORMATION, "fold", "orientation", "splits"}  # all that a plan may hold
+PLAN_KEYS = {*REQUIRED, *INFORMATION, "fold", "orientation", "splits", "regions", "ignore_label"}  # all it may hold
 CHOSEN_ELSEWHERE = {"variant", "kernel_size", "bundle_root", "imports"}
 DATA_TYPES = {".nii": "nifti", ".nii.gz": "nifti", ".nrrd": "nrrd", ".mha": "metaimage", ".mhd": "metaimage"}
 
@@ -154,7 +154,25 @@ def _read_plan(file: Path) -> dict:
     for key, kind, what in (("dataset_dir", str, "a path"), ("_plan_", dict, "an object")):
         if not isinstance(content[key], kind):
             raise ValueError(f"plan: {file}: {key} must be {what}, got {content[key]!r}.")
+    _check_annotation(content, file)
     return content
+
+
+def _check_annotation(content: Mapping, file: Path) -> None:
+    """Check the regions and the ignore label of a plan, if it has any."""
+    from ..evaluation.labels import Labels  # imports scipy
+
+    regions, ignore, count = content.get("regions"), content.get("ignore_label"), content["out_channels"]
+    if ignore is not None and (type(ignore) is not int or ignore < count):
+        raise ValueError(f"plan: {file}: ignore_label must be an integer of at least {count}, got {ignore!r}.")
+    if regions is None:
+        return
+    if not isinstance(regions, dict) or not all(isinstance(values, list) for values in regions.values()):
+        raise ValueError(f"plan: {file}: regions must be lists of labels by name, got {regions!r}.")
+    try:
+        Labels({str(value): value for value in range(1, count)}, regions, ignore)
+    except ValueError as error:
+        raise ValueError(f"plan: {file}: {error}") from error
 
 
 def refuse_code(value: Any, file: Path, place: str = "") -> None:
@@ -220,11 +238,24 @@ def _metadata(generic: dict, plan: Mapping, name: str, train: Mapping) -> dict:
         "data_source": f"{task}, {cases} cases",
         "data_type": DATA_TYPES.get(str(plan["_plan_"].get("file_ending", "")).lower(), generic["data_type"]),
         "image_classes": f"one channel each: {channel_list}",
-        "label_classes": "one integer per voxel: " + ", ".join(f"{i} {c}" for i, c in enumerate(classes)),
+        "label_classes": "one integer per voxel: " + ", ".join(_label_values(plan)),
         "pred_classes": f"logits of {', '.join(classes)}",
         "intended_use": f"research on the segmentation of {foreground}; not for clinical use",
         "network_data_format": {"inputs": {"image": image}, "outputs": {"pred": pred}},
     }
+
+
+def _label_values(plan: Mapping) -> list[str]:
+    """Return value and name of each class, and of the ignore label."""
+    values = [f"{value} {name}" for value, name in enumerate(plan["labels"])]
+    return values if plan.get("ignore_label") is None else [*values, f"{plan['ignore_label']} ignored"]
+
+
+def _evaluated(plan: Mapping) -> str:
+    """Return the end of the list of classes on the page: regions, if there are any."""
+    regions = plan.get("regions") or {}
+    named = ", ".join(f"{name} ({' + '.join(map(str, values))})" for name, values in regions.items())
+    return f". Evaluated as the regions {named}" if named else ""
 
 
 def _numbered(items: Iterable[str]) -> dict[str, str]:
@@ -243,7 +274,7 @@ def _page(generic: str, plan: Mapping, configs: Mapping[str, Mapping]) -> str:
         "description": metadata["description"],
         "data_source": metadata["data_source"],
         "channels": ", ".join(channels),
-        "classes": ", ".join(f"{i} {name}" for i, name in enumerate(plan["labels"])),
+        "classes": ", ".join(_label_values(plan)) + _evaluated(plan),
         "patch_size": " x ".join(map(str, plan["patch_size"])),
         "spacing": " x ".join(f"{value:g}" for value in plan["spacing"]),
     }

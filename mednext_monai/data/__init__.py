@@ -1,6 +1,7 @@
 """Data sets on disk: layouts, folds, image files, checks, preprocessed cases, and the sequence of training patches.
 
 - ``dataset``: the supported layouts, and the lists of cases for training and inference.
+- ``label_names``: classes, regions and the ignore label in ``dataset.json``.
 - ``folds``: splitting cases into training and validation.
 - ``io``: the only reader and writer of images.
 - ``checks``: the only place that decides whether a file is valid.
@@ -11,7 +12,16 @@ Importing this package imports neither torch nor MONAI, so that worker processes
 """
 
 from .checks import check_cases, check_folders, check_outputs
-from .dataset import Dataset, DatasetError, cases_digest, class_names, inference_cases, read_dataset, training_cases
+from .dataset import (
+    Dataset,
+    DatasetError,
+    cases_digest,
+    class_names,
+    fold_count,
+    inference_cases,
+    read_dataset,
+    training_cases,
+)
 from .folds import make_folds, read_groups, read_splits, select_fold
 from .io import read_image, read_label, write_segmentation
 from .store import preprocess_dataset, preprocessed_cases
@@ -24,6 +34,7 @@ __all__ = [
     "check_folders",
     "check_outputs",
     "class_names",
+    "fold_count",
     "inference_cases",
     "make_folds",
     "preprocess_dataset",

@@ -55,18 +55,20 @@ class Expected:
         classes: number of classes, background included; ``None`` to skip the labels. Defaults to ``None``.
         channels_from: source of ``channels``, for messages. Defaults to ``"in_channels"``.
         classes_from: source of ``classes``, for messages. Defaults to ``"out_channels"``.
+        ignore_label: value of voxels without annotation, allowed beside the classes. Defaults to ``None``.
     """
 
     channels: int
     classes: int | None = None
     channels_from: str = "in_channels"
     classes_from: str = "out_channels"
+    ignore_label: int | None = None
 
     @classmethod
     def of_dataset(cls, dataset: Dataset) -> Expected:
         """Return the expectations that ``dataset.json`` sets."""
         names = f"dataset.json: {', '.join(dataset.channel_names)}"
-        return cls(len(dataset.channel_names), len(dataset.labels), names, "dataset.json")
+        return cls(len(dataset.channel_names), len(dataset.labels), names, "dataset.json", dataset.ignore_label)
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,7 @@ def check_cases(
     num_workers: int = 2,
     settings: Mapping | None = None,
     cache_dir: str | None = None,
+    ignore_label: int | None = None,
 ) -> None:
     """
     Check a list of cases and report all problems together. Each file is read once.
@@ -107,13 +110,14 @@ def check_cases(
             :py:func:`~mednext_monai.preprocessing.case.check_settings`. Defaults to ``None``.
         cache_dir: folder of the stored cases. A stored case whose files have not changed is not read again; only its
             recorded channels and labels are checked. Defaults to ``None``: no stored cases.
+        ignore_label: value of voxels without annotation, allowed beside the classes. Defaults to ``None``.
 
     Raises:
         ValueError: if the list is empty or a case is invalid. The message lists the problems of all cases.
     """
     if not cases:
         raise ValueError("the list of cases is empty: there is nothing to train on, evaluate or segment.")
-    expected = Expected(in_channels, out_channels)
+    expected = Expected(in_channels, out_channels, ignore_label=ignore_label)
 
     def check(case: dict) -> CaseCheck:
         stored = None if cache_dir is None or settings is None else stored_content(case, settings, cache_dir)
@@ -137,8 +141,8 @@ def check_case(case: Mapping, expected: Expected) -> tuple[CaseCheck, Volume | N
 
     All files must exist, be readable, and share one grid with an invertible affine. An image must have three spatial
     axes, the expected channels (as a fourth axis of the file, or one file each), only finite values, and at least one
-    nonzero voxel. A label must have one channel and integer values from 0 to ``classes - 1``. A constant channel and a
-    case without foreground give warnings.
+    nonzero voxel. A label must have one channel and integer values from 0 to ``classes - 1``, or the ignore label. A
+    constant channel and a case without foreground give warnings.
 
     Args:
         case: a dictionary with ``id``, ``image`` and, unless ``expected.classes`` is ``None``, ``label``.
@@ -168,9 +172,7 @@ def check_case(case: Mapping, expected: Expected) -> tuple[CaseCheck, Volume | N
         check.warnings += _spacing_warnings(check.id, read[images[0]][1])
     label = None
     if expected.classes is not None and len(paths) > len(images) and paths[-1] in read:
-        label, problems, warnings = _checked_label(
-            paths[-1], read[paths[-1]][0], expected.classes, expected.classes_from
-        )
+        label, problems, warnings = _checked_label(paths[-1], read[paths[-1]][0], expected)
         check.problems += problems
         check.warnings += warnings
     if check.problems:
@@ -279,9 +281,7 @@ def _check_stored(case: Mapping, channels: int, labels: list[int], expected: Exp
         check.problems.append(_wrong_channels(case["id"], channels, expected))
     if expected.classes is not None:
         found = np.asarray(labels)
-        problems, warnings = _class_problems(
-            case["label"], found, np.zeros_like(found), expected.classes, expected.classes_from
-        )
+        problems, warnings = _class_problems(case["label"], found, np.zeros_like(found), expected)
         check.problems += problems
         check.warnings += warnings
     return check
@@ -343,30 +343,34 @@ def _value_problems(path: File, image: np.ndarray) -> tuple[list[str], list[str]
     return [], [f"{path}: channel {c} is constant, {image[c].flat[0]:g}." for c in flat]
 
 
-def _checked_label(
-    path: File, array: np.ndarray, classes: int, classes_from: str
-) -> tuple[np.ndarray | None, list[str], list[str]]:
+def _checked_label(path: File, array: np.ndarray, expected: Expected) -> tuple[np.ndarray | None, list[str], list[str]]:
     """Return the label ``(X, Y, Z)`` as signed integers, or ``None``; problems; warnings."""
     if len(array) != 1:
         return None, [f"{path}: has {len(array)} channels, a label must have one."], []
     values, counts = np.unique(array, return_counts=True)
-    problems, warnings = _class_problems(path, values, counts, classes, classes_from)
+    problems, warnings = _class_problems(path, values, counts, expected)
     return None if problems else to_labels(array[0], path), problems, warnings
 
 
 def _class_problems(
-    path: File, values: np.ndarray, counts: np.ndarray, classes: int, classes_from: str
+    path: File, values: np.ndarray, counts: np.ndarray, expected: Expected
 ) -> tuple[list[str], list[str]]:
     """Return problems and warnings for the label values of a file; a count of 0 means that it is not known."""
+    classes, ignore = expected.classes or 0, expected.ignore_label
     values = values.astype(np.float64)
     rounded = np.rint(values)
-    right = (np.abs(values - rounded) <= LABEL_TOLERANCE) & (rounded >= 0) & (rounded < classes)  # no NaN
+    known = (rounded >= 0) & (rounded < classes) | (False if ignore is None else rounded == ignore)
+    right = (np.abs(values - rounded) <= LABEL_TOLERANCE) & known  # no NaN
     if not right.all():
         shown = [f"{v:g}" + (f" ({n} voxels)" if n else "") for v, n in zip(values[~right], counts[~right])][
             :MAX_VALUES
         ]
         return [
             f"{path}: contains the label value(s) {', '.join(shown)}; allowed are the integers 0 to "
-            f"{classes - 1} ({classes} classes, {classes_from})."
+            f"{classes - 1} ({classes} classes, {expected.classes_from})"
+            f"{'' if ignore is None else f' and {ignore}, the ignore label'}."
         ], []
-    return [], [] if rounded.any() else [f"{path}: has no foreground; its patches are drawn at random positions."]
+    if ignore is not None and bool((rounded == ignore).all()):
+        return [], [f"{path}: has no annotated voxel, nothing can be learned from it."]
+    has_foreground = bool(((rounded != 0) & (rounded != ignore)).any())
+    return [], [] if has_foreground else [f"{path}: has no foreground; its patches are drawn at random positions."]

@@ -15,26 +15,27 @@ import re
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from .folds import Split, check_splits, make_folds, read_splits, select_fold, shorten, some
 from .io import DICOM_HINT, ENDINGS, file_ending, is_dicom, read_grid, strip_ending
+from .label_names import parse_labels
 
 __all__ = [
     "Dataset",
     "DatasetError",
     "cases_digest",
     "class_names",
+    "fold_count",
     "inference_cases",
     "read_dataset",
     "training_cases",
 ]
 
 logger = logging.getLogger(__name__)
-INTEGER = re.compile(r"-?[0-9]+")
 MAX_SEARCHED = 1000  # files below a folder without images in which DICOM is looked for
 CHANNEL_FILE = re.compile(r"(.+)_(\d{4})")  # nnU-Net's name of a file with one channel, without its ending
 
@@ -66,6 +67,8 @@ class Dataset:
         channel_names: name of each image channel, in order.
         labels: name of each class, background first; the position is the value in the label files.
         cases: ``{"id": str, "image": [path per channel, or one path], "label": path}``, sorted by id.
+        regions: values of the classes that each region of nnU-Net v2 unites, by name. Defaults to no regions.
+        ignore_label: value of voxels without annotation, one above the classes. Defaults to ``None``.
     """
 
     directory: Path
@@ -74,6 +77,8 @@ class Dataset:
     channel_names: list[str]
     labels: list[str]
     cases: list[dict]
+    regions: dict[str, list[int]] = field(default_factory=dict)
+    ignore_label: int | None = None
 
 
 def read_dataset(directory: str | Path) -> Dataset:
@@ -89,8 +94,8 @@ def read_dataset(directory: str | Path) -> Dataset:
 
     Raises:
         DatasetError: if there is no valid ``dataset.json`` of a supported layout, if it declares something that is not
-            supported (region-based labels, an ignore label, gaps between label values, duplicate ids), or if there are
-            files of a channel that it does not declare.
+            supported (gaps between label values, an ignore label that is not the highest, duplicate ids), or if there
+            are files of a channel that it does not declare.
     """
     directory = Path(directory)
     if directory.name == "dataset.json":
@@ -107,7 +112,10 @@ def read_dataset(directory: str | Path) -> Dataset:
             ],
         )
     channel_names = _channel_names(directory, key, description[key])
-    labels = _label_names(directory, description["labels"])
+    try:
+        names = parse_labels(description["labels"], description.get("regions_class_order"))
+    except ValueError as error:
+        raise DatasetError(directory, [f"dataset.json: {error}"]) from error
     if "channel_names" in description:
         layout, cases = "nnunet_v2", _nnunet_v2_cases(directory, description, len(channel_names))
     else:
@@ -121,7 +129,10 @@ def read_dataset(directory: str | Path) -> Dataset:
     name = description.get("name") or directory.name
     if not _is_name(name):
         raise DatasetError(directory, [f"dataset.json: 'name' must be text, got {shorten(name)}"])
-    return Dataset(directory, layout, str(name), channel_names, labels, sorted(cases, key=lambda case: case["id"]))
+    ordered = sorted(cases, key=lambda case: case["id"])
+    return Dataset(
+        directory, layout, str(name), channel_names, names.classes, ordered, names.regions, names.ignore_label
+    )
 
 
 def training_cases(
@@ -157,6 +168,21 @@ def training_cases(
         _report_unplanned(dataset, ids, folds, fold, source, hint)
     chosen = set(select_fold(folds, fold, ids)["train" if section == "training" else "val"])
     return [{**case, "image": _one_or_all(case["image"])} for case in dataset.cases if case["id"] in chosen]
+
+
+def fold_count(dataset_dir: str, splits: str | Path | Sequence[Split] | None = None) -> int:
+    """
+    Return the number of folds that :py:func:`training_cases` has.
+
+    Args:
+        dataset_dir: see there.
+        splits: see there. Defaults to ``None``.
+
+    Raises:
+        DatasetError, ValueError: see there.
+    """
+    dataset = read_dataset(dataset_dir)
+    return len(_folds_of(dataset, [case["id"] for case in dataset.cases], 0, splits)[0])
 
 
 def _folds_of(
@@ -324,40 +350,6 @@ def _channel_names(directory: Path, key: str, names: Any) -> list[str]:
     if wrong:
         raise DatasetError(directory, wrong)
     return [str(names[str(i)]) for i in range(len(names))]
-
-
-def _label_names(directory: Path, labels: dict) -> list[str]:
-    """Return the class names by value, from ``{"0": "background"}`` (v1, Decathlon) or ``{"background": 0}`` (v2)."""
-    if not isinstance(labels, dict):
-        raise DatasetError(directory, [f"dataset.json: 'labels' must be an object, got {shorten(labels)}"])
-    if any(isinstance(value, (list, tuple)) for value in labels.values()):
-        regions = [name for name, value in labels.items() if isinstance(value, (list, tuple))]
-        raise DatasetError(
-            directory,
-            [
-                f"dataset.json: region-based labels are not supported (found {regions}); give each class one integer, "
-                "as in {'background': 0, 'edema': 1, 'core': 2}; MedNeXt trains a softmax over exclusive classes"
-            ],
-        )
-    if "ignore" in labels:
-        raise DatasetError(directory, ["dataset.json: the label 'ignore' of nnU-Net v2 is not supported"])
-    by_value = {}
-    for key, value in labels.items():
-        number, name = (key, value) if INTEGER.fullmatch(key) else (value, key)
-        if not INTEGER.fullmatch(str(number)) or not _is_name(name):  # 1.5, true, null, a list, ...
-            raise DatasetError(
-                directory, [f"dataset.json: label {key!r}: {shorten(value)} has no integer value or no name"]
-            )
-        by_value[int(number)] = str(name)
-    if sorted(by_value) != list(range(len(labels))) or len(labels) < 2:
-        raise DatasetError(
-            directory,
-            [
-                "dataset.json: 'labels' must be the background as 0 and at least one class, numbered without gaps or "
-                f"repetitions; got {shorten(labels)}"
-            ],
-        )
-    return [by_value[value] for value in range(len(by_value))]
 
 
 def _listed_cases(directory: Path, description: dict, channels: int) -> tuple[str, list[dict]]:

@@ -8,7 +8,8 @@ Layout of the cache directory::
             <content>/           one folder per content of the source files
                 image.npy        float32 (C, X, Y, Z), normalized
                 label.npy        int8 or int16 (1, X, Y, Z); -1: background outside the nonzero region; if labeled
-                foreground.npz   voxel coordinates (n, 3) per class, key = class; if labeled
+                foreground.npz   voxel coordinates (n, 3) per class, key = class; if labeled. With an ignore label
+                                 also those of annotated voxels, key = annotated
                 case.json        the marker, written last: geometry, voxels per class, source files
             <state>.ref          the <content> of source files in a known state: paths, sizes and times
 
@@ -455,7 +456,7 @@ def _store(case: Mapping, settings: Mapping, place: Path, state: str, sources: S
         classes = {}
         if label is not None:
             np.save(temporary / "label.npy", result.label[None])
-            locations = foreground_locations(result.label)
+            locations = foreground_locations(result.label, settings.get("ignore_label"))
             arrays = {str(key): value for key, value in locations.items()}
             np.savez(temporary / "foreground.npz", **arrays)  # type: ignore[arg-type]  # taken for allow_pickle
             values, counts = np.unique(result.label, return_counts=True)

@@ -2,5 +2,4 @@
 
 - ``synthetic``: a small synthetic 3D data set in Decathlon layout.
 - ``run``: the run, which starts the same ``python -m monai.bundle`` commands that a user would type.
-- ``curves``: reading the curves of a training run.
 """

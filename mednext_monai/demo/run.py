@@ -6,7 +6,7 @@ Each step is a separate ``python -m monai.bundle run`` command, which is printed
 from __future__ import annotations
 
 import contextlib
-import csv
+import json
 import os
 import shlex
 import subprocess
@@ -92,7 +92,7 @@ def run_demo(
     dice_k5 = _train("Train mednext_s_k5 from it (UpKern)", command, logs / "2_train_k5.log", k5)
     command = bundle_command(k5, ("train", "evaluate"), "evaluating", **{**task, "validate::inferer::mirror": False})
     _run_step("Evaluate it", command, logs / "3_evaluate.log")
-    dice_evaluation = _read_metric(k5 / "eval" / "metrics.csv")
+    dice_evaluation = _read_dice(k5 / "eval" / "metrics.json")
     command = bundle_command(k5, ("inference",), "inferring", output_dir=root / "predictions", mirror=False, **task)
     _run_step("Segment the test scans", command, logs / "4_inference.log")
 
@@ -115,7 +115,7 @@ def _prepare(root: Path, seed: int) -> tuple[Path, Path, Path]:
 
 def _train(title: str, command: list[str], log: Path, bundle: Path) -> dict[int, float]:
     """Run a training, show its loss and validation Dice, and return the Dice by epoch."""
-    from .curves import Curves  # slow to import
+    from ..curves import Curves  # slow to import
 
     curves = Curves(bundle / "eval")
 
@@ -161,10 +161,9 @@ def _run_step(title: str, command: list[str], log: Path, progress: Callable[[], 
     print(f"  done in {time.monotonic() - started:.0f} s", flush=True)
 
 
-def _read_metric(path: Path) -> float:
-    """Return the mean Dice from the CSV file of MONAI's ``MetricsSaver``, one name and value per line."""
-    with open(path, newline="") as file:
-        return float(dict(csv.reader(file))[METRIC])
+def _read_dice(path: Path) -> float:
+    """Return the mean Dice over classes from the statistics of an evaluation."""
+    return float(json.loads(path.read_text(encoding="utf-8"))["mean_over_classes"]["dice"])
 
 
 def _judge(dataset: Path, root: Path) -> tuple[dict[str, float], list[Path], list[Path]]:

@@ -7,7 +7,7 @@ What belongs here needs label maps only, no network and no images.
 - ``cases``: pairs of files in two folders, and work on many cases in several processes.
 - ``folder``: evaluates a folder, ``mednext evaluate-folder``.
 - ``summary``: mean, sd, median and worst cases.
-- ``output``: ``metrics.csv`` and ``metrics.json``.
+- ``output``: ``metrics.csv`` and ``metrics.json``, for folders and for the bundles' ``evaluating``.
 - ``nnunet``: the ``summary.json`` of nnU-Net v1.
 - ``postprocessing``: removal of all but the largest component, where it raises the Dice.
 
@@ -15,10 +15,10 @@ Importing this package imports neither torch nor MONAI, so that worker processes
 """
 
 from .folder import Evaluation, evaluate_folder
-from .labels import Labels, read_labels
+from .labels import Labels, read_labels, task_labels
 from .metrics import ClassScores, score_case
 from .nnunet import write_nnunet_summary
-from .output import write_metrics
+from .output import check_tables, write_evaluation, write_metrics
 from .postprocessing import (
     Postprocessing,
     apply_postprocessing,
@@ -35,13 +35,16 @@ __all__ = [
     "Postprocessing",
     "apply_postprocessing",
     "apply_to_folder",
+    "check_tables",
     "evaluate_folder",
     "find_postprocessing",
     "read_labels",
     "read_postprocessing",
     "score_case",
     "summarize",
+    "task_labels",
     "text_table",
+    "write_evaluation",
     "write_metrics",
     "write_nnunet_summary",
 ]

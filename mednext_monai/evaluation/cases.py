@@ -52,14 +52,14 @@ def files_by_case(directory: str | PathLike) -> dict[str, str]:
 
 
 def pair_cases(
-    prediction_dir: str | PathLike, label_dir: str | PathLike, allow_missing: bool = False
+    prediction_dir: str | PathLike, label_dir: str | PathLike | Mapping[str, str], allow_missing: bool = False
 ) -> tuple[dict[str, Pair], dict[str, str]]:
     """
     Pair predictions and reference labels by case id.
 
     Args:
         prediction_dir: folder of the predictions.
-        label_dir: folder of the labels; the endings may differ.
+        label_dir: folder of the labels, whose endings may differ; or the label files by case id.
         allow_missing: leave out labels without a prediction, as when one fold was predicted. Defaults to ``False``.
 
     Returns:
@@ -69,7 +69,9 @@ def pair_cases(
         FileNotFoundError: if a folder does not exist.
         ValueError: if a folder has no file, two files of one case, or no case in common with the other.
     """
-    predictions, references = files_by_case(prediction_dir), files_by_case(label_dir)
+    predictions = files_by_case(prediction_dir)
+    references = dict(label_dir) if isinstance(label_dir, Mapping) else files_by_case(label_dir)
+    label_dir = "the data set" if isinstance(label_dir, Mapping) else label_dir
     pairs = {case: Pair(file, references[case]) for case, file in predictions.items() if case in references}
     if not pairs:
         raise ValueError(

@@ -13,20 +13,20 @@ from .cases import Pair, map_cases, pair_cases, read_pair
 from .labels import Labels
 from .metrics import ClassScores, empty_scores, score_case
 
-__all__ = ["Evaluation", "evaluate_folder"]
+__all__ = ["Evaluation", "evaluate_folder", "surface_settings"]
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """
-    The result of :py:func:`evaluate_folder`.
+    The result of :py:func:`evaluate_folder`, and of the bundles' ``evaluating``.
 
     Attributes:
         scores: the metrics of every case and class, sorted by case.
         labels: what was evaluated; the classes are those found if none were given.
-        files: the files of each evaluated case, by case id.
+        files: the files of each evaluated case, by case id; the prediction is empty if it was not saved.
         problems: a message for each case that could not be evaluated, by case id.
-        settings: the folders and the options that determine the values.
+        settings: what was evaluated, such as the folders, and the options that determine the values.
     """
 
     scores: list[ClassScores]
@@ -38,7 +38,7 @@ class Evaluation:
 
 def evaluate_folder(
     prediction_dir: str | PathLike,
-    label_dir: str | PathLike,
+    label_dir: str | PathLike | Mapping[str, str],
     labels: Labels | None = None,
     tolerance: float = 1.0,
     tolerance_in_voxels: bool = False,
@@ -52,7 +52,7 @@ def evaluate_folder(
 
     Args:
         prediction_dir: folder of the predictions.
-        label_dir: folder of the reference labels.
+        label_dir: folder of the reference labels, or the label files by case id.
         labels: what is evaluated. Defaults to ``None``: the values found in the files are the classes.
         tolerance: of the surface Dice, in mm. Defaults to 1.0.
         tolerance_in_voxels: see :py:func:`score_case`. Defaults to ``False``.
@@ -82,12 +82,16 @@ def evaluate_folder(
         problems=problems,
         settings={
             "prediction_dir": str(prediction_dir),
-            "label_dir": str(label_dir),
-            "surface_dice_tolerance": tolerance,
-            "surface_dice_unit": "voxels" if tolerance_in_voxels else "mm",
+            **({} if isinstance(label_dir, Mapping) else {"label_dir": str(label_dir)}),
+            **surface_settings(tolerance, tolerance_in_voxels),
             "allow_missing": allow_missing,
         },
     )
+
+
+def surface_settings(tolerance: float, tolerance_in_voxels: bool) -> dict[str, Any]:
+    """Return how surface Dice is measured, as it is written beside the values."""
+    return {"surface_dice_tolerance": tolerance, "surface_dice_unit": "voxels" if tolerance_in_voxels else "mm"}
 
 
 def _score_files(

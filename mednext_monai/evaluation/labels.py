@@ -9,7 +9,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Labels", "read_labels"]
+__all__ = ["Labels", "read_labels", "task_labels"]
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,24 @@ class Labels:
         """Return the values of ``found`` that are neither classes nor the ignored label, if the classes are known."""
         known = None if self.classes is None else {*self.classes.values(), self.ignore}
         return [] if known is None else sorted(set(found) - known)
+
+
+def task_labels(
+    class_names: Sequence[str], regions: Mapping[str, Sequence[int]] | None = None, ignore_label: int | None = None
+) -> Labels:
+    """
+    Return what is evaluated of a task, from the settings of a bundle.
+
+    Args:
+        class_names: names of the classes by value, background first.
+        regions: values of the classes that a region unites, by region name. Defaults to ``None``: no regions.
+        ignore_label: value of voxels without annotation. Defaults to ``None``.
+
+    Raises:
+        ValueError: as for :py:class:`Labels`.
+    """
+    classes = {name: value for value, name in enumerate(class_names) if value not in (0, ignore_label)}
+    return Labels(classes, {name: _as_list(values) for name, values in (regions or {}).items()}, ignore_label)
 
 
 def read_labels(

@@ -22,7 +22,10 @@ from ..files import write_atomically
 from .folder import Evaluation
 from .metrics import ClassScores
 
-__all__ = ["write_nnunet_summary"]
+__all__ = ["AUTHOR", "SUMMARY", "write_nnunet_summary"]
+
+AUTHOR = "mednext-monai"
+SUMMARY = "summary.json"
 
 
 def write_nnunet_summary(evaluation: Evaluation, output_dir: str | PathLike, task: str = "") -> Path:
@@ -53,11 +56,11 @@ def write_nnunet_summary(evaluation: Evaluation, output_dir: str | PathLike, tas
         "description": "",
         "timestamp": str(datetime.datetime.today()),
         "task": task,
-        "author": "mednext-monai",
+        "author": AUTHOR,
         "results": {"all": list(cases.values()), "mean": mean},
     }
     content["id"] = hashlib.md5(json.dumps(content).encode(), usedforsecurity=False).hexdigest()[:12]
-    path = Path(output_dir, "summary.json")
+    path = Path(output_dir, SUMMARY)
     write_atomically(path, json.dumps(content, indent=4, sort_keys=True).encode())
     return path
 

@@ -22,11 +22,11 @@ from scipy import ndimage
 
 from ..data.checks import check_outputs
 from ..data.io import read_label, write_segmentation
+from ..environment import package_versions
 from ..files import write_atomically
 from ..preprocessing.geometry import spacing_of
 from .cases import Pair, files_by_case, map_cases, pair_cases, read_pair
 from .labels import Labels
-from .output import package_versions
 
 __all__ = [
     "Postprocessing",
@@ -103,7 +103,7 @@ class Postprocessing:
 
 def find_postprocessing(
     prediction_dir: str | PathLike,
-    label_dir: str | PathLike,
+    label_dir: str | PathLike | Mapping[str, str],
     labels: Labels | None = None,
     strict: bool = False,
     count_absent_as_one: bool = False,
@@ -127,7 +127,7 @@ def find_postprocessing(
 
     Args:
         prediction_dir: folder of the predictions, best those of all cases by the fold that did not train on them.
-        label_dir: folder of the reference labels.
+        label_dir: folder of the reference labels, or the label files by case id.
         labels: the classes, and the label that is ignored; regions are not used. Defaults to ``None``: the values found
             in the files are the classes.
         strict: compare means only over the cases that have a value both before and after. Defaults to ``False``.
@@ -153,7 +153,7 @@ def find_postprocessing(
         dice={name: _means(results, value, count_absent_as_one) for name, value in classes.items()},
         settings={
             "prediction_dir": str(prediction_dir),
-            "label_dir": str(label_dir),
+            **({} if isinstance(label_dir, Mapping) else {"label_dir": str(label_dir)}),
             "cases": len(pairs),
             "classes": classes,
             "ignore_label": labels.ignore,

@@ -1,85 +1,126 @@
-"""The tables of an evaluation: the metrics of each case and their summary, by the names of the classes.
+"""The evaluation of a network: the metrics of every case, and their tables at the end.
 
-MONAI's ``MetricsSaver`` names the columns ``class0``, ``class1``, ... by their position, so that ``class0`` is label 1
-if the background is not evaluated.
+MONAI's ``MetricsSaver`` names its columns ``class0``, ``class1``, ... by position, knows neither regions nor an ignored
+label, and its metrics have other values where a class is absent. The metrics and tables here are those of
+``mednext_monai.evaluation``.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-import os
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from os import PathLike
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import ignite.distributed as idist
-from monai.handlers import MetricsSaver
-from monai.handlers.utils import write_metrics_reports
-from monai.utils import string_list_all_gather
+import torch.distributed as dist
+from ignite.engine import Events
+from monai.utils import ImageMetaKey, MetaKeys
+
+from ..evaluation import Evaluation, Labels, score_case, summarize, text_table, write_evaluation
+from ..evaluation.cases import Pair
+from ..evaluation.folder import surface_settings
+from ..options import switch
+from ..preprocessing.geometry import spacing_of
+from .case_names import case_names
 
 if TYPE_CHECKING:
     from ignite.engine import Engine
 
+    from ..evaluation import ClassScores
+
 __all__ = ["MetricsReport"]
 
-TAKEN = ("filename", "mean")  # columns that MONAI adds
+T = TypeVar("T")
+SHOWN = {"dice": "mean_dice", "surface_dice": "mean_surface_dice", "hd95_mm": "mean_hd95_mm"}
 
 
-class MetricsReport(MetricsSaver):
+class MetricsReport:
     """
-    MONAI's ``MetricsSaver`` for all metrics of an evaluation, with a column of its name for each class.
+    Compare the segmentations of an evaluator with their labels and write the tables of ``mednext evaluate-folder``.
 
-    It writes ``metrics.csv``, and for each metric ``<name>_raw.csv``, with a row for each case, and
-    ``<name>_summary.csv``, with a row for each class.
+    The output of the evaluator, after its postprocessing, must be a list of dictionaries with ``"pred"`` and
+    ``"label"``, ``MetaTensor`` ``(1, X, Y, Z)`` of class indices on one grid. In a distributed run the first process
+    writes the tables of the cases of all processes. The means over classes (over regions, if only these are evaluated)
+    are the metrics of the evaluator: ``mean_dice``, ``mean_surface_dice`` and ``mean_hd95_mm``.
 
     Args:
-        save_dir: folder of the tables.
-        class_names: names of the classes by value, background first. A metric has a column for each of them, or for
-            each but the background.
+        output_dir: folder of the tables.
+        labels: what is evaluated, with its classes.
+        settings: what is evaluated, written to ``metrics.json``.
+        tolerance: of the surface Dice, in mm. Defaults to 1.0.
+        tolerance_in_voxels: see :py:func:`~mednext_monai.evaluation.score_case`. Defaults to ``False``.
+        format: see :py:func:`~mednext_monai.evaluation.write_evaluation`. Defaults to ``"table"``.
     """
 
-    def __init__(self, save_dir: str, class_names: Sequence[str]) -> None:
-        super().__init__(
-            save_dir,
-            metric_details="*",
-            batch_transform=lambda batch: [case["image"].meta for case in batch],
-            summary_ops="*",
-        )
-        self.class_names = list(class_names)
+    def __init__(
+        self,
+        output_dir: str | PathLike,
+        labels: Labels,
+        settings: Mapping[str, Any],
+        tolerance: float = 1.0,
+        tolerance_in_voxels: bool | str = False,
+        format: str = "table",
+    ) -> None:
+        self.output_dir = output_dir
+        self.labels = labels
+        self.settings = dict(settings)
+        self.tolerance = tolerance
+        self.tolerance_in_voxels = switch(tolerance_in_voxels=tolerance_in_voxels)
+        self.format = format
+        self._cases: list[tuple[str, Pair, list[ClassScores]]] = []
 
-    def __call__(self, engine: Engine) -> None:
+    def attach(self, engine: Engine) -> None:
         """
         Args:
             engine: the evaluator.
         """
-        distributed = idist.get_world_size() > 1
-        images = string_list_all_gather(strings=self._filenames) if distributed else self._filenames
-        if idist.get_rank() != self.save_rank:
-            return
-        os.makedirs(self.save_dir, exist_ok=True)
-        write_metrics_reports(self.save_dir, None, engine.state.metrics, None, None)
-        for name, values in engine.state.metric_details.items():
-            columns = values.shape[1] if values.ndim > 1 else 1
-            write_metrics_reports(
-                self.save_dir,
-                [_cell(image) for image in images],
-                None,
-                {name: values},
-                self.summary_ops,
-                class_labels=self._labels(columns),
+        engine.add_event_handler(Events.EPOCH_STARTED, lambda _: self._cases.clear())
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._score)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+
+    def _score(self, engine: Engine) -> None:
+        for name, sample in zip(case_names(engine.state.batch), engine.state.output):
+            prediction, label = sample["pred"], sample["label"]
+            scores = score_case(
+                name,
+                prediction.numpy(force=True)[0],
+                label.numpy(force=True)[0],
+                tuple(float(edge) for edge in spacing_of(label.affine.numpy())),
+                self.labels,
+                self.tolerance,
+                self.tolerance_in_voxels,
             )
+            files = Pair(prediction.meta.get(MetaKeys.SAVED_TO, ""), label.meta.get(ImageMetaKey.FILENAME_OR_OBJ, ""))
+            self._cases.append((name, files, scores))
 
-    def _labels(self, columns: int) -> list[str] | None:
-        """Return the names of the columns, or ``None`` if they are neither all classes nor all but the background."""
-        count = len(self.class_names)
-        if columns not in (count, count - 1):
-            return None
-        names = [f"{name}_{value}" if name in TAKEN else name for value, name in enumerate(self.class_names)]
-        return [_cell(name) for name in names[count - columns :]]
+    def __call__(self, engine: Engine) -> None:
+        """
+        Write the tables, print the summary and set the metrics.
+
+        Args:
+            engine: the evaluator.
+        """
+        cases = sorted(_gathered(self._cases), key=lambda case: case[0])
+        evaluation = Evaluation(
+            scores=[row for _, _, rows in cases for row in rows],
+            labels=self.labels,
+            files={name: files for name, files, _ in cases},
+            problems={},
+            settings={**self.settings, **surface_settings(self.tolerance, self.tolerance_in_voxels)},
+        )
+        summary = summarize(evaluation.scores, self.labels)
+        means = summary["mean_over_regions" if self.labels.only_regions else "mean_over_classes"]
+        found = {shown: means[name] for name, shown in SHOWN.items() if means[name] is not None}
+        engine.state.metrics.update(found)
+        if dist.is_initialized() and dist.get_rank() != 0:
+            return
+        written = write_evaluation(evaluation, self.output_dir, self.format)
+        print("", text_table(summary), "", *(f"wrote {file}" for file in written), sep="\n", flush=True)
 
 
-def _cell(text: str) -> str:
-    """Return a text as a cell of a CSV file, in quotes if it contains a comma, a quote or a line break."""
-    line = io.StringIO()
-    csv.writer(line, lineterminator="").writerow([text])
-    return line.getvalue()
+def _gathered(items: list[T]) -> list[T]:
+    """Return the items of all processes; ``string_list_all_gather`` of MONAI and ignite gather texts and tensors."""
+    if not dist.is_initialized():
+        return items
+    parts: list[list[T]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(parts, items)
+    return [item for part in parts for item in part]

@@ -32,9 +32,11 @@ class PooledDice(Metric):
         num_classes: number of classes, including background (0).
         output_transform: maps the engine's output to the argument of ``update``. Defaults to its "pred" and "label".
         device: device on which the counts are summed. Defaults to ``"cpu"``.
+        ignore_label: label of voxels without annotation, which are not counted. Defaults to ``None``.
 
     Raises:
-        ValueError: for fewer than two classes; in ``update``, if shapes do not match or a label is not a class.
+        ValueError: for fewer than two classes, or if the ignore label is a class; in ``update``, if shapes do not match
+            or a label is not a class.
     """
 
     def __init__(
@@ -42,10 +44,14 @@ class PooledDice(Metric):
         num_classes: int,
         output_transform: Callable = from_engine(["pred", "label"]),  # noqa: B008 - has no state
         device: str | torch.device = "cpu",
+        ignore_label: int | None = None,
     ) -> None:
         if num_classes < 2:
             raise ValueError(f"num_classes must be at least 2 (including background), got {num_classes}.")
+        if ignore_label is not None and 0 <= ignore_label < num_classes:
+            raise ValueError(f"ignore_label must not be one of the {num_classes} classes, got {ignore_label}.")
         self.num_classes = num_classes
+        self.ignore_label = ignore_label
         super().__init__(output_transform, device)
 
     @reinit__is_reduced
@@ -61,9 +67,12 @@ class PooledDice(Metric):
                 f"got {tuple(prediction.shape)} and {tuple(label.shape)}."
             )
         pairs = label[:, 0].long() * self.num_classes + prediction.argmax(1)
+        if self.ignore_label is not None:
+            pairs = pairs[label[:, 0] != self.ignore_label]
         counts = torch.bincount(pairs.flatten(), minlength=self._counts.numel())
         if counts.numel() > self._counts.numel():
-            raise ValueError(f"label must be in 0 ... {self.num_classes - 1}, got {int(label.max())}.")
+            largest = int(pairs.max()) // self.num_classes
+            raise ValueError(f"label must be in 0 ... {self.num_classes - 1}, got {largest}.")
         self._counts += counts.view_as(self._counts).to(self._device)  # row: label, column: prediction
 
     @sync_all_reduce("_counts")

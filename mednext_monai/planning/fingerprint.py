@@ -42,13 +42,14 @@ class CaseFingerprint:
         spacing: mm per voxel along each axis.
         orientation: direction of each axis, such as ``"RAS"``.
         cropped_shape: voxels per axis of the nonzero crop.
-        class_voxels: number of voxels of each class in the full volume, background first.
+        class_voxels: number of annotated voxels of each class in the full volume, background first.
         foreground: every 10th foreground voxel of each channel, ``(C, n)`` float32.
         preview: evenly sampled voxels of the nonzero crop, ``(C, m)`` float32.
         mean: mean of each channel over the nonzero crop.
         sd: population standard deviation of each channel over the nonzero crop.
         foreground_outside: number of foreground voxels outside the nonzero crop. Defaults to 0.
         content: hash of the voxels of the image. Defaults to ``""``.
+        ignored_voxels: number of voxels without annotation. Defaults to 0.
     """
 
     id: str
@@ -63,6 +64,7 @@ class CaseFingerprint:
     sd: np.ndarray
     foreground_outside: int = 0
     content: str = ""
+    ignored_voxels: int = 0
 
     @property
     def size_reduction(self) -> float:
@@ -118,7 +120,9 @@ def scan(
 def _scan_case(dataset: Dataset, index: int) -> tuple[CaseCheck, CaseFingerprint | None]:
     case = dataset.cases[index]
     check, volume = check_case(case, Expected.of_dataset(dataset))
-    return check, None if volume is None else measure_case(case["id"], volume, len(dataset.labels))
+    return check, None if volume is None else measure_case(
+        case["id"], volume, len(dataset.labels), dataset.ignore_label
+    )
 
 
 def _scan_parallel(dataset: Dataset, processes: int, results: list, bar: tqdm) -> None:
@@ -142,26 +146,41 @@ def _scan_parallel(dataset: Dataset, processes: int, results: list, bar: tqdm) -
             raise
 
 
-def measure_case(case_id: str, volume: Volume, classes: int) -> CaseFingerprint:
-    """Return the fingerprint of one case with ``classes`` classes, background included."""
+def measure_case(case_id: str, volume: Volume, classes: int, ignore_label: int | None = None) -> CaseFingerprint:
+    """
+    Return the fingerprint of one case.
+
+    Args:
+        case_id: case id.
+        volume: the case, with a label.
+        classes: number of classes, background included.
+        ignore_label: value of voxels without annotation, which are no foreground. Defaults to ``None``.
+    """
     start, stop = bounding_box(nonzero_mask(volume.image))
-    image, label = (crop(array, start, stop) for array in (volume.image, volume.label))
+    full, ignored = volume.label, 0
+    if ignore_label is not None:
+        ignored = int(np.count_nonzero(full == ignore_label))
+        full = np.where(full == ignore_label, 0, full)
+    image, label = (crop(array, start, stop) for array in (volume.image, full))
+    class_voxels = np.bincount(full.ravel(), minlength=classes)
+    class_voxels[0] -= ignored
     # transposed: voxels are enumerated in the original's (z, y, x) order
     foreground = np.stack([channel.T[label.T > 0][::FOREGROUND_STRIDE] for channel in image])
     flat = image.reshape(len(image), -1)
     return CaseFingerprint(
         id=case_id,
-        shape=tuple(volume.label.shape),
+        shape=tuple(full.shape),
         spacing=spacing_of(volume.affine),
         orientation="".join(nib.aff2axcodes(volume.affine)),
         cropped_shape=tuple(label.shape),
-        class_voxels=np.bincount(volume.label.ravel(), minlength=classes),
+        class_voxels=class_voxels,
         foreground=foreground,
         preview=flat[:, :: max(1, flat.shape[1] // PREVIEW_VOXELS)].copy(),
         mean=flat.mean(1, dtype=np.float64),
         sd=flat.std(1, dtype=np.float64),
-        foreground_outside=int(np.count_nonzero(volume.label > 0) - np.count_nonzero(label > 0)),
+        foreground_outside=int(np.count_nonzero(full > 0) - np.count_nonzero(label > 0)),
         content=image_hash(volume.image),
+        ignored_voxels=ignored,
     )
 
 

@@ -125,7 +125,8 @@ def make_plan(
         gpu_memory: memory of the graphics card in GiB, or ``None`` if there is none.
 
     Returns:
-        ``dataset_dir``, ``in_channels``, ``out_channels``, ``channel_names``, ``labels`` (names, background first),
+        ``dataset_dir``, ``in_channels``, ``out_channels``, ``channel_names``, ``labels`` (names, background first), for
+        region-based labels ``regions`` (values of the classes by name), with an ignore label ``ignore_label``,
         ``spacing`` (mm), ``patch_size`` (voxels), ``batch_size``, ``batch_dice``, ``normalization`` (of each channel:
         one of :py:data:`~mednext_monai.preprocessing.normalization.SCHEMES`), ``intensity`` (foreground statistics of
         each channel), ``dummy_2d``, and under ``_plan_`` the fingerprint, the decisions with their reasons, the
@@ -144,6 +145,7 @@ def make_plan(
     dummy_2d = max(patch) / min(patch) > ANISOTROPY_THRESHOLD
     memory = estimate_training_memory(patch, batch_size, len(dataset.labels))
     decisions = [
+        *_label_decisions(dataset, cases),
         {"what": "spacing", "value": "1 x 1 x 1 mm", "why": f"the published target; {_describe_spacing(cases)}"},
         {"what": "resampling", "value": _resampling(cases)[0], "why": _resampling(cases)[1]},
         *(
@@ -162,6 +164,8 @@ def make_plan(
         "out_channels": len(dataset.labels),
         "channel_names": dataset.channel_names,
         "labels": dataset.labels,
+        **({"regions": dataset.regions} if dataset.regions else {}),
+        **({} if dataset.ignore_label is None else {"ignore_label": dataset.ignore_label}),
         "spacing": list(TARGET_SPACING),
         "patch_size": patch,
         "batch_size": batch_size,
@@ -297,6 +301,28 @@ def _anisotropy(case: CaseFingerprint) -> float:
 def _describe_spacing(cases: Sequence[CaseFingerprint]) -> str:
     median = np.median([case.spacing for case in cases], 0)
     return f"the data's median is {' x '.join(f'{v:.3g}' for v in median)} mm"
+
+
+def _label_decisions(dataset: Dataset, cases: Sequence[CaseFingerprint]) -> list[dict[str, str]]:
+    """Return how regions and the ignore label are treated, if there are any."""
+    decisions = []
+    if dataset.regions:
+        value = "; ".join(f"{name} = {' + '.join(map(str, values))}" for name, values in dataset.regions.items())
+        classes = ", ".join(f"{value} {name}" for value, name in enumerate(dataset.labels) if value)
+        why = (
+            f"the labels are regions: trained as the exclusive classes {classes}, evaluated as the regions, which are "
+            "their unions, as the authors train and evaluate on BraTS (nnU-Net v2 trains the regions)"
+        )
+        decisions.append({"what": "regions", "value": value, "why": why})
+    if dataset.ignore_label is not None:
+        voxels = sum(int(np.prod(case.shape)) for case in cases)
+        share = sum(case.ignored_voxels for case in cases) / voxels
+        why = (
+            f"{share:.1%} of the voxels are not annotated: excluded from loss, sampling, statistics, validation and "
+            "evaluation, as in nnU-Net v2; predictions have a class everywhere"
+        )
+        decisions.append({"what": "ignore_label", "value": str(dataset.ignore_label), "why": why})
+    return decisions
 
 
 def _resampling(cases: Sequence[CaseFingerprint]) -> tuple[str, str]:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Iterable, Sequence
 from html import escape
 from textwrap import fill
 
 import numpy as np
-from PIL import Image
 
 from ..data.dataset import Dataset
 from ..data.io import read_image, read_label
-from ..pictures import class_color, display_window, draw_slices
+from ..pages import inline_image, lead, legend, page, row, table
+from ..pictures import display_window, draw_slices
 from ..preprocessing.geometry import reorient, spacing_of
 from ..preprocessing.normalization import CT_SCHEMES
 from ..preprocessing.resampling import resampled_shape
@@ -24,21 +22,6 @@ __all__ = ["html_report", "text_report"]
 
 OVERLAY_QUANTILES = (0.1, 0.5, 0.9)  # cases to draw, as quantiles of the foreground volume
 BLUE, GRAY = "#3b6fb6", "#9aa3ad"
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #1d2329; background: #fff; max-width: 62rem; margin: 2rem auto;
-  padding: 0 1rem; }
-h1 { font-size: 1.5rem; margin-bottom: .2rem; } h2 { font-size: 1.1rem; margin: 2.2rem 0 .6rem; }
-p.lead { color: #566069; margin-top: 0; }
-table { border-collapse: collapse; min-width: 22rem; } th { text-align: left; color: #566069; font-weight: 600; }
-th, td { padding: .3rem .8rem .3rem 0; border-bottom: 1px solid #e6e9ec; vertical-align: top; }
-td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
-.warning { background: #fff6df; border-left: 4px solid #e0a100; padding: .6rem 1rem; }
-.row { display: flex; flex-wrap: wrap; gap: .8rem; align-items: center; } .row svg { width: 18.5rem; }
-figure { margin: 0 0 1.2rem; } figcaption { color: #566069; } img { background: #000; max-width: 100%; }
-svg text { font: 11px system-ui, sans-serif; fill: #566069; } svg text.title { font-weight: 600; fill: #1d2329; }
-.swatch { display: inline-block; width: .8rem; height: .8rem; border-radius: 2px; margin-right: .4rem; }
-summary { cursor: pointer; color: #3b6fb6; }
-"""
 
 
 def text_report(plan: dict) -> str:
@@ -80,16 +63,16 @@ def html_report(dataset: Dataset, cases: Sequence[CaseFingerprint], plan: dict) 
         plan: as returned by :py:func:`.planner.make_plan`.
     """
     details = plan["_plan_"]
-    name = escape(details["name"])
-    lead = f"{_cases_text(len(cases))} · channels {', '.join(plan['channel_names'])} · {details['layout']}"
+    summary = f"{_cases_text(len(cases))} · channels {', '.join(plan['channel_names'])} · {details['layout']}"
     decisions = ([decision["what"], decision["value"], decision["why"]] for decision in details["decisions"])
     sections = [
         *([_warnings(details["warnings"])] if details["warnings"] else []),
         *_pictures(dataset, cases, plan),
         "<h2>Classes</h2>",
+        *([] if dataset.ignore_label is None else [lead(f"Without voxels labeled {dataset.ignore_label} (ignore).")]),
         _classes(cases, plan),
         "<h2>Decisions</h2>",
-        _table(("", "", ""), decisions),
+        table(("", "", ""), decisions),
         *_shapes(cases, plan["spacing"]),
         *_intensities(cases, plan),
         *_memory(plan),
@@ -97,15 +80,7 @@ def html_report(dataset: Dataset, cases: Sequence[CaseFingerprint], plan: dict) 
         _folds(plan.get("splits", [])),
         f"<details><summary>All cases</summary>{_cases(cases)}</details>",
     ]
-    return "\n".join(
-        [
-            f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>Plan: {name}</title>",
-            f"<meta name='viewport' content='width=device-width'><style>{STYLE}</style></head><body>",
-            f"<h1>MedNeXt plan: {name}</h1>{_lead(lead)}",
-            *sections,
-            "</body></html>\n",
-        ]
-    )
+    return page(f"Plan: {details['name']}", f"MedNeXt plan: {details['name']}", [lead(summary), *sections])
 
 
 def _wrap(text: str, indent: str) -> str:
@@ -120,26 +95,6 @@ def _times(values: Iterable[float]) -> str:
     return " x ".join(f"{value:.4g}" for value in values)
 
 
-def _row(items: Iterable[str]) -> str:
-    return f"<div class='row'>{''.join(items)}</div>"
-
-
-def _table(heads: Sequence[str], rows: Iterable[Sequence], numbers: Sequence[int] = ()) -> str:
-    """Return a table with escaped cells, right-aligned in the columns ``numbers``."""
-
-    def cells(values: Sequence, tag: str) -> str:
-        kinds = (" class='number'" if column in numbers else "" for column in range(len(values)))
-        return "".join(f"<{tag}{kind}>{escape(str(value))}</{tag}>" for kind, value in zip(kinds, values))
-
-    head = f"<tr>{cells(heads, 'th')}</tr>" if any(heads) else ""
-    body = "".join(f"<tr>{cells(list(row), 'td')}</tr>" for row in rows)
-    return f"<table>{head}{body}</table>"
-
-
-def _lead(text: str) -> str:
-    return f"<p class='lead'>{escape(text)}</p>"
-
-
 def _warnings(warnings: Sequence[str]) -> str:
     items = "".join(f"<li>{escape(warning)}</li>" for warning in warnings)
     return f"<div class='warning'><b>Warnings</b><ul>{items}</ul></div>"
@@ -152,17 +107,19 @@ def _pictures(dataset: Dataset, cases: Sequence[CaseFingerprint], plan: dict) ->
     chosen = list(dict.fromkeys(int(order[round(q * (len(order) - 1))]) for q in OVERLAY_QUANTILES))
     parts = [
         "<h2>Images and labels</h2>",
-        _lead(
+        lead(
             "Check orientation (superior at the top, the patient's right on the left) and that each class is at the "
             "location its name suggests. Each slice is the one with the most foreground."
         ),
-        _legend(plan["labels"]),
+        legend(plan["labels"]),
     ]
     for i in chosen:
         image, affine = read_image(dataset.cases[i]["image"])
         image, ras_affine = reorient(image, affine, "RAS")
         label, label_affine = read_label(dataset.cases[i]["label"])
         label = reorient(label[None], label_affine, "RAS")[0][0]
+        if dataset.ignore_label is not None:
+            label = np.where(label == dataset.ignore_label, 0, label)
         case = cases[i]
         for channel in range(len(image)) if i == chosen[len(chosen) // 2] else range(1):
             window = _window(image[channel], plan["normalization"][channel], plan["intensity"][channel])
@@ -171,24 +128,9 @@ def _pictures(dataset: Dataset, cases: Sequence[CaseFingerprint], plan: dict) ->
                 f"{case.id} · {plan['channel_names'][channel]} · {_times(case.shape)} voxels of "
                 f"{_times(case.spacing)} mm, stored as {case.orientation} · foreground {volumes[i] / 1000:.3g} ml"
             )
-            images = _row(_img(picture, name) for name, picture in slices.items())
+            images = row(inline_image(picture, name) for name, picture in slices.items())
             parts.append(f"<figure>{images}<figcaption>{escape(caption)}</figcaption></figure>")
     return parts
-
-
-def _img(picture: Image.Image, alt: str) -> str:
-    stream = io.BytesIO()
-    picture.save(stream, "PNG", optimize=True)
-    data = base64.b64encode(stream.getvalue()).decode()
-    return f'<img src="data:image/png;base64,{data}" width="{picture.width}" height="{picture.height}" alt="{alt}">'
-
-
-def _legend(labels: Sequence[str]) -> str:
-    return _row(
-        f"<span><span class='swatch' style='background:rgb{class_color(value)}'></span>{value} {escape(name)}</span>"
-        for value, name in enumerate(labels)
-        if value
-    )
 
 
 def _window(channel: np.ndarray, scheme: str, intensity: dict) -> tuple[float, float]:
@@ -210,7 +152,7 @@ def _classes(cases: Sequence[CaseFingerprint], plan: dict) -> str:
         share = f"{found['class_voxel_share'][value]:.3%}"
         rows.append([value, name, share, f"{found['class_cases'][value]} of {len(cases)}", *size])
     heads = ("value", "class", "share of voxels", "in cases", "smallest, ml", "median, ml", "largest, ml")
-    return _table(heads, rows, numbers=(2, 3, 4, 5, 6))
+    return table(heads, rows, numbers=(2, 3, 4, 5, 6))
 
 
 def _shapes(cases: Sequence[CaseFingerprint], spacing: Sequence[float]) -> list[str]:
@@ -226,17 +168,17 @@ def _shapes(cases: Sequence[CaseFingerprint], spacing: Sequence[float]) -> list[
 
 def _axis_histograms(values: Sequence[Sequence[float]], what: str, unit: str) -> str:
     axes = np.array(values, float).T
-    return _row(histogram([("", BLUE, axis)], f"{what}, axis {i}", unit) for i, axis in enumerate(axes))
+    return row(histogram([("", BLUE, axis)], f"{what}, axis {i}", unit) for i, axis in enumerate(axes))
 
 
 def _intensities(cases: Sequence[CaseFingerprint], plan: dict) -> list[str]:
     return [
         "<h2>Intensities</h2>",
-        _lead(
+        lead(
             "CT in HU, with dashed clipping values; other channels in standard deviations from the mean of the "
             "nonzero crop of each case."
         ),
-        _row(_intensity_histograms(cases, plan)),
+        row(_intensity_histograms(cases, plan)),
         _intensity_table(plan),
     ]
 
@@ -268,7 +210,7 @@ def _intensity_table(plan: dict) -> str:
     heads = ("foreground, raw", "mean", "sd", "median", "min", "0.5 %", "99.5 %", "max")
     keys = ("mean", "sd", "median", "min", "p005", "p995", "max")
     rows = ([name, *(f"{stats[k]:.5g}" for k in keys)] for name, stats in zip(plan["channel_names"], plan["intensity"]))
-    return _table(heads, rows, numbers=range(1, 8))
+    return table(heads, rows, numbers=range(1, 8))
 
 
 def _memory(plan: dict) -> list[str]:
@@ -280,17 +222,17 @@ def _memory(plan: dict) -> list[str]:
         rows.append([name, f"{gib:.1f}"] + ([] if card is None else ["fits" if gib <= card else "does not fit"]))
     return [
         "<h2>Training memory</h2>",
-        _lead(
+        lead(
             f"Estimate for a batch of {plan['batch_size']} patches of {_times(plan['patch_size'])} voxels with mixed "
             "precision; M and L use gradient checkpointing, as published."
         ),
-        _table(heads, rows, numbers=(1,)),
+        table(heads, rows, numbers=(1,)),
     ]
 
 
 def _folds(splits: Sequence[dict]) -> str:
     rows = ([i, len(split["train"]), len(split["val"])] for i, split in enumerate(splits))
-    return _table(("fold", "training cases", "validation cases"), rows, numbers=(1, 2))
+    return table(("fold", "training cases", "validation cases"), rows, numbers=(1, 2))
 
 
 def _cases(cases: Sequence[CaseFingerprint]) -> str:
@@ -305,6 +247,6 @@ def _cases(cases: Sequence[CaseFingerprint]) -> str:
         ]
         for case in cases
     )
-    return _table(
+    return table(
         ("case", "shape", "spacing, mm", "orientation", "nonzero crop keeps", "voxels of classes 1, 2, …"), rows
     )

@@ -45,6 +45,7 @@ def preprocess_case(
             settings are incomplete.
     """
     settings = check_settings(settings, channels=len(image))
+    ignore_label = settings.get("ignore_label")
     if label is None:
         label = np.zeros(image.shape[1:], dtype=np.int8)
     elif label.shape != image.shape[1:]:
@@ -55,10 +56,14 @@ def preprocess_case(
     mask = nonzero_mask(image)
     start, stop = bounding_box(mask)
     geometry = plan_geometry(image.shape[1:], affine, start, stop, settings["spacing"])
-    label = mark_outside(crop(label, start, stop), fill_holes(crop(mask, start, stop)))
-    label = resample_labels(label, geometry.resampled_shape, geometry.axis)
+    cropped, filled = crop(label, start, stop), fill_holes(crop(mask, start, stop))
+    label = resample_labels(mark_outside(cropped, filled), geometry.resampled_shape, geometry.axis)
+    inside = label >= 0
+    if ignore_label is not None:  # says nothing about the image: the mask is that of background in its place
+        annotated = mark_outside(np.where(cropped == ignore_label, 0, cropped), filled)
+        inside = resample_labels(annotated, geometry.resampled_shape, geometry.axis) >= 0
     image = resample_image(crop(image, start, stop), geometry.resampled_shape, geometry.axis)
-    image = normalize_channels(image, settings["normalization"], settings["intensity"], inside=label >= 0)
+    image = normalize_channels(image, settings["normalization"], settings["intensity"], inside=inside)
     return PreprocessedCase(image, label, geometry)
 
 
@@ -71,11 +76,13 @@ def check_settings(settings: Mapping, channels: int | None = None) -> dict:
             orientation if set); ``normalization`` (one of ``SCHEMES`` per channel); ``intensity`` (required for
             CT channels: ``mean``, ``sd``, ``p005`` and ``p995`` of the data set, as a list with one entry per
             channel or a dictionary by channel index, which may be a string as in JSON); and optionally ``orientation``
-            (axis codes such as ``"RAS"``; ``None`` keeps the axes of the files, as published). Other keys are ignored.
+            (axis codes such as ``"RAS"``; ``None`` keeps the axes of the files, as published) and ``ignore_label``
+            (value of voxels without annotation; ``None`` if there are none). Other keys are ignored.
         channels: number of image channels, if known. Defaults to ``None``.
 
     Returns:
-        a dictionary of the four keys, with numbers as float and channel indices as int.
+        a dictionary of the first four keys, with numbers as float and channel indices as int, and of the ignore label,
+        if there is one.
 
     Raises:
         ValueError: if a setting is missing or invalid. The message names it.
@@ -98,6 +105,11 @@ def check_settings(settings: Mapping, channels: int | None = None) -> dict:
         raise ValueError(
             f"preprocessing settings: orientation must be axis codes such as 'RAS', or None, got {orientation!r}."
         )
+    ignore_label = settings.get("ignore_label")
+    if ignore_label is not None and (type(ignore_label) is not int or ignore_label < 1):
+        raise ValueError(
+            f"preprocessing settings: ignore_label must be a positive integer, or None, got {ignore_label!r}."
+        )
     given = by_channel(settings.get("intensity"))
     intensity = {}
     for channel, scheme in enumerate(schemes):
@@ -117,6 +129,7 @@ def check_settings(settings: Mapping, channels: int | None = None) -> dict:
         "normalization": list(schemes),
         "intensity": intensity,
         "orientation": orientation,
+        **({} if ignore_label is None else {"ignore_label": ignore_label}),
     }
 
 

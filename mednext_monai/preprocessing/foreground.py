@@ -9,14 +9,15 @@ import math
 
 import numpy as np
 
-__all__ = ["foreground_locations"]
+__all__ = ["ANNOTATED", "foreground_locations"]
 
 SEED = 1234
 MAX_LOCATIONS = 10000
 MIN_FRACTION = 0.01
+ANNOTATED = "annotated"  # key of voxels of any class, background included
 
 
-def foreground_locations(label: np.ndarray) -> dict[int, np.ndarray]:
+def foreground_locations(label: np.ndarray, ignore_label: int | None = None) -> dict[int | str, np.ndarray]:
     """
     Draw ``max(min(10000, N), ceil(0.01 N))`` of the ``N`` voxels of each class above 0, without replacement.
 
@@ -25,20 +26,28 @@ def foreground_locations(label: np.ndarray) -> dict[int, np.ndarray]:
 
     Args:
         label: integers ``(X, Y, Z)``.
+        ignore_label: value of voxels without annotation, which are not a class. With one, as many of all annotated
+            voxels, background included, are drawn last, as in nnU-Net v2. Defaults to ``None``.
 
     Returns:
-        voxel coordinates ``(n, 3)`` of each class that occurs, in ascending order of classes: int16, or int32 if an
-        axis is too long for int16.
+        voxel coordinates ``(n, 3)`` of each class that occurs, in ascending order of classes, and with an ignore label
+        those of annotated voxels under :py:data:`ANNOTATED`, which may be none: int16, or int32 if an axis is too long
+        for int16.
     """
     random = np.random.RandomState(SEED)
     dtype = np.int16 if max(label.shape) <= np.iinfo(np.int16).max else np.int32
     flat = label.ravel(order="F")
-    foreground = np.flatnonzero(flat > 0)
+    foreground = np.flatnonzero(flat > 0 if ignore_label is None else (flat > 0) & (flat != ignore_label))
     classes = flat[foreground]
-    locations = {}
-    for value in np.unique(classes):
-        voxels = foreground[classes == value]
+
+    def draw(voxels: np.ndarray) -> np.ndarray:
         count = max(min(MAX_LOCATIONS, len(voxels)), math.ceil(MIN_FRACTION * len(voxels)))
-        chosen = voxels[random.choice(len(voxels), count, replace=False)]
-        locations[int(value)] = np.stack(np.unravel_index(chosen, label.shape, order="F"), axis=1).astype(dtype)
+        chosen = voxels[random.choice(len(voxels), count, replace=False)] if len(voxels) else voxels
+        return np.stack(np.unravel_index(chosen, label.shape, order="F"), axis=1).astype(dtype)
+
+    locations: dict[int | str, np.ndarray] = {
+        int(value): draw(foreground[classes == value]) for value in np.unique(classes)
+    }
+    if ignore_label is not None:
+        locations[ANNOTATED] = draw(np.flatnonzero(flat != ignore_label))
     return locations

@@ -1,14 +1,18 @@
 """MONAI transforms: preprocessing and its inverse, and sampling and augmentation of training patches.
 
 - ``preprocess``: ``Preprocessd``, the way back to a class map, and saving it; for inference and evaluation.
+- ``components``: post-processing of a class map.
 - ``patch``: drawing a patch from a stored case.
 - ``spatial``: rotation and scaling in one interpolation.
 - ``intensity``: smoothing, lower resolution and gamma per channel.
 - ``augmentation``: the complete training augmentation, in the original's order.
+- ``ignore``: voxels without annotation in a validation on whole volumes.
 - ``splines``: the interpolation.
 """
 
 from .augmentation import CleanOutsided, patch_transforms, training_augmentation
+from .components import KeepComponentsd
+from .ignore import ExcludeIgnoredd
 from .intensity import RandChannelGammad, RandChannelLowResolutiond, RandChannelSmoothd
 from .patch import RandPatchd
 from .preprocess import LoadLabeld, Preprocessd, RestoreClassesd, SaveImageOnSourceGridd
@@ -16,6 +20,8 @@ from .spatial import RandRotateScaled
 
 __all__ = [
     "CleanOutsided",
+    "KeepComponentsd",
+    "ExcludeIgnoredd",
     "LoadLabeld",
     "Preprocessd",
     "RandChannelGammad",

@@ -91,6 +91,7 @@ def training_augmentation(
     mask_channels: Sequence[int] = (),
     dummy_2d: bool = False,
     thin_axis: int = 2,
+    ignore_label: int | None = None,
 ) -> Compose:
     """
     Return the transform from stored case to training patch: sampling and nine augmentations, in the original's order.
@@ -118,6 +119,8 @@ def training_augmentation(
         dummy_2d: rotate (up to 180 degrees), scale and lower the resolution only in the plane of thick slices. Defaults
             to ``False``.
         thin_axis: axis across the slices. Defaults to 2, the last, which is the original's first.
+        ignore_label: label of voxels without annotation, see :py:class:`RandPatchd`; in rotation and scaling it is a
+            label like any other. Defaults to ``None``.
     """
     keys = (image_key, label_key)
     return Compose(
@@ -137,6 +140,7 @@ def training_augmentation(
                     dummy_2d=dummy_2d,
                     thin_axis=thin_axis,
                 ),
+                ignore_label=ignore_label,
             ),
             RandGaussianNoised(image_key, prob=0.1, mean=0.0, std=0.1, sample_std=True),
             RandChannelSmoothd(image_key, prob=0.2, channel_prob=0.5, sigma_range=(0.5, 1.0)),
@@ -164,6 +168,7 @@ def patch_transforms(
     image_key: str = "image",
     label_key: str = "label",
     mask_channels: Sequence[int] = (),
+    ignore_label: int | None = None,
 ) -> Compose:
     """
     Return the transform from stored case to validation patch: sampling as in training, without augmentation.
@@ -172,7 +177,7 @@ def patch_transforms(
     """
     return Compose(
         [
-            RandPatchd((image_key, label_key), patch_size, mode=("image", "label")),
+            RandPatchd((image_key, label_key), patch_size, mode=("image", "label"), ignore_label=ignore_label),
             CleanOutsided(image_key, label_key, mask_channels),
         ]
     )

@@ -20,7 +20,7 @@ from monai.transforms import MapTransform, Randomizable
 from monai.utils import ensure_tuple_rep
 
 from ..memory import empty
-from ..preprocessing.foreground import foreground_locations
+from ..preprocessing.foreground import ANNOTATED, foreground_locations
 from .spatial import MODES, RandRotateScaled, homogeneous, interpolate_box, on_new_grid, working_dtype
 
 __all__ = ["RandPatchd", "read_box"]
@@ -83,6 +83,10 @@ class RandPatchd(MapTransform, Randomizable):
     to start inside the volume, but may extend beyond its end, where it is padded. A case without foreground gives a
     random patch.
 
+    With an ``ignore_label``, as in nnU-Net v2, the ignored voxels are not a class, and a random patch has an annotated
+    voxel at its center, of any class, background included; so has a forced patch of a case without foreground. Only a
+    case without annotated voxels gives patches at random positions.
+
     Written for this package: MONAI's ``RandCropByPosNegLabeld`` favors large classes, and both it and
     ``RandCropByLabelClassesd`` keep patches inside, do not support slots, and need the volume in memory.
 
@@ -91,7 +95,8 @@ class RandPatchd(MapTransform, Randomizable):
 
     Input: for each key an array, tensor or path of an ``.npy`` file, ``(C, X, Y, Z)`` or ``(X, Y, Z)``; under
     ``foreground_key`` a dictionary from class to ``(n, 3)`` voxels, or the path of an ``.npz`` file with one array per
-    class, named by the class. If this key is missing, the locations are computed from the last label, which is slow.
+    class, named by the class; with an ignore label also the annotated voxels, named "annotated". If this key is
+    missing, the locations are computed from the last label, which is slow.
 
     Output: for each key a tensor ``(C, *patch_size)``, images as float32, labels as int16 (int8 if stored as int8) with
     -1 outside; the foreground and slot entries are removed. Unless MONAI's ``set_track_meta`` is off, these are
@@ -109,10 +114,12 @@ class RandPatchd(MapTransform, Randomizable):
             to "force_foreground".
         foreground_prob: probability of a forced patch if there is no such flag. Defaults to 0.5, the original's
             fraction for batch size 2.
+        ignore_label: label of voxels without annotation. Defaults to ``None``.
         allow_missing_keys: see :py:class:`monai.transforms.MapTransform`.
 
     Raises:
-        ValueError: if a mode is unknown, the volumes of a case differ in size, or none of the keys is in the data.
+        ValueError: if a mode is unknown, the volumes of a case differ in size, none of the keys is in the data, or with
+            an ignore label the locations lack those of annotated voxels.
     """
 
     fill = {"image": 0.0, "label": -1.0}
@@ -126,6 +133,7 @@ class RandPatchd(MapTransform, Randomizable):
         foreground_key: str = "foreground",
         slot_key: str = "force_foreground",
         foreground_prob: float = 0.5,
+        ignore_label: int | None = None,
         allow_missing_keys: bool = False,
     ) -> None:
         MapTransform.__init__(self, keys, allow_missing_keys)
@@ -136,6 +144,7 @@ class RandPatchd(MapTransform, Randomizable):
         self.augmentation = augmentation
         self.foreground_key, self.slot_key = foreground_key, slot_key
         self.foreground_prob = foreground_prob
+        self.ignore_label = ignore_label
         self.box_size = self.patch_size if augmentation is None else augmentation.box_size(self.patch_size)
         self.start: tuple[int, ...] = (0, 0, 0)
 
@@ -153,12 +162,12 @@ class RandPatchd(MapTransform, Randomizable):
 
         Args:
             shape: size of the case, three numbers.
-            locations: voxels by class for a forced patch; ``None`` or empty for a random one.
+            locations: voxels by class, of which one is drawn for the center; ``None`` or empty for a random position.
         """
         need = [max(b - p, b - n) for b, p, n in zip(self.box_size, self.patch_size, shape)]
         low = [-need_d // 2 for need_d in need]  # floor of a negative number: the original's one voxel
         if locations:
-            names = sorted(locations, key=int)
+            names = sorted(locations, key=str if ANNOTATED in locations else int)
             voxels = locations[names[self.R.randint(len(names))]]
             voxel = voxels[self.R.randint(len(voxels))]
             box = [max(int(v) - b // 2, a) for v, b, a in zip(voxel, self.box_size, low)]
@@ -178,9 +187,9 @@ class RandPatchd(MapTransform, Randomizable):
         forced = d.pop(self.slot_key) if self.slot_key in d else self.R.uniform() < self.foreground_prob
         foreground = d.pop(self.foreground_key, None)
         shape = next(iter(shapes.values()))
-        if forced:
+        if forced or self.ignore_label is not None:
             with self._locations(foreground, volumes) as locations:
-                self.randomize(shape, locations)
+                self.randomize(shape, locations if self.ignore_label is None else _eligible(locations, forced))
         else:
             self.randomize(shape, None)
         for key, mode in self.key_iterator(d, self.mode):
@@ -194,8 +203,8 @@ class RandPatchd(MapTransform, Randomizable):
         if foreground is None:
             labels = [volumes[key] for key, mode in zip(self.keys, self.mode) if mode == "label" and key in volumes]
             label = np.asarray(labels[-1]) if labels else np.zeros((0, 0, 0))
-            foreground = foreground_locations(label.reshape(label.shape[-3:]))
-        return nullcontext({value: voxels for value, voxels in foreground.items() if len(voxels)})
+            foreground = foreground_locations(label.reshape(label.shape[-3:]), self.ignore_label)
+        return nullcontext({value: voxels for value, voxels in foreground.items() if len(voxels) or value == ANNOTATED})
 
     def _patch(self, volume: np.ndarray | torch.Tensor, mode: str) -> tuple[torch.Tensor, np.ndarray]:
         """Return the drawn patch, ``(C, *patch_size)``, and the matrix ``(4, 4)`` from its voxels to the volume's."""
@@ -210,3 +219,14 @@ class RandPatchd(MapTransform, Randomizable):
         part = read_box(volume, tuple(box_start + start), tuple(size), fill, mode, reuse_memory=True)
         patch = interpolate_box(part, draw, start, self.patch_size, mode)
         return patch, homogeneous(draw.matrix, draw.offset + box_start)
+
+
+def _eligible(locations: Mapping[Any, np.ndarray], forced: bool) -> dict[Any, np.ndarray]:
+    """Return the locations of the classes for a forced patch, if there are any, else those of annotated voxels."""
+    if ANNOTATED not in locations:
+        raise ValueError(
+            f"with an ignore_label, the locations of a case must include those of {ANNOTATED!r} voxels, got "
+            f"{sorted(map(str, locations))}."
+        )
+    names = [name for name in locations if name != ANNOTATED] if forced else []
+    return {name: locations[name] for name in names or [ANNOTATED] if len(locations[name])}

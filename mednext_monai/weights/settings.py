@@ -22,6 +22,8 @@ import torch
 
 from .. import __version__
 from ..data.dataset import cases_digest, read_dataset
+from ..environment import hardware, package_versions
+from ..evaluation.labels import Labels
 from ..options import patch_size
 from ..preprocessing.case import check_settings
 from .locate import fold_name
@@ -48,6 +50,8 @@ PUBLISHED: dict[str, Any] = {
 }
 PREPROCESSING = ("spacing", "orientation", "normalization", "intensity")
 TASK = ("in_channels", "out_channels", *PREPROCESSING, "patch_size")
+ANNOTATION = ("regions", "ignore_label")  # of the labels, so they may differ from those of the training
+MAX_LABEL = 255  # patches hold labels as uint8
 MAX_SHOWN = 3  # cases named in a message
 
 
@@ -59,15 +63,19 @@ def task_settings(
 
     Args:
         stated: ``in_channels``, ``out_channels``, ``spacing``, ``orientation``, ``normalization``, ``intensity`` and
-            ``patch_size`` of the options, the plan or the bundle; ``None`` for one that is not stated.
+            ``patch_size`` of the options, the plan or the bundle; ``None`` for one that is not stated. ``regions``
+            (values of classes by the name of their union) and ``ignore_label`` (of voxels without annotation) may be
+            missing.
         checkpoint: the checkpoint of an inference or evaluation, or several of one task. Its settings are used; a
-            stated one must agree, except for the patch size, which is then the size of the windows. If the checkpoint
+            stated one must agree, except for the patch size, which is then the size of the windows, and for regions
+            and ignore label, which belong to the labels that are evaluated. If the checkpoint
             has no settings, those that are not stated are assumed to be the published ones, and a warning lists them. A
             file that does not exist or is the placeholder of a bundle is ignored here. Defaults to ``None``: a
             training, in which settings that are not stated are the published ones.
 
     Returns:
-        the seven settings, in the form of :py:func:`~mednext_monai.preprocessing.case.check_settings`.
+        the seven settings, in the form of :py:func:`~mednext_monai.preprocessing.case.check_settings`, and
+        ``regions`` and ``ignore_label``, each ``None`` if there is none.
 
     Raises:
         ValueError: if a setting is invalid or contradicts the checkpoint, naming it, both values and what to do; or if
@@ -83,7 +91,7 @@ def task_settings(
                         "probabilities cannot be averaged."
                     )
         return settings
-    stated = {key: stated.get(key) for key in TASK}
+    stated = {key: stated.get(key) for key in (*TASK, *ANNOTATION)}
     if isinstance(stated["spacing"], (int, float)):
         stated["spacing"] = [stated["spacing"]] * 3
     if checkpoint is None:
@@ -93,7 +101,7 @@ def task_settings(
     trained = read_settings(checkpoint)
     if trained is None:
         settings = _complete(stated)
-        assumed = [f"{key} {settings[key]}" for key, value in stated.items() if value is None and key != "intensity"]
+        assumed = [f"{key} {settings[key]}" for key in TASK if stated[key] is None and key != "intensity"]
         if assumed:
             logger.warning(
                 f"{checkpoint} does not say how it was trained. Assumed, because they are not stated: "
@@ -101,10 +109,12 @@ def task_settings(
             )
         return settings
     _refuse_contradictions(stated, trained, checkpoint)
-    settings = _complete({key: trained[key] if stated[key] is None else stated[key] for key in TASK})
+    settings = _complete({key: trained[key] if value is None else value for key, value in stated.items()})
     if not _same(settings["intensity"], trained["intensity"]):
         _refuse("intensity", settings["intensity"], trained["intensity"], checkpoint)
-    logger.info(f"settings of {checkpoint}: {', '.join(f'{key} {trained[key]}' for key in TASK)}")
+    shown = [f"{key} {trained[key]}" for key in TASK]
+    shown += [f"{key} {settings[key]}" for key in ANNOTATION if settings[key] is not None]
+    logger.info(f"settings of {checkpoint}: {', '.join(shown)}")
     if not _same(settings["patch_size"], trained["patch_size"]):
         logger.info(f"windows of {settings['patch_size']} voxels; trained on patches of {trained['patch_size']}")
     return settings
@@ -117,6 +127,7 @@ def training_settings(
     fold: int | str,
     cases: Sequence[Mapping],
     dataset_dir: str | Path,
+    device: str | torch.device = "cpu",
 ) -> dict[str, Any]:
     """
     Return what the checkpoints of a training carry.
@@ -128,11 +139,13 @@ def training_settings(
         fold: fold index or ``"all"``.
         cases: the training cases.
         dataset_dir: the data set, whose ``dataset.json`` names channels and classes.
+        device: the device of the training. Defaults to ``"cpu"``.
 
     Returns:
-        the settings of the task; ``variant``, ``kernel_size``, ``channel_names`` and ``labels`` (background first),
-        ``fold``, ``training_cases`` (their number and a hash of their ids), ``training_ids`` (a hash of each id: no id
-        leaves the data set) and ``package_version``.
+        the settings of the task, with the regions of ``dataset.json`` if it has none; ``variant``, ``kernel_size``,
+        ``channel_names`` and ``labels`` (background first), ``fold``, ``training_cases`` (their number and a hash of
+        their ids), ``training_ids`` (a hash of each id: no id leaves the data set), ``package_version``, ``versions``
+        and ``hardware``.
 
     Raises:
         DatasetError: if the data set is invalid.
@@ -140,6 +153,8 @@ def training_settings(
     dataset = read_dataset(dataset_dir)
     return {
         **{key: task[key] for key in TASK},
+        "regions": task["regions"] or dataset.regions or None,
+        "ignore_label": task["ignore_label"],
         "variant": variant,
         "kernel_size": kernel_size,
         "channel_names": list(dataset.channel_names),
@@ -148,6 +163,8 @@ def training_settings(
         "training_cases": cases_digest(cases),
         "training_ids": [_hash(case) for case in cases],
         "package_version": __version__,
+        "versions": package_versions(),
+        "hardware": hardware(device),
     }
 
 
@@ -250,7 +267,26 @@ def _complete(settings: Mapping[str, Any]) -> dict[str, Any]:
     preprocessing = check_settings(
         {**filled, "normalization": schemes, "intensity": settings["intensity"]}, channels=channels
     )
-    return {**filled, **preprocessing, "patch_size": patch_size(filled["patch_size"])}
+    annotation = _annotation(settings.get("regions"), settings.get("ignore_label"), filled["out_channels"])
+    return {**filled, **preprocessing, "patch_size": patch_size(filled["patch_size"]), **annotation}
+
+
+def _annotation(regions: Any, ignore_label: Any, out_channels: int) -> dict[str, Any]:
+    """Check regions and ignore label of labels with ``out_channels`` classes."""
+    if ignore_label is not None and (type(ignore_label) is not int or not out_channels <= ignore_label <= MAX_LABEL):
+        raise ValueError(
+            f"ignore_label must be an integer above the labels of the classes, {out_channels} to {MAX_LABEL}, got "
+            f"{ignore_label!r}."
+        )
+    if not regions:
+        return {"regions": None, "ignore_label": ignore_label}
+    if not isinstance(regions, Mapping) or not all(isinstance(values, (list, tuple)) for values in regions.values()):
+        raise ValueError(f"regions must be lists of labels by the name of the region, got {regions!r}.")
+    try:
+        Labels({str(value): value for value in range(1, out_channels)}, regions, ignore_label)
+    except ValueError as error:
+        raise ValueError(f"regions: {error}") from error
+    return {"regions": {name: list(values) for name, values in regions.items()}, "ignore_label": ignore_label}
 
 
 def _refuse_contradictions(stated: Mapping[str, Any], trained: Mapping[str, Any], checkpoint: str | Path) -> None:

@@ -67,9 +67,9 @@ def test_a_data_set_with_any_names_is_planned_trained_evaluated_and_segmented(ta
     assert "6 cases are preprocessed in" in log
     assert {marker.parents[1].name for marker in bundle.glob("cache/v*/*/*/case.json")} == set(NAMES)
     run(bundle, "evaluating", "configs/train.json", "configs/evaluate.json", overlay, options=("--fold", "all"))
-    with open(bundle / "eval" / "fold_all" / "val_mean_dice_raw.csv", newline="", encoding="utf-8") as file:
+    with open(bundle / "eval" / "fold_all" / "metrics.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    assert {Path(row["filename"]).name for row in rows} == {f"{name}.nii.gz" for name in NAMES}
+    assert {row["case"] for row in rows} == set(NAMES)
     run(bundle, "inferring", "configs/inference.json", overlay, options=("--mirror", "false"))
     assert (bundle / "eval" / f"{TEST}.nii.gz").is_file()
     assert not list(tmp_path.rglob("pwned")) and not Path("pwned").exists()

@@ -20,7 +20,7 @@ from mednext_monai.planning import plan
 PRIVATE = (
     "cache/v2-0123/case_00/image.npy",
     "eval/case_00.nii.gz",
-    "eval/val_mean_dice_raw.csv",
+    "eval/metrics.csv",
     "eval/mlruns.db",
     "logs/train.log",
     "mlruns/0/meta.yaml",

@@ -12,7 +12,7 @@ from pathlib import Path
 import monai.bundle
 import pytest
 from helpers.bundles import TINY
-from helpers.datasets import make_decathlon
+from helpers.datasets import make_decathlon, make_regions
 
 from mednext_monai import bundles
 from mednext_monai.planning import plan
@@ -137,3 +137,28 @@ def test_a_bundle_that_fails_its_check_does_not_appear(tmp_path, task, monkeypat
     with pytest.raises(ValueError, match="does not match"):
         bundles.new_bundle("S", 3, task, tmp_path / "new")
     assert not [file for file in tmp_path.iterdir() if "new" in file.name]
+
+
+def test_regions_and_ignore_label_reach_config_metadata_and_page(tmp_path):
+    plan(make_regions(tmp_path / "d"), tmp_path / "task.json", processes=1, progress=False, report=False)
+    bundle = bundles.new_bundle("S", 3, tmp_path / "task.json", tmp_path / "regions")
+    train, metadata = load(bundle / "configs" / "train.json"), load(bundle / "configs" / "metadata.json")
+    assert train["regions"] == {"whole": [1, 2, 3], "core": [2, 3], "center": [3]} and train["ignore_label"] == 4
+    assert metadata["network_data_format"]["outputs"]["pred"]["channel_def"]["1"] == "whole without core"
+    assert metadata["label_classes"].endswith("3 center, 4 ignored")
+    page = (bundle / "docs" / "README.md").read_text()
+    assert "3 center, 4 ignored. Evaluated as the regions whole (1 + 2 + 3), core (2 + 3), center (3)." in page
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"ignore_label": 2}, "task.json: ignore_label must be an integer of at least 3, got 2"),
+        ({"regions": {"all": [1, 3]}}, r"task.json: the region 'all' contains \[3\]; the classes are \[1, 2\]"),
+        ({"regions": {"all": 1}}, "task.json: regions must be lists of labels by name, got"),
+    ],
+)
+def test_regions_and_ignore_label_of_a_plan_are_checked(tmp_path, task, change, message):
+    task.write_text(json.dumps({**load(task), **change}))
+    with pytest.raises(ValueError, match=message):
+        bundles.new_bundle("S", 3, task, tmp_path / "new")

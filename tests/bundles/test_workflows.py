@@ -12,6 +12,7 @@ import pytest
 import torch
 from helpers.datasets import make_nnunet
 
+from mednext_monai.cli import main
 from mednext_monai.inferers import MedNeXtInferer
 from mednext_monai.networks import create_mednext
 from mednext_monai.planning import plan
@@ -40,12 +41,16 @@ def test_train_evaluate_segment_and_start_a_larger_kernel(run_bundle, dataset, t
         "run",
     }
 
-    run_bundle("evaluating", "train", "evaluate")
-    with open(outputs / "val_mean_dice_raw.csv") as file:
+    options = ("--save_predictions", "true", "--format", "nnunet", "--tolerance", "2.5")
+    run_bundle("evaluating", "train", "evaluate", options=options)
+    with open(outputs / "metrics.csv") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 2  # fold 0 of six cases
-    assert list(rows[0]) == ["filename", "outer", "inner", "mean"]  # the names in dataset.json
-    assert all(0 <= float(row["inner"]) <= 1 for row in rows)
+    assert len(rows) == 2 * 2 and {row["class"] for row in rows} == {"outer", "inner"}  # fold 0 of six cases
+    command = ["evaluate-folder", str(outputs / "predictions"), str(dataset / "labelsTr"), "--allow_missing"]
+    command += ["--output_dir", str(tmp_path / "tables"), "--labels", str(dataset / "dataset.json"), *options[2:]]
+    assert main(command) == 0
+    assert (tmp_path / "tables/metrics.csv").read_bytes() == (outputs / "metrics.csv").read_bytes()
+    assert (tmp_path / "tables/summary.json").is_file() and (outputs / "summary.json").is_file()
 
     run_bundle("run", "inference")
     image = nib.load(dataset / "imagesTs" / "box_9.nii.gz")
@@ -82,10 +87,10 @@ def test_a_plan_is_an_overlay_for_training_evaluation_and_inference(run_bundle, 
         options = () if overlay else UNSTATED
         run_bundle("evaluating", "train", "evaluate", options=options, overlay=overlay)
         log = run_bundle("inferring", "inference", options=options, overlay=overlay).stdout
-        results[name] = (outputs / "val_mean_dice_raw.csv").read_text()
+        results[name] = (outputs / "metrics.csv").read_text()
         results[name] += str(np.asarray(nib.load(outputs / "box_9.nii.gz").dataobj).tolist())
         assert "normalization ['CT']" in log and "does not say" not in log
-        for file in ("val_mean_dice_raw.csv", "box_9.nii.gz"):
+        for file in ("metrics.csv", "box_9.nii.gz"):
             (outputs / file).unlink()
     assert results["plan"] == results["no plan"]
     options = ("--normalization", "['zscore']")
@@ -216,6 +221,11 @@ def test_several_processes_share_the_batch_that_one_process_has(run_bundle, monk
     assert several.keys() == one.keys()  # and so no "module."
     for name in one:
         torch.testing.assert_close(several[name], one[name], rtol=0, atol=1e-5)
+    mirror = ("--mirror", "false")
+    run_bundle("evaluating", "train", "multi_gpu_train", "evaluate", options=mirror, launcher=launcher)
+    options = (*mirror, "--output_dir", str(tmp_path / "alone"))
+    run_bundle("evaluating", "train", "evaluate", options=options)
+    assert (run_bundle.bundle / "eval/metrics.csv").read_text() == (tmp_path / "alone/metrics.csv").read_text()
 
 
 @pytest.mark.slow

@@ -9,7 +9,19 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from helpers.datasets import AFFINE, SHAPE, describe, make_case, make_decathlon, make_nnunet, rewrite, save
+from helpers.datasets import (
+    AFFINE,
+    BOX_AFFINE,
+    BOX_SHAPE,
+    SHAPE,
+    describe,
+    make_case,
+    make_decathlon,
+    make_nnunet,
+    make_regions,
+    rewrite,
+    save,
+)
 
 from mednext_monai.data import (
     DatasetError,
@@ -266,3 +278,32 @@ def test_a_segmentation_replaces_no_input_and_no_file_of_others(cases, dataset, 
     with pytest.raises(ValueError, match="box_1.nii.gz exists and was not written by this package"):
         check_outputs(cases, str(out))
     check_outputs(cases, str(out), overwrite=True)
+
+
+def test_the_ignore_label_is_allowed_where_there_is_one_and_only_there(tmp_path):
+    directory = make_regions(tmp_path / "d", 2)
+    cases = read_dataset(directory).cases
+    check_cases(cases, 1, 4, ignore_label=4)
+    with pytest.raises(ValueError, match=r"label value\(s\) 4 .* 0 to 3 \(4 classes, out_channels\)\."):
+        check_cases(cases, 1, 4)
+    with pytest.raises(ValueError, match=r"label value\(s\) 3 .* 0 to 2 \(3 classes, .*\) and 4, the ignore label"):
+        check_cases(cases, 1, 3, ignore_label=4)
+
+
+def test_the_ignore_label_of_a_stored_case_is_allowed_too(tmp_path):
+    cases = read_dataset(make_regions(tmp_path / "d", 2)).cases
+    settings = {"spacing": [1, 1, 1], "normalization": ["zscore"], "ignore_label": 4}
+    preprocessed_cases(cases, [], settings, tmp_path / "cache")
+    check_cases(cases, 1, 4, settings=settings, cache_dir=tmp_path / "cache", ignore_label=4)
+    with pytest.raises(ValueError, match=r"label value\(s\) 4; allowed"):
+        check_cases(cases, 1, 4, settings=settings, cache_dir=tmp_path / "cache")
+
+
+def test_a_case_of_which_nothing_is_annotated_or_only_background_is_reported(tmp_path, caplog):
+    directory = make_regions(tmp_path / "d", 3)
+    label = np.full(BOX_SHAPE, 4, np.uint8)
+    save(directory / "labelsTr/case_1.nii.gz", label, BOX_AFFINE)
+    label[:4] = 0
+    save(directory / "labelsTr/case_2.nii.gz", label, BOX_AFFINE)
+    check_cases(read_dataset(directory).cases, 1, 4, ignore_label=4)
+    assert "case_1.nii.gz: has no annotated voxel" in caplog.text and "case_2.nii.gz: has no foreground" in caplog.text

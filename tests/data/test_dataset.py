@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.datasets import describe, make_case, make_decathlon, make_nnunet, save
+from helpers.datasets import describe, make_case, make_decathlon, make_nnunet, make_regions, save
 from monai.utils import ensure_tuple
 
 from mednext_monai.data import check_cases, class_names, inference_cases, make_folds, training_cases
@@ -51,8 +51,8 @@ def test_nnunet_v2_lists_a_case_of_which_files_are_missing(tmp_path):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"labels": {"background": 0, "whole": [1, 2], "core": 2}}, r"region-based labels are not supported.*whole"),
-        ({"labels": {"background": 0, "one": 1, "ignore": 2}}, "'ignore' of nnU-Net v2 is not supported"),
+        ({"labels": {"background": 0, "whole": [1, 3], "core": 3}}, r"json: the label\(s\) 2 are in no region"),
+        ({"labels": {"background": 0, "one": 2, "ignore": 1}}, "'ignore' must be the highest, above 2, .*; got 1"),
         ({"labels": {"background": 0, "one": 1, "two": 4}}, "numbered without gaps"),
         ({"labels": {"background": 0}}, "at least one class"),
         ({"labels": {"background": 0, "one": "first"}}, "no integer value"),
@@ -452,3 +452,10 @@ def test_nothing_to_segment(tmp_path, dataset):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="no image to segment"):
         inference_cases(dataset, tmp_path / "empty")
+
+
+def test_region_based_labels_are_classes_and_their_unions(tmp_path):
+    dataset = read_dataset(make_regions(tmp_path / "d", 2))
+    assert dataset.labels == ["background", "whole without core", "core without center", "center"]
+    assert dataset.regions == {"whole": [1, 2, 3], "core": [2, 3], "center": [3]} and dataset.ignore_label == 4
+    assert class_names(str(dataset.directory), 4) == dataset.labels

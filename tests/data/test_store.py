@@ -446,3 +446,19 @@ def _waiting_process(rank: int, folder: str) -> None:
 def test_processes_wait_for_each_other_beyond_the_groups_timeout(tmp_path):
     _wait_for_all()  # alone
     spawn(_waiting_process, str(tmp_path))
+
+
+def test_an_ignore_label_has_stored_cases_of_its_own_with_the_annotated_voxels(tmp_path):
+    cases = [write_case(tmp_path, "case_0", 0)]
+    label = np.asanyarray(nibabel.load(cases[0]["label"]).dataobj).copy()
+    label[:, :, 5:] = 2
+    nibabel.save(nibabel.Nifti1Image(label, AFFINE), cases[0]["label"])
+    plain, sparse = run(cases, tmp_path / "cache")[0], run(cases, tmp_path / "cache", {**PLAN, "ignore_label": 2})[0]
+    assert store.settings_folder({**PLAN, "ignore_label": None}) == store.settings_folder(PLAN)
+    np.testing.assert_array_equal(np.load(plain["label"]), np.load(sparse["label"]))
+    np.testing.assert_array_equal(np.load(plain["image"]), np.load(sparse["image"]))
+    with np.load(plain["foreground"]) as one, np.load(sparse["foreground"]) as other:
+        assert one.files == ["1", "2"] and other.files == ["1", "annotated"]
+        np.testing.assert_array_equal(one["1"], other["1"])
+        values = np.load(sparse["label"])[0][tuple(other["annotated"].T)]
+        assert set(values) == {0, 1} and len(values) == np.isin(np.load(sparse["label"]), [0, 1]).sum()

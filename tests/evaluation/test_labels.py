@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from mednext_monai.evaluation import Labels, read_labels
+from mednext_monai.evaluation import Labels, read_labels, task_labels
 
 
 def write(path, content):
@@ -85,3 +85,9 @@ def test_missing_and_broken_files(tmp_path):
         read_labels(tmp_path / "broken.json")
     with pytest.raises(ValueError, match="only_regions needs regions"):
         read_labels(only_regions=True)
+
+
+def test_labels_of_a_task_are_its_classes_by_position():
+    labels = task_labels(["background", "liver", "tumor", "ignore"], {"whole": [1, 2], "core": 2}, 3)
+    assert labels == Labels({"liver": 1, "tumor": 2}, {"whole": [1, 2], "core": [2]}, 3)
+    assert task_labels(["air", "liver"]) == Labels({"liver": 1})

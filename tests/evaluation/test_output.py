@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mednext_monai import __version__
-from mednext_monai.evaluation import Labels, score_case, write_metrics
+from mednext_monai.evaluation import Labels, check_tables, score_case, write_metrics
 
 LABELS = Labels({"liver": 1, "tumor, left": 2}, {"any": [1, 2]}, ignore=5)
 
@@ -51,6 +51,7 @@ def test_json_has_settings_versions_and_problems(tmp_path):
         "surface_dice_tolerance": 1.0,
         "classes": {"liver": 1, "tumor, left": 2},
         "regions": {"any": [1, 2]},
+        "only_regions": False,
         "ignore_label": 5,
     }
     assert content["versions"]["mednext_monai"] == __version__ and "monai" in content["versions"]
@@ -70,3 +71,29 @@ def test_a_failure_leaves_the_old_file(tmp_path, monkeypatch):
         write_metrics(scores() * 2, LABELS, tmp_path)
     assert (tmp_path / "metrics.csv").read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.csv", "metrics.json"]
+
+
+def test_tables_replace_only_those_of_the_same_segmentations(tmp_path):
+    source = {"prediction_dir": str(tmp_path / "a"), "label_dir": "ref"}
+    check_tables(tmp_path, source)
+    write_metrics(scores(), LABELS, tmp_path, {**source, "surface_dice_tolerance": 1.0})
+    check_tables(tmp_path, {**source, "prediction_dir": str(tmp_path / "b/../a")}, "nnunet")
+    for other in ({**source, "label_dir": "other"}, {"checkpoint": "model.pt", "fold": 0}):
+        with pytest.raises(ValueError, match=r"metrics\.json holds another evaluation, of .*--overwrite true"):
+            check_tables(tmp_path, other)
+        check_tables(tmp_path, other, overwrite=True)
+    with pytest.raises(ValueError, match="format must be table or nnunet, got 'xml'"):
+        check_tables(tmp_path, source, "xml", True)
+
+
+@pytest.mark.parametrize("name", ["metrics.csv", "metrics.json", "summary.json"])
+def test_a_file_of_others_is_not_replaced(tmp_path, name):
+    source = {"prediction_dir": "a", "label_dir": "b"}
+    if name != "metrics.json":
+        write_metrics(scores(), LABELS, tmp_path, source)
+    (tmp_path / name).write_text('{"loss": 1}')
+    with pytest.raises(ValueError, match=f"{name} exists and is not a table of this package"):
+        check_tables(tmp_path, source, "nnunet")
+    check_tables(tmp_path, source, "nnunet", overwrite=True)
+    if name == "summary.json":
+        check_tables(tmp_path, source)

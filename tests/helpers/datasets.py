@@ -106,6 +106,32 @@ def make_boxes(directory: Path) -> Path:
     return directory
 
 
+def make_regions(directory: Path, cases: int = 6) -> Path:
+    """
+    Write an nnU-Net v2 data set of three regions, one in the other: the boxes of ``write_box_case`` and their core.
+
+    The last ten slices are not annotated.
+    """
+    for i in range(cases):
+        write_box_case(directory, f"case_{i}", i)
+        label = np.asanyarray(nib.load(directory / f"labelsTr/case_{i}.nii.gz").dataobj).copy()
+        x, y, z = np.argwhere(label == 2)[0]
+        label[x + 2 : x + 5, y + 2 : y + 5, z + 2 : z + 5] = 3
+        label[:, :, 20:] = 4
+        save(directory / f"labelsTr/case_{i}.nii.gz", label, BOX_AFFINE)
+        (directory / f"imagesTr/case_{i}.nii.gz").rename(directory / f"imagesTr/case_{i}_0000.nii.gz")
+    labels = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "center": 3, "ignore": 4}
+    describe(
+        directory,
+        channel_names={"0": "MRI"},
+        labels=labels,
+        regions_class_order=[1, 2, 3],
+        file_ending=".nii.gz",
+        numTraining=cases,
+    )
+    return directory
+
+
 def rotated_affine(spacing=(2.0, 0.7, 1.2), origin=(-90.5, 33.0, 210.25)) -> np.ndarray:
     """Rotated by 0.4 rad about x and 0.3 rad about z, one axis flipped, and far from the origin."""
     c, s = np.cos(0.4), np.sin(0.4)

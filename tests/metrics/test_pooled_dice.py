@@ -21,15 +21,15 @@ BATCHES = (
 DICE = (6 / (6 + 1 + 1) + 2 / (2 + 1 + 1)) / 2
 
 
-def scores(classes, num_classes=3):
+def scores(classes, num_classes=3, wide=False):
     """Return scores (B, C, 1, 2, 2) whose highest is at these classes."""
     torch.manual_seed(0)
     highest = torch.nn.functional.one_hot(torch.tensor(classes), num_classes).movedim(-1, 1)
-    return (highest + 0.9 * torch.rand(highest.shape)).reshape(len(classes), num_classes, 1, 2, 2)
+    return (highest + 0.9 * torch.rand(highest.shape)).reshape(len(classes), num_classes, 1 + wide, 2, 2)
 
 
-def labels(classes, dtype=torch.uint8):
-    return torch.tensor(classes, dtype=dtype).reshape(len(classes), 1, 1, 2, 2)
+def labels(classes, dtype=torch.uint8, wide=False):
+    return torch.tensor(classes, dtype=dtype).reshape(len(classes), 1, 1 + wide, 2, 2)
 
 
 def test_dice_is_counted_over_all_voxels_of_all_patches_and_averaged_over_classes():
@@ -78,3 +78,18 @@ def test_several_processes_share_the_counts(tmp_path):
     spawn(_one_process, str(tmp_path))
     values = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
     assert values[0] == values[1] == pytest.approx(DICE, abs=1e-15)
+
+
+def test_ignored_voxels_are_not_counted_and_other_values_are_still_refused():
+    metric = PooledDice(3, ignore_label=4)
+    for prediction, label in BATCHES:  # every voxel twice, once with its label and once ignored
+        sparse = labels([row + [4] * 4 for row in label], wide=True)
+        metric.update((scores([row + row for row in prediction], wide=True), sparse))
+    assert metric.compute() == pytest.approx(DICE, abs=1e-15)
+    metric.reset()
+    metric.update((scores(BATCHES[0][0]), labels([[4] * 4] * 2)))
+    assert math.isnan(metric.compute())
+    with pytest.raises(ValueError, match=r"label must be in 0 ... 2, got 3"):
+        metric.update((scores([[0, 0, 0, 0]]), labels([[3, 4, 0, 0]])))
+    with pytest.raises(ValueError, match="ignore_label must not be one of the 3 classes, got 2"):
+        PooledDice(3, ignore_label=2)

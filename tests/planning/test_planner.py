@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from html import unescape
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
-from helpers.datasets import AFFINE, make_case, make_decathlon, save
+from helpers.datasets import AFFINE, make_case, make_decathlon, make_regions, save
 
 from mednext_monai.data import make_folds
+from mednext_monai.data.checks import Volume
 from mednext_monai.data.dataset import Dataset
+from mednext_monai.evaluation import read_labels
 from mednext_monai.planning import make_plan, plan, text_report
-from mednext_monai.planning.fingerprint import CaseFingerprint
+from mednext_monai.planning.fingerprint import CaseFingerprint, measure_case
 
 
 def make_cases(shape, spacing=(1.0, 1.0, 1.0), cropped=None, count=3) -> list[CaseFingerprint]:
@@ -247,3 +250,32 @@ def test_foreground_outside_the_nonzero_box_is_a_warning_in_text_and_page(tmp_pa
     assert f"in 1 case: case_01 ({kept} of {total} voxels remain)" in warning
     assert warning in (tmp_path / "my.html").read_text(encoding="utf-8")
     assert f"case_01 ({kept} of {total} voxels remain)" in " ".join(text_report(result).split())
+
+
+def test_regions_are_planned_as_classes_and_the_plan_says_so_in_text_and_page(tmp_path):
+    directory = make_regions(tmp_path / "data")
+    result = plan(directory, tmp_path / "task.json", processes=0, progress=False)
+    assert result["out_channels"] == 4 and result["ignore_label"] == 4
+    assert result["labels"] == ["background", "whole without core", "core without center", "center"]
+    assert result["regions"] == {"whole": [1, 2, 3], "core": [2, 3], "center": [3]}
+    page = unescape((tmp_path / "task.html").read_text())
+    text = " ".join(text_report(result).split())
+    for place in (page, text):
+        assert "whole = 1 + 2 + 3; core = 2 + 3; center = 3" in place
+        assert "trained as the exclusive classes 1 whole without core, 2 core without center, 3 center" in place
+        assert "33.3% of the voxels are not annotated: excluded from loss, sampling" in place  # 10 of 30 slices
+    assert read_labels(tmp_path / "task.json").named_values()["whole"] == (1, 2, 3)
+
+
+def test_ignored_voxels_are_in_no_statistic(tmp_path):
+    image, label = make_case(0)
+    image = np.moveaxis(image, -1, 0)
+    sparse = np.where(np.arange(label.shape[0])[:, None, None] < 11, label, 3).astype(np.int8)
+    case = measure_case("x", Volume(image, sparse, np.eye(4)), 3, ignore_label=3)
+    values, counts = np.unique(label[:11], return_counts=True)
+    assert case.class_voxels.tolist() == counts.tolist() and values.tolist() == [0, 1, 2]
+    assert case.ignored_voxels == label[11:].size
+    expected = np.where(sparse == 3, 0, sparse)  # as if there were nothing
+    other = measure_case("x", Volume(image, expected, np.eye(4)), 3)
+    np.testing.assert_array_equal(case.foreground, other.foreground)
+    assert case.foreground_outside == other.foreground_outside == 0 and case.cropped_shape == other.cropped_shape

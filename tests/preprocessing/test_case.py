@@ -85,3 +85,18 @@ def test_orientation_in_the_settings_equals_monais_orientation():
     for wrong in ("RAA", "RA", "XYZ", 3):
         with pytest.raises(ValueError, match="orientation must be axis codes"):
             check_settings({**SETTINGS, "orientation": wrong})
+
+
+def test_voxels_without_annotation_keep_their_label_and_do_not_change_the_image():
+    image, label = example()
+    complete = preprocess_case(image, label, rotated_affine(), SETTINGS)
+    sparse = np.where(np.arange(label.shape[2]) % 3 == 0, label, np.int8(7))  # two of three slices are not annotated
+    result = preprocess_case(image, sparse, rotated_affine(), {**SETTINGS, "ignore_label": 7})
+    np.testing.assert_array_equal(result.image, complete.image)  # the mask of channel 1 included
+    assert result.label.dtype == complete.label.dtype and set(np.unique(result.label)) == {-1, 0, 1, 2, 7}
+    assert 0.5 < (result.label == 7).mean() < 0.8
+    outside = complete.label == -1
+    assert (result.label[outside] == 7).any() and set(np.unique(result.label[outside])) <= {-1, 0, 7}
+    assert check_settings({**SETTINGS, "ignore_label": None}) == check_settings(SETTINGS)  # stored under the same name
+    with pytest.raises(ValueError, match="ignore_label must be a positive integer, or None, got 0"):
+        check_settings({**SETTINGS, "ignore_label": 0})

@@ -11,6 +11,7 @@ from helpers.patches import binomial_band, numbered_case
 from monai.data import MetaTensor, set_track_meta
 from monai.transforms import Compose, RandGaussianNoised
 
+from mednext_monai.preprocessing.foreground import foreground_locations
 from mednext_monai.transforms import (
     RandPatchd,
     RandRotateScaled,
@@ -225,3 +226,76 @@ def test_validation_patches_come_from_inside_and_are_clean(stored):
         assert out["image"].shape == (2, 16, 16, 16) and out["label"].dtype == torch.uint8
         assert out["label"].min() >= 0
         assert min(start_of(out["image"])) >= 0
+
+
+IGNORE = 3
+
+
+def sparse_case() -> dict:
+    """A numbered case of which one slab is annotated; the ignored part has no class, though most of the case."""
+    case = numbered_case((30, 26, 24))
+    del case["foreground"]  # computed from the label
+    case["label"][:, :, :6] = case["label"][:, :, 12:] = IGNORE
+    return case
+
+
+@pytest.mark.parametrize("from_file", [True, False])
+@pytest.mark.parametrize("augmentation", [None, RandRotateScaled(KEYS, rotate_prob=0, scale_prob=0)])
+def test_no_patch_is_centered_on_an_ignored_voxel(tmp_path, augmentation, from_file):
+    case = sparse_case()
+    if from_file:
+        locations = {str(k): v for k, v in foreground_locations(case["label"], IGNORE).items()}
+        np.savez(tmp_path / "foreground.npz", **locations)
+        case["foreground"] = str(tmp_path / "foreground.npz")
+    crop = RandPatchd(KEYS, 8, augmentation=augmentation, ignore_label=IGNORE)
+    crop.set_random_state(0)
+    starts = {True: [], False: []}
+    for forced in (True, False):
+        for _ in range(300):
+            patch = crop({**case, "force_foreground": forced})
+            starts[forced].append(start_of(patch["image"]))
+            assert "foreground" not in patch and patch["label"].shape == (1, 8, 8, 8)
+            assert not forced or bool((patch["label"] == 1).any())
+    depths = {forced: {start[2] + 4 for start in found} for forced, found in starts.items()}  # of the central voxel
+    assert depths == {True: {6, 7}, False: {6, 7, 8, 9, 10, 11}}  # class 1 ends there, the annotation here
+
+
+def test_a_random_patch_has_annotated_voxels_of_all_classes_at_its_center_in_their_share():
+    case = sparse_case()
+    case["foreground"] = foreground_locations(case["label"], IGNORE)
+    crop = RandPatchd(KEYS, 2, ignore_label=IGNORE, foreground_prob=0)
+    crop.set_random_state(1)
+    n = 1500
+    drawn = Counter(int(crop(case)["label"][0, 1, 1, 1]) for _ in range(n))
+    voxels = Counter(case["label"][case["label"] != IGNORE].tolist())
+    low, high = binomial_band(n, voxels[1] / voxels.total())
+    assert set(drawn) == {0, 1} and low < drawn[1] < high
+
+
+def test_a_forced_patch_without_foreground_is_annotated_and_without_annotation_random():
+    case = sparse_case()
+    case["label"][case["label"] != IGNORE] = 0
+    crop = RandPatchd(KEYS, 2, ignore_label=IGNORE, foreground_prob=1)
+    crop.set_random_state(0)
+    assert {int(crop(case)["label"][0, 1, 1, 1]) for _ in range(100)} == {0}
+    case["label"][:] = IGNORE
+    starts = {tuple(start_of(crop(case)["image"])) for _ in range(100)}
+    assert len(starts) > 90
+    with pytest.raises(ValueError, match="must include those of 'annotated' voxels, got \\['1'\\]"):
+        crop({**case, "foreground": {1: np.array([[0, 0, 0]])}})
+
+
+def test_the_ignore_label_survives_augmentation_as_a_label_like_any_other():
+    case = sparse_case()
+    transform = training_augmentation(16, ignore_label=IGNORE)
+    transform.set_random_state(0)
+    values, turned = Counter(), 0
+    for _ in range(40):
+        patch = transform({**case, "force_foreground": False})
+        assert patch["label"].dtype == torch.uint8
+        values += Counter(patch["label"].flatten().tolist())
+        turned += transform.transforms[0].augmentation.angles is not None
+    assert set(values) <= {0, 1, 2, IGNORE} and turned > 3
+    assert values[IGNORE] > values[0] > values[1] > 0
+    expected = patch_transforms(16, ignore_label=IGNORE)
+    assert expected.transforms[0].ignore_label == IGNORE

@@ -7,7 +7,7 @@ import json
 import monai
 import pytest
 import torch
-from helpers.datasets import make_boxes
+from helpers.datasets import make_boxes, make_regions
 
 from mednext_monai.data import training_cases
 from mednext_monai.networks import create_mednext
@@ -66,6 +66,8 @@ def test_for_a_training_what_is_not_stated_is_as_published():
         "normalization": ["zscore"],
         "intensity": {},
         "patch_size": [128, 128, 128],
+        "regions": None,
+        "ignore_label": None,
     }
     assert task_settings({**NOTHING, "spacing": 2})["spacing"] == [2, 2, 2]
     assert task_settings({**NOTHING, "in_channels": 2})["normalization"] == ["zscore", "zscore"]
@@ -198,3 +200,50 @@ def test_a_training_on_all_cases_is_evaluated_on_them_with_a_warning(tmp_path, b
     assert "was trained on fold all: 6 of the 6 cases to evaluate are its training cases" in caplog.text
     with pytest.raises(ValueError, match="was trained on fold all and cannot be evaluated on fold 0"):
         check_fold(tmp_path / "all.pt", 0, cases[:2])
+
+
+REGIONS = {"all": [1, 2], "inner": [2]}
+
+
+def test_regions_and_ignore_label_are_carried_and_those_of_other_labels_may_be_stated(tmp_path, boxes):
+    network, cases = small(), training_cases(str(boxes), 0)
+    task = task_settings({**STATED, "regions": REGIONS, "ignore_label": 3})
+    carry_settings(network, training_settings(task, "S", 3, 0, cases, boxes))
+    write_checkpoint(network.state_dict(), tmp_path / "model.pt")
+    settings = task_settings(NOTHING, tmp_path / "model.pt")
+    assert settings["regions"] == REGIONS and settings["ignore_label"] == 3
+    stated = {**NOTHING, "regions": {"one": [1]}, "ignore_label": 7}
+    settings = task_settings(stated, tmp_path / "model.pt")
+    assert settings["regions"] == {"one": [1]} and settings["ignore_label"] == 7
+
+
+def test_a_checkpoint_from_before_there_were_regions_has_none(tmp_path, boxes):
+    network, cases = small(), training_cases(str(boxes), 0)
+    settings = training_settings(task_settings(STATED), "S", 3, 0, cases, boxes)
+    carry_settings(network, {key: value for key, value in settings.items() if key not in ("regions", "ignore_label")})
+    write_checkpoint(network.state_dict(), tmp_path / "model.pt")
+    found = task_settings(NOTHING, tmp_path / "model.pt")
+    assert found["regions"] is None and found["ignore_label"] is None and found["out_channels"] == 3
+
+
+def test_without_a_plan_the_regions_are_those_of_the_data_set(tmp_path):
+    regions = make_regions(tmp_path / "regions", 2)
+    settings = training_settings(task_settings({**STATED, "out_channels": 4}), "S", 3, 0, [], regions)
+    assert settings["regions"] == {"whole": [1, 2, 3], "core": [2, 3], "center": [3]}
+    assert settings["labels"] == ["background", "whole without core", "core without center", "center"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"ignore_label": 2}, "ignore_label must be an integer above the labels of the classes, 3 to 255, got 2"),
+        ({"ignore_label": 3.0}, "ignore_label must be an integer .*, got 3.0"),
+        ({"ignore_label": 256}, "ignore_label must be an integer .*, got 256"),
+        ({"regions": {"all": [1, 3]}}, r"regions: the region 'all' contains \[3\]; the classes are \[1, 2\]"),
+        ({"regions": {"all": 1}}, "regions must be lists of labels by the name of the region, got"),
+        ({"regions": ["all"]}, "regions must be lists of labels by the name of the region, got"),
+    ],
+)
+def test_invalid_regions_and_ignore_labels_are_named(change, message):
+    with pytest.raises(ValueError, match=message):
+        task_settings({**STATED, **change})

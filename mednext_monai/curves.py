@@ -21,9 +21,17 @@ class Curves:
         self.folder = folder
         self._files: dict[Path, EventAccumulator] = {}
 
+    def tags(self) -> list[str]:
+        """Return the names of the curves, sorted."""
+        self._reload()
+        return sorted({tag for file in self._files.values() for tag in file.Tags()["scalars"]})
+
     def __call__(self, tag: str) -> list[ScalarEvent]:
         """Return the points of a curve, with ``step``, ``value`` and ``wall_time``; an unknown curve has none."""
-        for path in sorted(self.folder.glob("events.out.tfevents.*")):
-            self._files.setdefault(path, EventAccumulator(str(path))).Reload()
+        self._reload()
         curves = [file.Scalars(tag) for file in self._files.values() if tag in file.Tags()["scalars"]]
         return [point for curve in curves for point in curve]
+
+    def _reload(self) -> None:
+        for path in sorted(self.folder.glob("events.out.tfevents.*")):
+            self._files.setdefault(path, EventAccumulator(str(path))).Reload()

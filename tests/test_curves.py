@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from helpers.events import write_scalars
 
-from mednext_monai.demo.curves import Curves
+from mednext_monai.curves import Curves
 
 
 def points(curves: Curves, tag: str) -> list[tuple[int, float]]:
@@ -18,3 +18,4 @@ def test_curves_of_several_files_are_read_as_they_grow(tmp_path):
     assert points(curves, "loss") == [(1, 0.5), (2, 0.25)] and points(curves, "dice") == []
     write_scalars(tmp_path / "eval", "dice", {2: 0.75})
     assert points(curves, "loss") == [(1, 0.5), (2, 0.25)] and points(curves, "dice") == [(2, 0.75)]
+    assert curves.tags() == ["dice", "loss"]

@@ -1,0 +1,5 @@
+"""Losses that MONAI lacks."""
+
+from .dice_ce import DiceCELoss
+
+__all__ = ["DiceCELoss"]

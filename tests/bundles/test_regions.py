@@ -1,0 +1,122 @@
+"""A data set of regions with an ignore label, from its plan to its evaluation."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from helpers.bundles import TINY
+from helpers.datasets import make_regions
+from monai.bundle import ConfigParser
+from monai.data import MetaTensor
+
+from mednext_monai import bundles
+from mednext_monai.planning import plan
+from mednext_monai.weights import read_settings
+
+REGIONS = {"whole": [1, 2, 3], "core": [2, 3], "center": [3]}
+
+
+@pytest.fixture
+def task(tmp_path):
+    plan(make_regions(tmp_path / "data"), tmp_path / "task.json", processes=1, progress=False, report=False)
+    return tmp_path / "task.json"
+
+
+@pytest.fixture
+def config(tmp_path, task):
+    """The config of a training with the plan and a tiny network."""
+    parser = ConfigParser()
+    folder = bundles.path("mednext_s_k3") / "configs"
+    parser.read_config([str(folder / "train.json"), str(task)])
+    changes = {"device": "cpu", "patch_size": 32, "num_workers": 0, "seed": 0, "pseudo_dice_batches": 1}
+    parser.update({**changes, "bundle_root": str(tmp_path), "network_def::base_channels": 2, "progress_bar": False})
+    return parser
+
+
+def test_the_plan_reaches_every_part_of_a_training(config):
+    task = config.get_parsed_content("task")
+    assert (task["out_channels"], task["regions"], task["ignore_label"]) == (4, REGIONS, 4)
+    assert config.get_parsed_content("loss").loss.ignore_label == 4
+    for name in ("train::preprocessing", "validate_patches::preprocessing"):
+        assert config.get_parsed_content(name).transforms[0].ignore_label == 4
+    metric = config.get_parsed_content("validate_patches::evaluator").state.metrics  # attached
+    assert metric == {} and config.get_parsed_content("stored_settings")["ignore_label"] == 4
+    assert config.get_parsed_content("carried_settings")["regions"] == REGIONS
+
+
+def test_a_step_and_both_validations_take_no_notice_of_ignored_voxels(config):
+    """The network sees the same patches, of labels in which only ignored voxels differ."""
+    patches = config.get_parsed_content("train::dataset")
+    network, loss = config.get_parsed_content("network"), config.get_parsed_content("loss")
+    samples = [patches[index] for index in range(2)]
+    image, label = (torch.stack([sample[key].as_tensor() for sample in samples]) for key in ("image", "label"))
+    assert set(label.unique().tolist()) == {0, 1, 2, 3, 4}
+    value = loss(network(image), label)
+    value.backward()
+    assert bool(torch.isfinite(value)) and value > 0
+    gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
+    assert all(bool(gradient.isfinite().all()) for gradient in gradients) and any(map(torch.any, gradients))
+
+    evaluator = config.get_parsed_content("validate_patches::evaluator")
+    evaluator.run()
+    assert 0 <= evaluator.state.metrics["val_pooled_dice"] < 1
+    pred, label = torch.zeros(4, 2, 2, 2), torch.tensor([1, 1, 4, 4, 0, 0, 2, 2]).view(1, 2, 2, 2)
+    pred[1] = 1.0  # class 1 everywhere
+    output = config.get_parsed_content("validate::postprocessing")({"pred": MetaTensor(pred), "label": label})
+    assert output["label"].sum((1, 2, 3)).tolist() == [4, 2, 2, 0]
+    assert output["pred"].sum((1, 2, 3)).tolist() == [2, 6, 0, 0]
+
+
+def test_without_an_ignore_label_a_training_is_as_it_was(config):
+    config.update({"ignore_label": None, "regions": None})
+    assert config.get_parsed_content("loss").loss.ignore_label is None
+    assert config.get_parsed_content("train::preprocessing").transforms[0].ignore_label is None
+    task, settings = config.get_parsed_content("task"), config.get_parsed_content("preprocessing_settings")
+    assert (task["regions"], task["ignore_label"]) == (None, None)
+    assert set(settings) == {"spacing", "orientation", "normalization", "intensity"}
+
+
+@pytest.mark.slow
+def test_plan_train_and_evaluate_with_the_commands(tmp_path, task):
+    bundle = bundles.new_bundle("S", 3, task, tmp_path / "bundle")
+
+    def mednext(*arguments):
+        command = [sys.executable, "-m", "mednext_monai", *map(str, arguments)]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path)
+        assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-3000:]
+        return result.stdout + result.stderr
+
+    short = ("--epochs", "1", "--iterations_per_epoch", "2", "--val_interval", "1")
+    log = mednext("train", bundle, *TINY, *short)
+    assert "val_mean_dice" in log and "val_pooled_dice" in log
+    settings = read_settings(bundle / "models" / "model.pt")
+    assert (settings["regions"], settings["ignore_label"], settings["out_channels"]) == (REGIONS, 4, 4)
+    locations = next((bundle / "cache").glob("*/case_0/*/foreground.npz"))
+    with np.load(locations) as file:
+        assert file.files == ["1", "2", "3", "annotated"]
+    base = ("--network_def::base_channels", "4", "--num_workers", "0", "--mirror", "false")
+    mednext("evaluate", bundle, *base)
+    assert any((bundle / "eval").glob("*.csv"))
+
+    images = tmp_path / "data" / "imagesTr"
+    mednext("predict", bundle, images / "case_3_0000.nii.gz", tmp_path / "out", *base)
+    (prediction,) = (tmp_path / "out").glob("*.nii.gz")
+    prediction.rename(tmp_path / "out" / "case_3.nii.gz")
+    assert set(np.unique(nib.load(tmp_path / "out" / "case_3.nii.gz").dataobj)) <= {0, 1, 2, 3}  # dense, not ignored
+    labels, description = tmp_path / "data" / "labelsTr", tmp_path / "data" / "dataset.json"
+    options = ("--labels", description, "--allow_missing", "--output_dir", tmp_path)
+    mednext("evaluate-folder", tmp_path / "out", labels, *options)
+    with open(tmp_path / "metrics.csv") as file:
+        rows = {row["class"]: row for row in csv.DictReader(file)}
+    assert set(rows) == set(REGIONS)
+    truth = np.asarray(nib.load(labels / "case_3.nii.gz").dataobj)
+    found = np.asarray(nib.load(tmp_path / "out" / "case_3.nii.gz").dataobj)
+    whole, predicted = np.isin(truth, [1, 2, 3]), (found > 0) & (truth != 4)
+    expected = 2 * (whole & predicted).sum() / (whole.sum() + predicted.sum())
+    assert float(rows["whole"]["dice"]) == pytest.approx(expected, abs=1e-6)
