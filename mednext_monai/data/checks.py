@@ -362,13 +362,15 @@ def _class_problems(
     known = (rounded >= 0) & (rounded < classes) | (False if ignore is None else rounded == ignore)
     right = (np.abs(values - rounded) <= LABEL_TOLERANCE) & known  # no NaN
     if not right.all():
+        sparse = ignore is None and expected.classes_from == "out_channels" and set(values[~right]) == {classes}
+        hint = f" If {classes} marks voxels without annotation, set ignore_label to it." if sparse else ""
         shown = [f"{v:g}" + (f" ({n} voxels)" if n else "") for v, n in zip(values[~right], counts[~right])][
             :MAX_VALUES
         ]
         return [
             f"{path}: contains the label value(s) {', '.join(shown)}; allowed are the integers 0 to "
             f"{classes - 1} ({classes} classes, {expected.classes_from})"
-            f"{'' if ignore is None else f' and {ignore}, the ignore label'}."
+            f"{'' if ignore is None else f' and {ignore}, the ignore label'}.{hint}"
         ], []
     if ignore is not None and bool((rounded == ignore).all()):
         return [], [f"{path}: has no annotated voxel, nothing can be learned from it."]

@@ -284,7 +284,8 @@ def test_the_ignore_label_is_allowed_where_there_is_one_and_only_there(tmp_path)
     directory = make_regions(tmp_path / "d", 2)
     cases = read_dataset(directory).cases
     check_cases(cases, 1, 4, ignore_label=4)
-    with pytest.raises(ValueError, match=r"label value\(s\) 4 .* 0 to 3 \(4 classes, out_channels\)\."):
+    message = r"label value\(s\) 4 .* 0 to 3 \(4 classes, out_channels\)\. If 4 marks .* set ignore_label"
+    with pytest.raises(ValueError, match=message):
         check_cases(cases, 1, 4)
     with pytest.raises(ValueError, match=r"label value\(s\) 3 .* 0 to 2 \(3 classes, .*\) and 4, the ignore label"):
         check_cases(cases, 1, 3, ignore_label=4)
