@@ -183,6 +183,7 @@ OPTIONS: dict[str, Option] = {
     "progress_bar": SWITCH,
     "resume": SWITCH,
     "overwrite": SWITCH,
+    "dicom_seg": SWITCH,
     "mirror": SWITCH,
     "overlap": _number("of at least 0 and below 1", lambda value: 0 <= value < 1),
     "sw_batch_size": _integer(1),

@@ -11,6 +11,7 @@ Pixels are decoded by pydicom, which is imported when it is needed. ``dicom_file
 
 from __future__ import annotations
 
+import importlib
 import json
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
@@ -19,7 +20,7 @@ import numpy as np
 
 from .io import ImageSource
 
-__all__ = ["GEOMETRY", "INSTALL", "MARKS", "SAME_DIRECTION", "SAME_POSITION", "DicomSeries", "Slice", "import_pydicom"]
+__all__ = ["GEOMETRY", "INSTALL", "MARKS", "SAME_DIRECTION", "SAME_POSITION", "DicomSeries", "Slice", "import_package"]
 
 INSTALL = 'pip install "mednext-monai[dicom]"'
 NIFTI_HINT = "convert it to NIfTI, for example with dcm2niix"
@@ -145,18 +146,17 @@ class DicomSeries(ImageSource):
         return volume.transpose(), affine
 
 
-def import_pydicom() -> Any:
+def import_package(name: str) -> Any:
     """
-    Return the module pydicom.
+    Return the module of a package that DICOM needs: pydicom, or highdicom for DICOM-SEG.
 
     Raises:
         ValueError: if it is not installed, with the command that installs it.
     """
     try:
-        import pydicom
+        return importlib.import_module(name)
     except ImportError as error:
-        raise ValueError(f"reading DICOM needs a package: {INSTALL}") from error
-    return pydicom
+        raise ValueError(f"DICOM needs the package {name}, which is not installed: {INSTALL}") from error
 
 
 def _check_complete(series: DicomSeries) -> None:
@@ -230,7 +230,7 @@ def _check_line(series: DicomSeries, positions: np.ndarray, step: np.ndarray, no
 
 def _decode(series: DicomSeries, file: str) -> np.ndarray:
     """Return the pixels of a file, ``(frames, rows, columns)``, after its lookup table if it has one."""
-    pydicom = import_pydicom()
+    pydicom = import_package("pydicom")
     try:
         content = pydicom.dcmread(file)
         pixels = content.pixel_array

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .dicom import GEOMETRY, MARKS, SAME_DIRECTION, SAME_POSITION, DicomSeries, Slice, import_pydicom
+from .dicom import GEOMETRY, MARKS, SAME_DIRECTION, SAME_POSITION, DicomSeries, Slice, import_package
 from .io import file_ending, is_dicom
 
 __all__ = ["dicom_cases"]
@@ -132,7 +132,7 @@ def _stacks(files: Iterable[Path]) -> list[tuple[DicomSeries, str]]:
 
 def _read_header(file: Path) -> Any:
     """Return the attributes that are needed here, without pixels."""
-    pydicom = import_pydicom()
+    pydicom = import_package("pydicom")
     tags = [*FILE, *PIXELS, *GEOMETRY, *MARKS, *GROUPS]
     try:
         return pydicom.dcmread(file, stop_before_pixels=True, specific_tags=tags)

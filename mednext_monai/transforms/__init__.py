@@ -1,6 +1,7 @@
 """MONAI transforms: preprocessing and its inverse, and sampling and augmentation of training patches.
 
 - ``preprocess``: ``Preprocessd``, the way back to a class map, and saving it; for inference and evaluation.
+- ``dicom``: saving a class map as DICOM-SEG.
 - ``patch``: drawing a patch from a stored case.
 - ``spatial``: rotation and scaling in one interpolation.
 - ``intensity``: smoothing, lower resolution and gamma per channel.
@@ -9,6 +10,7 @@
 """
 
 from .augmentation import CleanOutsided, patch_transforms, training_augmentation
+from .dicom import SaveDicomSegd
 from .intensity import RandChannelGammad, RandChannelLowResolutiond, RandChannelSmoothd
 from .patch import RandPatchd
 from .preprocess import LoadLabeld, Preprocessd, RestoreClassesd, SaveImageOnSourceGridd
@@ -24,6 +26,7 @@ __all__ = [
     "RandPatchd",
     "RandRotateScaled",
     "RestoreClassesd",
+    "SaveDicomSegd",
     "SaveImageOnSourceGridd",
     "patch_transforms",
     "training_augmentation",

@@ -19,7 +19,7 @@ from helpers.dicom import (
 )
 
 from mednext_monai.data import check_cases, inference_cases, read_image
-from mednext_monai.data.dicom import DicomSeries, import_pydicom
+from mednext_monai.data.dicom import DicomSeries, import_package
 from mednext_monai.data.io import read_grid
 
 pydicom = pytest.importorskip("pydicom")
@@ -281,6 +281,6 @@ def test_without_pydicom_the_command_that_installs_it_is_named(tmp_path, monkeyp
     write_series(tmp_path / "a")
     monkeypatch.setitem(__import__("sys").modules, "pydicom", None)
     with pytest.raises(ValueError, match=r'pip install "mednext-monai\[dicom\]"'):
-        import_pydicom()
+        import_package("pydicom")
     with pytest.raises(ValueError, match=r'pip install "mednext-monai\[dicom\]"'):
         inference_cases("nowhere", tmp_path / "a")
