@@ -61,9 +61,10 @@ def test_values_and_affine_are_those_of_the_files_and_of_highdicom(tmp_path, ori
     np.testing.assert_array_equal(of_grid, affine)
 
 
-def test_an_independent_reader_that_converts_files_agrees(tmp_path):
+@pytest.mark.parametrize("orientation", ORIENTATIONS.values(), ids=ORIENTATIONS)
+def test_itk_reads_the_same_image(tmp_path, orientation):
     itk = pytest.importorskip("itk", reason="itk is not installed")
-    write_series(tmp_path / "a", orientation=OBLIQUE)
+    write_series(tmp_path / "a", orientation=orientation)
     names = itk.GDCMSeriesFileNames.New()
     names.SetDirectory(str(tmp_path / "a"))
     read = itk.imread(list(names.GetInputFileNames()), itk.F)
