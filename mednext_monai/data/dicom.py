@@ -20,7 +20,7 @@ import numpy as np
 
 from .io import ImageSource
 
-__all__ = ["GEOMETRY", "INSTALL", "MARKS", "SAME_DIRECTION", "SAME_POSITION", "DicomSeries", "Slice", "import_package"]
+__all__ = ["GEOMETRY", "MARKS", "SAME_DIRECTION", "SAME_POSITION", "DicomSeries", "Slice", "import_package"]
 
 INSTALL = 'pip install "mednext-monai[dicom]"'
 NIFTI_HINT = "convert it to NIfTI, for example with dcm2niix"

@@ -83,15 +83,11 @@ def _dicom_files(source: Path) -> tuple[list[Path], list[Path]]:
     if not source.is_dir():
         return ([source] if is_dicom(source) else []), []
     top = sorted(file for file in source.iterdir() if file.is_file() and file.name[0] != ".")
-    others = [file for file in top if file_ending(file)]
-    files: Iterable[Path] = top if others else _walk(source)
-    found = []
-    for file in files:
-        if file_ending(file):
-            others += [file] * (file not in others)
-        elif is_dicom(file):
-            found.append(file)
-    return found, others
+    files = top if any(map(file_ending, top)) else list(_walk(source))
+    return (
+        [file for file in files if not file_ending(file) and is_dicom(file)],
+        [file for file in files if file_ending(file)],
+    )
 
 
 def _walk(folder: Path) -> Iterator[Path]:

@@ -113,7 +113,7 @@ def _encode(planes: np.ndarray, series: DicomSeries, segments: Sequence[Segment]
         frames = np.zeros((int(sources[0].NumberOfFrames), *planes.shape[1:]), planes.dtype)
         frames[[one.frame for one in series.slices]] = planes
         planes = frames
-    affine = series.grid()[1]
+    distance = float(np.linalg.norm(series.grid()[1][:3, 2]))
     highdicom = import_package("highdicom")
     name, version = (text[:MAX_TEXT] for text in algorithm)
     try:
@@ -131,9 +131,7 @@ def _encode(planes: np.ndarray, series: DicomSeries, segments: Sequence[Segment]
             software_versions=__version__,
             device_serial_number="1",
             series_description=f"Segmentation by {name}"[:MAX_TEXT],
-            pixel_measures=highdicom.PixelMeasuresSequence(
-                series.slices[0].spacing, *2 * [float(np.linalg.norm(affine[:3, 2]))]
-            ),
+            pixel_measures=highdicom.PixelMeasuresSequence(series.slices[0].spacing, distance, distance),
         )
     except (ValueError, TypeError, AttributeError, KeyError) as error:  # for headers that lack something
         raise ValueError(f"{series}: no DICOM-SEG can refer to it: {type(error).__name__}: {error}") from error
