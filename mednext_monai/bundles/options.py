@@ -191,6 +191,7 @@ OPTIONS: dict[str, Option] = {
     "progress_bar": SWITCH,
     "resume": SWITCH,
     "overwrite": SWITCH,
+    "dicom_seg": SWITCH,
     "mirror": SWITCH,
     "tolerance": _number("of at least 0", lambda value: value >= 0),
     "tolerance_in_voxels": SWITCH,

@@ -4,6 +4,8 @@
 - ``label_names``: classes, regions and the ignore label in ``dataset.json``.
 - ``folds``: splitting cases into training and validation.
 - ``io``: the only reader and writer of images.
+- ``dicom_files``, ``dicom``: finding series of DICOM images, and reading one.
+- ``segments``, ``dicom_seg``: what the classes are, and segmentations as DICOM-SEG.
 - ``checks``: the only place that decides whether a file is valid.
 - ``store``: preprocesses every case once and stores it as memory-mapped arrays.
 - ``patches``: which case fills which slot of a batch; not imported here, since it needs torch and MONAI.
@@ -11,7 +13,7 @@
 Importing this package imports neither torch nor MONAI, so that worker processes start quickly.
 """
 
-from .checks import check_cases, check_folders, check_outputs
+from .checks import check_cases, check_dicom_seg, check_folders, check_outputs
 from .dataset import (
     Dataset,
     DatasetError,
@@ -31,6 +33,7 @@ __all__ = [
     "DatasetError",
     "cases_digest",
     "check_cases",
+    "check_dicom_seg",
     "check_folders",
     "check_outputs",
     "class_names",

@@ -24,6 +24,8 @@ from tqdm import tqdm
 
 from ..preprocessing.geometry import spacing_of
 from .dataset import Dataset
+from .dicom import DicomSeries
+from .dicom_seg import check_reference, is_our_seg
 from .io import LABEL_TOLERANCE, check_grid, image_paths, is_ours, read_stored, to_labels
 from .store import stored_content
 
@@ -34,6 +36,7 @@ __all__ = [
     "check_across_cases",
     "check_case",
     "check_cases",
+    "check_dicom_seg",
     "check_folders",
     "check_outputs",
 ]
@@ -269,6 +272,36 @@ def check_outputs(cases: Sequence[Mapping], output_dir: str, overwrite: bool = F
             f"output_dir: {_some(foreign)} exists and was not written by this package; choose another folder, or allow "
             "it to be replaced with --overwrite true."
         )
+
+
+def check_dicom_seg(cases: Sequence[Mapping], output_dir: str, overwrite: bool = False) -> None:
+    """
+    Check that the segmentations of cases can be written as DICOM-SEG, before the first one is computed.
+
+    Args:
+        cases: dictionaries with ``id`` and ``image``, to be written as ``<output_dir>/<id>.seg.dcm``.
+        output_dir: folder of the segmentations.
+        overwrite: whether files of others may be replaced; inputs never are. Defaults to ``False``.
+
+    Raises:
+        ValueError: if highdicom is missing, an image is not DICOM, a series lacks what a DICOM-SEG refers to, or a file
+            would be replaced.
+    """
+    for case in cases:
+        series, target = case["image"], Path(output_dir, f"{case['id']}.seg.dcm")
+        if not isinstance(series, DicomSeries):
+            raise ValueError(
+                f"dicom_seg: {image_paths(series)[0]} is not DICOM, and a DICOM-SEG refers to the files of a series; "
+                "leave out dicom_seg, or give the series as input."
+            )
+        check_reference(series)
+        if os.path.realpath(target) in map(os.path.realpath, series.files):
+            raise ValueError(f"output_dir: {target} is an input and would be replaced; choose another folder.")
+        if target.exists() and not overwrite and not is_our_seg(target):
+            raise ValueError(
+                f"output_dir: {target} exists and was not written by this package; choose another folder, or allow it "
+                "to be replaced with --overwrite true."
+            )
 
 
 def _some(names: Sequence[str]) -> str:

@@ -20,6 +20,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from .dicom_files import dicom_cases
 from .folds import Split, check_splits, make_folds, read_splits, select_fold, shorten, some
 from .io import DICOM_HINT, ENDINGS, file_ending, is_dicom, read_grid, strip_ending
 from .label_names import parse_labels
@@ -247,25 +248,28 @@ def inference_cases(dataset_dir: str, input_path: str | None = None, in_channels
 
     Files have one of the ``ENDINGS``. A case with several channels is one file with all channels, or one file per
     channel named as in nnU-Net: ``case_0000.nii.gz``, ``case_0001.nii.gz``, ... With one channel, a final ``_0000`` is
-    treated as the channel number if the data set has nnU-Net's layout, or if all files of the folder end in it.
+    treated as the channel number if the data set has nnU-Net's layout, or if all files of the folder end in it. For
+    DICOM, see :py:func:`~mednext_monai.data.dicom_files.dicom_cases`.
 
     Args:
         dataset_dir: a data set with ``imagesTs``, or with a ``dataset.json`` whose ``test`` lists images.
-        input_path: an image, one of the channel files of a case, or a folder of either; replaces ``dataset_dir``.
-            Defaults to ``None``.
+        input_path: an image, one of the channel files of a case, a folder of either, or a folder with series of DICOM
+            files in it or below it; replaces ``dataset_dir``. Defaults to ``None``.
         in_channels: number of input channels of the network. Defaults to 1.
 
     Returns:
-        ``[{"id": str, "image": path or list of one path per channel}, ...]``, sorted by id.
+        ``[{"id": str, "image": path, list of one path per channel, or DICOM series}, ...]``, sorted by id.
 
     Raises:
         FileNotFoundError: if the given file or folder does not exist.
         DatasetError: if ``test`` in ``dataset.json`` is invalid.
-        ValueError: if there is no image or a DICOM file, two images have the same name, or a case lacks a channel.
+        ValueError: if there is no image, two images have the same name, a case lacks a channel, there are DICOM files
+            in a data set, or DICOM files and other images.
     """
     if input_path is not None:
         source = Path(input_path)
-        cases = _cases_of(_images_under(source, in_channels), source, in_channels)
+        cases = dicom_cases(source, in_channels) if source.exists() else []
+        cases = cases or _cases_of(_images_under(source, in_channels), source, in_channels)
     else:
         source, cases = _test_cases(Path(dataset_dir), in_channels)
     if not cases:
@@ -430,6 +434,7 @@ def _test_cases(directory: Path, in_channels: int) -> tuple[Path, list[dict]]:
     folder = directory / "imagesTs"
     if content and not folder.is_dir():
         return file, []
+    _refuse_dicom(folder)
     ending = content.get("file_ending") if version_2 else None
     ending = ending if isinstance(ending, str) else ""
     files = [path for path in _images_under(folder, in_channels) if path.name.endswith(ending)]
@@ -509,7 +514,6 @@ def _images_under(path: Path, in_channels: int) -> list[Path]:
     """Return the images of a folder, or the given image with the other channel files of its case."""
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: expected an image or a folder of images.")
-    _refuse_dicom(path)
     if path.is_dir():
         return [file for file in sorted(path.iterdir()) if file_ending(file) and file.name[0] != "."]
     match = CHANNEL_FILE.fullmatch(strip_ending(path))

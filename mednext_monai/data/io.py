@@ -2,12 +2,14 @@
 
 NIfTI is read with nibabel; NRRD, MHA and GIPL with MONAI's readers, if ``pynrrd`` or ``itk`` is installed. Arrays keep
 the axis order of the file and have a leading channel axis, ``(C, X, Y, Z)``. Importing this module imports neither
-torch nor MONAI, so that worker processes start quickly.
+torch nor MONAI, so that worker processes start quickly. An image that is more than a file, such as a DICOM series, is
+an ``ImageSource``.
 """
 
 from __future__ import annotations
 
 import importlib.util
+from abc import abstractmethod
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
@@ -21,6 +23,7 @@ __all__ = [
     "DICOM_HINT",
     "ENDINGS",
     "LABEL_TOLERANCE",
+    "ImageSource",
     "check_grid",
     "file_ending",
     "image_paths",
@@ -37,13 +40,30 @@ __all__ = [
 ]
 
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".gipl.gz", ".gipl")
-DICOM_HINT = "DICOM is not supported; convert the series to one NIfTI file first, for example with dcm2niix"
+DICOM_HINT = "DICOM is not supported here; convert the series to one NIfTI file first, for example with dcm2niix"
 MILLIMETERS = {"meter": 1000.0, "micron": 0.001}  # in a unit of length that a NIfTI header may state beside mm
 DESCRIPTION = b"segmentation by mednext-monai"  # in the header of what is written, by which it is recognized
 AFFINE_TOLERANCE = 0.1  # voxels by which the corners of two files of a case may differ
 LABEL_TOLERANCE = 1e-3  # labels stored as floating point or with a scale factor may not be exact integers
 
 Paths = str | PathLike | Sequence[str | PathLike]
+
+
+class ImageSource(PathLike):
+    """An image that is read from several files, or from a part of one; the path is that of their folder."""
+
+    @property
+    @abstractmethod
+    def files(self) -> list[str]:
+        """The files."""
+
+    @abstractmethod
+    def grid(self) -> tuple[tuple[int, int, int], np.ndarray]:
+        """Return shape ``(X, Y, Z)`` and affine, or raise a ``ValueError`` that names the image."""
+
+    @abstractmethod
+    def read(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return values ``(X, Y, Z)`` and affine, or raise a ``ValueError`` that names the image."""
 
 
 def strip_ending(filename: str | PathLike, ending: str | None = None) -> str:
@@ -66,9 +86,7 @@ def is_nifti(path: str | PathLike) -> bool:
 
 
 def is_dicom(path: str | PathLike) -> bool:
-    """Return whether a file is DICOM: it has ``DICM`` after a preamble of 128 bytes, or the ending ``.dcm``."""
-    if str(path).lower().endswith((".dcm", ".dicom")):
-        return True
+    """Return whether a file is DICOM, whatever its name: it has ``DICM`` after a preamble of 128 bytes."""
     try:
         with open(path, "rb") as file:
             return file.read(132)[128:] == b"DICM"
@@ -88,7 +106,7 @@ def read_image(paths: Paths) -> tuple[np.ndarray, np.ndarray]:
     Read the image of a case.
 
     Args:
-        paths: one file, 3D or 4D with the channels last, or one 3D file per channel, in order.
+        paths: one file, 3D or 4D with the channels last; one 3D file per channel, in order; or an ``ImageSource``.
 
     Returns:
         the image, float32 ``(C, X, Y, Z)``, and its affine ``(4, 4)`` from voxel index to mm in RAS space.
@@ -200,6 +218,9 @@ def read_grid(paths: Paths) -> tuple[tuple[int, ...], np.ndarray]:
         ValueError: if the file cannot be read or has other dimensions. The message names the file.
     """
     files = image_paths(paths)
+    if isinstance(files[0], ImageSource):
+        spatial, affine = files[0].grid()
+        return (len(files), *spatial), affine
     if not is_nifti(files[0]):
         image, affine = read_image(files)
         return image.shape, affine
@@ -221,7 +242,9 @@ def read_stored(path: str | PathLike) -> tuple[np.ndarray, np.ndarray]:
         ValueError: if the file cannot be read, has other dimensions or values that are not real numbers, or needs a
             package that is not installed. The message names the file.
     """
-    if is_nifti(path):
+    if isinstance(path, ImageSource):
+        array, affine = path.read()
+    elif is_nifti(path):
         file = _open_nifti(path)
         _spatial_and_channels(file.shape, path)  # before the voxels are read
         _refuse_other_numbers(file.get_data_dtype(), path)
@@ -318,7 +341,9 @@ def _unreadable(path: str | PathLike, error: Exception) -> str:
 def _read_other(path: str | PathLike) -> tuple[np.ndarray, np.ndarray]:
     """Read a format that MONAI's readers support: array with the file's axis order, channels last, and affine."""
     _check_exists(path)
-    if is_dicom(path):  # ITK would read one slice of a series as the volume
+    if is_dicom(path) or str(path).lower().endswith(
+        (".dcm", ".dicom")
+    ):  # ITK would read one slice of a series as the volume
         raise ValueError(f"{path}: {DICOM_HINT}.")
     from monai.data import ImageReader, ITKReader, NrrdReader  # slow to import, only needed for these formats
 

@@ -1,6 +1,7 @@
 """MONAI transforms: preprocessing and its inverse, and sampling and augmentation of training patches.
 
 - ``preprocess``: ``Preprocessd``, the way back to a class map, and saving it; for inference and evaluation.
+- ``dicom``: saving a class map as DICOM-SEG.
 - ``components``: post-processing of a class map.
 - ``patch``: drawing a patch from a stored case.
 - ``spatial``: rotation and scaling in one interpolation.
@@ -12,6 +13,7 @@
 
 from .augmentation import CleanOutsided, patch_transforms, training_augmentation
 from .components import KeepComponentsd
+from .dicom import SaveDicomSegd
 from .ignore import ExcludeIgnoredd
 from .intensity import RandChannelGammad, RandChannelLowResolutiond, RandChannelSmoothd
 from .patch import RandPatchd
@@ -30,6 +32,7 @@ __all__ = [
     "RandPatchd",
     "RandRotateScaled",
     "RestoreClassesd",
+    "SaveDicomSegd",
     "SaveImageOnSourceGridd",
     "patch_transforms",
     "training_augmentation",

@@ -15,6 +15,7 @@ must see the orientations that it was trained on. For files of mixed orientation
 
 from __future__ import annotations
 
+import os
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -27,6 +28,7 @@ from monai.data import MetaTensor
 from monai.transforms import InvertibleTransform, MapTransform, SaveImaged
 from monai.utils import ImageMetaKey, MetaKeys, PostFix, TraceKeys
 
+from ..data.dicom import DicomSeries
 from ..data.io import image_paths, read_image, read_label, strip_ending, to_labels, write_segmentation
 from ..preprocessing.case import check_settings, preprocess_case
 from ..preprocessing.geometry import (
@@ -49,6 +51,7 @@ __all__ = [
 
 CASE_ID = "case_id"  # in the metadata of the image: the case id, which names the segmentation file
 RESTORED = "is_class_map"  # in the metadata of a class map that is on the grid of the file already
+DICOM = "dicom_series"  # in the metadata of the image: its DICOM series as JSON
 NONZERO = "nonzero"  # in the metadata of the image: its nonzero region, holes filled, (X, Y, Z)
 
 
@@ -61,7 +64,8 @@ class Preprocessd(MapTransform, InvertibleTransform):
 
     An image is one of
 
-    - the path of a file, or a list of one path per channel, read by :py:func:`mednext_monai.data.io.read_image`;
+    - the path of a file, a list of one path per channel, or a :py:class:`~mednext_monai.data.dicom.DicomSeries`, read
+      by :py:func:`mednext_monai.data.io.read_image`;
     - a ``MetaTensor`` in memory, whose affine gives its grid: ``(C, X, Y, Z)``, or ``(X, Y, Z)`` for one channel;
     - a NumPy array of these shapes whose affine, ``(4, 4)`` from voxel index to mm, is under ``<key>_meta_dict``, as
       ``{"affine": ...}``.
@@ -306,7 +310,8 @@ def _volume(data: Mapping[Hashable, Any], key: Hashable) -> tuple[np.ndarray, np
         isinstance(value, Sequence) and all(isinstance(item, (str, PathLike)) for item in value)
     ):
         array, affine = read_image(value)
-        return array, affine, {ImageMetaKey.FILENAME_OR_OBJ: str(image_paths(value)[0])}
+        meta = {ImageMetaKey.FILENAME_OR_OBJ: os.fspath(image_paths(value)[0])}
+        return array, affine, {**meta, DICOM: value.to_json()} if isinstance(value, DicomSeries) else meta
     given = data.get(PostFix.meta(str(key)), {})
     meta = dict(value.meta) if isinstance(value, MetaTensor) else dict(given)
     affine = meta.pop(MetaKeys.AFFINE, None)

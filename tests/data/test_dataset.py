@@ -396,14 +396,16 @@ def dicom(path: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", ["slice.dcm", "IM0001", "1.2.840.113619"])
-def test_dicom_is_refused_as_a_file_in_a_folder_and_below_it(tmp_path, name):
-    file = dicom(tmp_path / "study" / "series" / name)
-    for given in (file, file.parent, file.parent.parent):
+def test_dicom_is_refused_in_a_data_set(tmp_path, name):
+    for place in ("imagesTs", "imagesTs/study/series"):
+        file = dicom(tmp_path / place / name)
         with pytest.raises(ValueError, match=f"{name} is a DICOM file; .*NIfTI file first, for example with dcm2niix"):
-            inference_cases("nowhere", given)
-    save(file.parent / "a.nii.gz", make_case(0)[0][..., 0])
+            inference_cases(tmp_path)
+        file.unlink()
+    dicom(tmp_path / "imagesTs" / name)
+    save(tmp_path / "imagesTs" / "a.nii.gz", make_case(0)[0][..., 0])
     with pytest.raises(ValueError, match="is a DICOM file"):
-        inference_cases("nowhere", file.parent)
+        inference_cases(tmp_path)
 
 
 def test_dicom_is_refused_as_the_image_of_a_training_case(tmp_path):
