@@ -23,8 +23,9 @@ from scipy import ndimage
 from ..data.checks import check_outputs
 from ..data.io import read_label, write_segmentation
 from ..files import write_atomically
+from ..parallel import map_cases
 from ..preprocessing.geometry import spacing_of
-from .cases import Pair, files_by_case, map_cases, pair_cases, read_pair
+from .cases import Pair, files_by_case, pair_cases, read_pair
 from .labels import Labels
 from .output import package_versions
 
