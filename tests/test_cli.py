@@ -105,7 +105,10 @@ def test_module_runs_as_a_program():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nonsense"], "there is no command 'nonsense'; the commands are demo, plan, train, evaluate, predict, bundle"),
+        (
+            ["nonsense"],
+            "there is no command 'nonsense'; the commands are demo, plan, preprocess, train, evaluate, predict, bundle",
+        ),
         (["bundle", "nonsense"], "there is no command 'nonsense'; the commands are list, copy, new, build, zip"),
         (["bundle", "copy"], "required argument: name"),
         (["bundle", "copy", "mednext_s_k3", "there", "too much"], "too much"),

@@ -63,8 +63,8 @@ WORKFLOWS = {
     "preprocess": Workflow(
         "Preprocess a whole data set before its training, on one or several computers",
         "Checks, preprocesses and stores all cases, whatever fold they are in, in cache/ of the bundle or in "
-        "--cache_dir. A training with the same plan and folder finds them and begins at once. Stored cases are skipped, "
-        "so that the same command completes a run that was interrupted. Ends with exit status 1 and the list "
+        "--cache_dir. A training with the same plan and folder finds them and begins at once. Stored cases are "
+        "skipped, so that the same command completes a run that was interrupted. Ends with exit status 1 and the list "
         "of the cases that are invalid; the others are stored. With --part 0 --parts 4, ..., --part 3 --parts 4, four "
         "computers that share a file system do a quarter each.",
         "preprocessing",
