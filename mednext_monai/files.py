@@ -5,14 +5,16 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 
-__all__ = ["atomic_path", "write_atomically"]
+__all__ = ["atomic_path", "naming_a_full_disk", "write_atomically"]
 
 FULL = 2**16  # bytes free at most on a disk that is full; libraries report this by errors of their own
+NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 
 
 @contextmanager
@@ -21,7 +23,8 @@ def atomic_path(target: str | PathLike[str], previous: str | PathLike[str] | Non
     Yield a temporary path in the folder of ``target``, and rename it to ``target`` if the block succeeds.
 
     At any time, ``target`` is either the complete old file or the complete new one. If the block raises, the temporary
-    file is removed and the old file is kept. Missing folders are created. The temporary name has the same suffixes.
+    file is removed and the old file is kept. Missing folders are created. The temporary name has the same suffixes and
+    is of this call only, so that several computers can write the same file in a shared folder; the last one stays.
 
     Args:
         target: the file to write.
@@ -36,23 +39,44 @@ def atomic_path(target: str | PathLike[str], previous: str | PathLike[str] | Non
     if target.exists() and not target.is_file():
         raise FileExistsError(f"{target} exists and is not a regular file; it is not replaced.")
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{os.getpid()}.{target.name}")
+    temporary = target.with_name(f".{uuid.uuid4().hex[:12]}.{target.name}")
     try:
-        yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        if previous is not None and target.exists():
-            os.replace(target, previous)
-        os.replace(temporary, target)
-    except Exception as error:
-        free = shutil.disk_usage(target.parent).free
-        if getattr(error, "errno", None) == errno.ENOSPC or free < FULL:
-            written = temporary.stat().st_size if temporary.exists() else 0
-            message = f"the disk is full: {written} bytes are written, more are needed, {free} are free"
-            raise OSError(errno.ENOSPC, message, str(target)) from error
-        raise
+        with naming_a_full_disk(target, temporary):
+            yield temporary
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
+            if previous is not None and target.exists():
+                os.replace(target, previous)
+            os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming_a_full_disk(target: str | PathLike[str], temporary: Path) -> Iterator[None]:
+    """
+    If the block raises because the disk is full, whatever error it raises, raise one that names the file instead.
+
+    Args:
+        target: the file or folder that is written.
+        temporary: the file or folder in which it is written.
+
+    Raises:
+        OSError: if the disk is full, or a quota is reached, with ``target`` and what is written and free.
+    """
+    try:
+        yield
+    except Exception as error:
+        free = shutil.disk_usage(temporary.parent).free
+        if getattr(error, "errno", None) in NO_SPACE or free < FULL:
+            message = f"the disk is full: {_size(temporary)} bytes are written, more are needed, {free} are free"
+            raise OSError(errno.ENOSPC, message, str(target)) from error
+        raise
+
+
+def _size(path: Path) -> int:
+    files = path.iterdir() if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.exists())
 
 
 def write_atomically(target: str | PathLike[str], content: bytes) -> None:

@@ -107,7 +107,7 @@ def test_module_runs_as_a_program():
     [
         (
             ["nonsense"],
-            "'nonsense'; the commands are demo, plan, train, evaluate, predict, cross-validate, bundle",
+            "'nonsense'; the commands are demo, plan, preprocess, train, evaluate, predict, cross-validate, bundle",
         ),
         (["bundle", "nonsense"], "there is no command 'nonsense'; the commands are list, copy, new, build, zip"),
         (["bundle", "copy"], "required argument: name"),

@@ -77,6 +77,7 @@ def render(variant: str, kernel_size: int, source_dir: Path) -> dict[str, bytes]
     configs = {
         "metadata": load("metadata.yaml"),
         "train": load("common.yaml", "train.yaml"),
+        "preprocess": load("preprocess.yaml"),
         "evaluate": load("evaluate.yaml"),
         "inference": load("common.yaml", "inference.yaml"),
         "multi_gpu_train": load("multi_gpu_train.yaml"),

@@ -1,4 +1,4 @@
-"""``mednext train``, ``evaluate`` and ``predict``: a bundle's workflows with checked options.
+"""``mednext preprocess``, ``train``, ``evaluate`` and ``predict``: a bundle's workflows with checked options.
 
 ``cross_validation`` runs the first two for several folds.
 
@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 from ..errors import ERROR_FILE, TRACEBACK
 from ..options import literal
-from .library import names
+from .library import names, path
 from .task_bundle import refuse_code
 
 __all__ = ["ENVIRONMENT", "WORKFLOWS", "Misuse", "Workflow", "bundle_command", "help_text", "run_workflow"]
@@ -59,9 +59,27 @@ class Workflow(NamedTuple):
     multi_gpu: bool = False
     own: tuple[tuple[str, str], ...] = ()  # options that are not in the configs, and what they do
     hidden: tuple[str, ...] = ()  # options of the configs that the command sets itself
+    options: tuple[str, ...] = ()  # those that concern it, if not all of the sources
+    needed_without_bundle: str = ""  # an option, with which any of the bundles serves
 
 
 WORKFLOWS = {
+    "preprocess": Workflow(
+        "Preprocess a whole data set before its training, on one or several computers",
+        "Checks, preprocesses and stores all cases, whatever fold they are in, in cache/ of the bundle or in "
+        "--cache_dir. A training with the same plan and folder finds them and begins at once. Stored cases are "
+        "skipped, so that the same command completes a run that was interrupted. Ends with exit status 1 and the list "
+        "of the cases that are invalid; the others are stored. With --part 0 --parts 4, ..., --part 3 --parts 4, four "
+        "computers that share a file system do a quarter each.",
+        "preprocessing",
+        ("train", "preprocess"),
+        ("preprocess", "common", "train"),
+        options=(
+            *("dataset_dir", "cache_dir", "part", "parts", "processes", "in_channels", "out_channels"),
+            *("spacing", "orientation", "normalization", "intensity", "ignore_label", "progress_bar"),
+        ),
+        needed_without_bundle="cache_dir",
+    ),
     "train": Workflow(
         "Train a bundle",
         "Checks all files of the data set, preprocesses the cases of the fold, trains, and validates. Writes "
@@ -178,6 +196,8 @@ def _parse(workflow: Workflow, arguments: Sequence[str]) -> _Typed:
     from .options import OPTIONS, check_option
 
     positional, given = _split(arguments)
+    if not positional and workflow.needed_without_bundle in dict(given):
+        positional = [str(path(names()[0]))]
     bundle = _bundle(positional, workflow)
     wanted = [name for name, _ in workflow.arguments]
     if len(positional) != len(wanted) + 1:
@@ -221,7 +241,8 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], list[tuple[str, list[st
 def _bundle(positional: Sequence[str], workflow: Workflow) -> Path:
     arguments = "".join(f" {name}" for name, _ in workflow.arguments)
     if not positional:
-        raise Misuse(f"expected BUNDLE{arguments} before the options: the folder of a bundle.")
+        other = workflow.needed_without_bundle and f" Without one, --{workflow.needed_without_bundle} is needed."
+        raise Misuse(f"expected BUNDLE{arguments} before the options: the folder of a bundle.{other}")
     bundle = Path(positional[0])
     if not (bundle / "configs" / f"{workflow.configs[0]}.json").is_file():
         hint = f"; copy it first: mednext bundle copy {bundle}" if str(bundle) in names() else ""
@@ -354,19 +375,23 @@ def help_text(name: str, arguments: Sequence[str] = ()) -> str:
     Return the help of a command, with the defaults of the bundle that the arguments name, else of the generic ones.
 
     Args:
-        name: train, evaluate, predict or cross-validate.
+        name: a key of ``WORKFLOWS``.
         arguments: what was typed beside ``--help``.
     """
-    from .library import path
     from .options import describe_options
 
     workflow = WORKFLOWS[name]
     positional, _ = _split([argument for argument in arguments if argument not in ("--help", "-h")])
     is_bundle = bool(positional) and Path(positional[0], "configs", f"{workflow.configs[0]}.json").is_file()
     defaults = _keys(Path(positional[0]) if is_bundle else path(names()[0]), workflow)
-    described = {item.name: item for item in describe_options(*workflow.sources) if item.name in defaults}
+    described = {
+        item.name: item
+        for item in describe_options(*workflow.sources)
+        if item.name in defaults and (not workflow.options or item.name in workflow.options)
+    }
     positionals = "".join(f" {argument}" for argument, _ in workflow.arguments)
-    lines = [f"usage: mednext {name} BUNDLE{positionals} [--OPTION VALUE ...]", ""]
+    bundle = f"[BUNDLE | --{workflow.needed_without_bundle} FOLDER]" if workflow.needed_without_bundle else "BUNDLE"
+    lines = [f"usage: mednext {name} {bundle}{positionals} [--OPTION VALUE ...]", ""]
     lines += textwrap.wrap(f"{workflow.summary}. {workflow.description}", WIDTH)
     lines += ["", "  BUNDLE", "      folder of a bundle, made by `mednext bundle copy` or `mednext bundle new`"]
     for argument, option in workflow.arguments:
@@ -401,8 +426,8 @@ def _option_lines(name: str, default: str, comment: str) -> list[str]:
 def _shown(default: Any) -> str:
     """Write a default of a config as a user would type it; of an expression only what is a path in the bundle."""
     if isinstance(default, str) and default.startswith("$"):
-        path = re.match(r"\$@bundle_root \+ '(/\w+)'", default)
-        return f"BUNDLE{path[1]}" if path else ""
+        found = re.match(r"\$@bundle_root \+ '(/\w+)'", default)
+        return f"BUNDLE{found[1]}" if found else ""
     if isinstance(default, (bool, type(None))):
         return {True: "true", False: "false", None: "null"}[default]
     return " ".join(map(str, default)) if isinstance(default, list) else str(default)

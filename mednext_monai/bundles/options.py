@@ -174,6 +174,9 @@ OPTIONS: dict[str, Option] = {
         )
     ),
     "ignore_label": _or_null(_integer(1)),
+    "part": _integer(0),
+    "parts": _integer(1),
+    "processes": _or_null(_integer(1)),
     "dummy_2d": SWITCH,
     "batch_size": _integer(1),
     "iterations_per_epoch": _integer(1),

@@ -8,6 +8,7 @@
 - ``segments``, ``dicom_seg``: what the classes are, and segmentations as DICOM-SEG.
 - ``checks``: the only place that decides whether a file is valid.
 - ``store``: preprocesses every case once and stores it as memory-mapped arrays.
+- ``prepare``: does so for a whole data set, or for a part of it, before a training.
 - ``patches``: which case fills which slot of a batch; not imported here, since it needs torch and MONAI.
 
 Importing this package imports neither torch nor MONAI, so that worker processes start quickly.
@@ -26,9 +27,11 @@ from .dataset import (
 )
 from .folds import make_folds, read_groups, read_splits, select_fold
 from .io import read_image, read_label, write_segmentation
-from .store import preprocess_dataset, preprocessed_cases
+from .prepare import prepare_cases
+from .store import CasesError, preprocess_dataset, preprocessed_cases
 
 __all__ = [
+    "CasesError",
     "Dataset",
     "DatasetError",
     "cases_digest",
@@ -40,6 +43,7 @@ __all__ = [
     "fold_count",
     "inference_cases",
     "make_folds",
+    "prepare_cases",
     "preprocess_dataset",
     "preprocessed_cases",
     "read_dataset",

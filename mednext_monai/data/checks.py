@@ -39,6 +39,8 @@ __all__ = [
     "check_dicom_seg",
     "check_folders",
     "check_outputs",
+    "check_stored",
+    "checked_arrays",
 ]
 
 File = str | PathLike
@@ -183,6 +185,38 @@ def check_case(case: Mapping, expected: Expected) -> tuple[CaseCheck, Volume | N
     arrays = [np.ascontiguousarray(read[path][0], dtype=np.float32) for path in images]
     image = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
     return check, Volume(image, label, read[images[0]][1])
+
+
+def checked_arrays(case: Mapping, expected: Expected) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
+    """
+    Read a case, check it with :py:func:`check_case`, log its warnings, and return image, label and affine.
+
+    Raises:
+        ValueError: if there are problems.
+    """
+    check, volume = check_case(case, expected)
+    for note in check.warnings:
+        logger.warning(note)
+    if volume is None:
+        raise ValueError(" ".join(check.problems))
+    return volume.image, volume.label, volume.affine
+
+
+def check_stored(case: Mapping, expected: Expected, settings: Mapping, cache_dir: str) -> list[str]:
+    """
+    Return the problems of a case that was stored before, from its recorded channels and labels.
+
+    Args:
+        case: as for :py:func:`check_case`.
+        expected: what the case must contain.
+        settings: preprocessing settings of the stored cases.
+        cache_dir: folder of the stored cases.
+
+    Returns:
+        one line for each problem; none if the case is not stored, or if its files have changed.
+    """
+    stored = stored_content(case, settings, cache_dir)
+    return [] if stored is None else _check_stored(case, *stored, expected).problems
 
 
 def check_across_cases(

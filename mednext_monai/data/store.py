@@ -22,36 +22,45 @@ same size and modification time is read again.
 A stored case is never modified. It is written to a temporary folder, which is renamed once it contains the marker, so a
 folder ``<content>`` is always complete, even if the process is killed. New content gets a new folder, and a run that
 uses the old one keeps it. Nothing is removed automatically: delete the cache directory, or a part of it, when no run
-uses it. Runs that preprocess into one folder wait for each other.
+uses it.
+
+Any number of runs, on one or several computers that share a file system, may preprocess into one folder at once. What
+is stored does not depend on a lock: a run finds out what exists by looking for complete folders, and of two that store
+the same case the first to rename its folder wins, since a folder cannot be renamed to one that has files. Advisory
+locks (``flock``, which Linux passes on to the server of an NFS) only save work. A run holds the lock of each case while
+it stores it, ``.locks/<content>``; others take the next cases and return to this one at the end. All runs share the
+lock ``.lock`` of the folder; one that finds itself alone removes what killed runs left on its computer, and anyone what
+has not changed for a day. The system releases the locks of a process that ends, even if it is killed. Where a file
+system has no locks, a case may be computed twice.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import functools
 import hashlib
 import json
 import logging
 import math
-import multiprocessing
 import os
 import re
 import shutil
-import threading
+import socket
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
-from multiprocessing.connection import wait
 from os import PathLike
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from ..files import write_atomically
-from ..preprocessing.case import check_settings, preprocess_case
+from ..files import naming_a_full_disk, write_atomically
+from ..parallel import map_cases
+from ..preprocessing.case import PreprocessedCase, check_settings, preprocess_case
 from ..preprocessing.foreground import foreground_locations
 from ..preprocessing.geometry import reorient, spacing_of
 from ..preprocessing.resampling import resampled_shape
@@ -59,11 +68,12 @@ from .io import check_grid, image_paths, read_grid, read_image, read_label
 
 try:
     import fcntl
-except ImportError:  # Windows: no locking, so do not start two runs on one cache directory at the same time
+except ImportError:  # Windows: no locks
     fcntl = None  # type: ignore[assignment]
 
 __all__ = [
     "FORMAT_VERSION",
+    "CasesError",
     "preprocess_dataset",
     "preprocessed_cases",
     "settings_folder",
@@ -73,14 +83,38 @@ __all__ = [
 FORMAT_VERSION = 2  # increase it if results or format change: all cases are then preprocessed again
 MARKER = "case.json"
 TEMPORARY = ".tmp-"
+LOCKS = ".locks"
+NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}  # a file system without locks
+LEFT_BEHIND = 24 * 3600  # seconds without a change, after which a temporary folder belongs to no run
 META_IMAGE = re.compile(rb"^\s*ElementDataFile\s*=\s*(.+?)\s*$", re.IGNORECASE | re.MULTILINE)
 NRRD = re.compile(rb"^data ?file:\s*(.+?)\s*$", re.IGNORECASE | re.MULTILINE)
 DATA_FILES = {".mhd": META_IMAGE, ".mha": META_IMAGE, ".nrrd": NRRD}  # the entry that names the file of the voxels
 NUMBERED = re.compile(r"(.*)%(\d*)d(.*?)\s+(-?\d+)\s+(-?\d+)\s+(-?\d+)(?:\s+\d+)?")  # slice%03d.raw 1 20 1
 HEADER_SIZE = 2**16  # bytes in which this entry is searched
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 logger = logging.getLogger(__name__)
+
+
+class CasesError(ValueError):
+    """
+    Error for cases that cannot be preprocessed; the message lists all of them.
+
+    Args:
+        failures: a message for each of these cases, by case id.
+        total: number of all cases.
+    """
+
+    def __init__(self, failures: Mapping[str, str], total: int) -> None:
+        self.failures, self.total = dict(failures), total
+        listed = "\n".join(f"  {case_id}: {message}" for case_id, message in sorted(self.failures.items()))
+        rest = f"; the other {total - len(self.failures)} are stored" if len(self.failures) < total else ""
+        super().__init__(f"{len(self.failures)} of {total} cases cannot be preprocessed{rest}:\n{listed}")
+
+    def __reduce__(self) -> tuple:
+        return type(self), (self.failures, self.total)
+
+
+Read = Callable[[Mapping], tuple[np.ndarray, np.ndarray | None, np.ndarray]]
 
 
 def preprocess_dataset(
@@ -89,12 +123,15 @@ def preprocess_dataset(
     cache_dir: str | Path,
     num_workers: int | None = None,
     progress: bool = True,
+    read: Read | None = None,
+    begin: float = 0.0,
 ) -> list[dict]:
     """
     Preprocess every case that is not stored yet, in parallel processes, and return their paths.
 
     Worker processes are spawned, so a script that calls this at its top level needs ``if __name__ == "__main__":``.
-    Each process needs memory for a few copies of a case.
+    Each process needs memory for a few copies of a case. If one is killed, its case is repeated, see
+    :py:func:`~mednext_monai.parallel.map_cases`.
 
     Args:
         cases: dictionaries with ``id`` (a string that is valid as a folder name), ``image`` (a file, or a list of one
@@ -103,13 +140,18 @@ def preprocess_dataset(
         cache_dir: folder for the stored cases; created if needed.
         num_workers: number of processes; 0 uses the current one. Defaults to ``None``: one per CPU core, at most 8.
         progress: whether to show a progress bar and the required disk space. Defaults to ``True``.
+        read: a function that returns image ``(C, X, Y, Z)``, label ``(X, Y, Z)`` or ``None``, and affine of a case, or
+            raises a ``ValueError``. Defaults to ``None``: the files are read, and checked only as far as needed.
+        begin: where in the list to begin, from 0 to 1, so that several runs that share the work do not meet at once.
+            Defaults to 0.0.
 
     Returns:
         for each case, in the given order, a dictionary of strings: ``id``, and the paths ``image``, ``label``,
         ``foreground`` and ``info`` (see the layout; ``label`` and ``foreground`` are ``None`` for an unlabeled case).
 
     Raises:
-        ValueError: if cases are invalid. The message lists all of them; the other cases are still stored.
+        ValueError: if the list or the settings are invalid.
+        CasesError: if cases are invalid. The other cases are still stored.
         OSError: if there is not enough disk space.
     """
     _check_cases(cases)
@@ -117,22 +159,20 @@ def preprocess_dataset(
     folder = Path(cache_dir) / settings_folder(settings)
     folder.mkdir(parents=True, exist_ok=True)
     workers = min(os.cpu_count() or 1, 8) if num_workers is None else num_workers
-    with _locked(folder, progress):
+    with _shared(folder):
         if not (folder / "plan.json").exists():
             _write_json(folder / "plan.json", {"format_version": FORMAT_VERSION, **settings})
-        for leftover in folder.glob(f"{TEMPORARY}*"):  # left by killed runs; the lock excludes others
-            shutil.rmtree(leftover, ignore_errors=True)
         stored = _find(cases, folder, workers, progress)
         pending = [case for case in cases if case["id"] not in stored]
         _announce_space(pending, settings, folder, progress)
-        results = _run(pending, settings, folder, min(workers, len(pending)), progress)
-        failures = {case_id: result for case_id, result in results.items() if isinstance(result, str)}
-        stored.update({case_id: result for case_id, result in results.items() if isinstance(result, Path)})
+        first = round(begin * len(pending))
+        prepare = functools.partial(_prepare, settings=settings, folder=folder, read=read or _read)
+        found, failures = _run(prepare, [*pending[first:], *pending[:first]], workers, progress)
+        stored.update(found)
         if pending:
             _announce_unused(stored, folder, progress)
     if failures:
-        listed = "\n".join(f"  {case_id}: {message}" for case_id, message in sorted(failures.items()))
-        raise ValueError(f"{len(failures)} of {len(cases)} cases cannot be preprocessed:\n{listed}")
+        raise CasesError(failures, len(cases))
     return [_stored(case, stored[case["id"]]) for case in cases]
 
 
@@ -143,13 +183,16 @@ def preprocessed_cases(
     cache_dir: str,
     num_workers: int = 0,
     progress: bool = False,
-    is_main_process: bool = True,
+    rank: int = 0,
+    local_rank: int = 0,
+    world_size: int = 1,
 ) -> dict[str, list[dict]]:
     """
     Preprocess the training and validation cases of a fold that are not stored yet, and return the paths of all.
 
-    In a distributed run, call this in all processes: the main process does the work, and the others wait for it
-    without a timeout.
+    In a distributed run, call this in all processes: when all have called it, the first process of each computer does
+    the work, and the others wait without a timeout. On a shared file system the computers share the work; a cache
+    directory of its own on each computer is filled there.
 
     Args:
         training: cases as :py:func:`~mednext_monai.data.training_cases` returns them.
@@ -157,8 +200,10 @@ def preprocessed_cases(
         settings: see :py:func:`~mednext_monai.preprocessing.case.check_settings`.
         cache_dir: folder for the stored cases; created if needed.
         num_workers: number of processes; 0 uses the current one. Defaults to 0.
-        progress: whether to show a progress bar. Defaults to ``False``.
-        is_main_process: whether this process does the work. Defaults to ``True``.
+        progress: whether to show a progress bar, in the process of rank 0. Defaults to ``False``.
+        rank: number of this process among all processes of the run. Defaults to 0.
+        local_rank: number of this process among those of this computer. Defaults to 0.
+        world_size: number of all processes of the run. Defaults to 1.
 
     Returns:
         ``{"training": [...], "validation": [...]}``, each case as :py:func:`preprocess_dataset` returns it.
@@ -168,14 +213,19 @@ def preprocessed_cases(
         OSError: if there is not enough disk space.
     """
     cases = list({case["id"]: case for case in (*training, *validation)}.values())
-    if not is_main_process:
-        _wait_for_all()
+    _wait_for_all()  # the main process may still be checking the files
     started = time.monotonic()
-    stored = {case["id"]: case for case in preprocess_dataset(cases, settings, cache_dir, num_workers, progress)}
-    if is_main_process:
+    if local_rank == 0:
+        paths = preprocess_dataset(
+            cases, settings, cache_dir, num_workers, progress and rank == 0, begin=rank / world_size
+        )
+    _wait_for_all()
+    if local_rank != 0:
+        paths = preprocess_dataset(cases, settings, cache_dir, 0, False)
+    stored = {case["id"]: case for case in paths}
+    if rank == 0:
         seconds = time.monotonic() - started
         logger.info(f"{len(cases)} cases are preprocessed in {cache_dir}/{settings_folder(settings)} ({seconds:.1f} s)")
-        _wait_for_all()
     sides = {"training": training, "validation": validation}
     return {side: [stored[case["id"]] for case in members] for side, members in sides.items()}
 
@@ -231,7 +281,6 @@ def _check_cases(cases: Sequence[Mapping]) -> None:
         elif name in seen:
             problems.append(f"case {number}: id {name!r} occurs twice.")
         seen.add(name)
-        problems += [f"{name}: {path} is not a file." for path in _sources(case) if not Path(path).is_file()]
         if not case.get("image"):
             problems.append(f"{name}: has no image.")
     if problems:
@@ -266,16 +315,50 @@ def _with_data(path: str | PathLike) -> list[Path]:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path, progress: bool) -> Iterator[None]:
-    """Hold the lock of a folder; the system releases it when the process ends, even if it is killed."""
-    with open(folder / ".lock", "w") as file:
-        if fcntl is not None:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                _say(f"another process is preprocessing into {folder}: waiting for it.", progress)
-                fcntl.flock(file, fcntl.LOCK_EX)
+def _shared(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder together with other runs; if there are none, first remove what killed runs left."""
+    with open(folder / ".lock", "a+") as file:
+        is_alone = _lock(file.fileno(), wait=False) is True
+        _remove_leftovers(folder, is_alone)
+        _lock(file.fileno(), is_shared=True)  # waits at most while another run removes leftovers
         yield
+
+
+def _remove_leftovers(folder: Path, is_alone: bool) -> None:
+    """Remove temporary folders that belong to no run; a lock may be unknown to other computers."""
+    for leftover in folder.glob(f"{TEMPORARY}*"):
+        with contextlib.suppress(OSError):  # it may be renamed or removed meanwhile
+            changed = max(path.stat().st_mtime for path in (leftover, *leftover.iterdir()))
+            is_old = time.time() - changed > LEFT_BEHIND
+            if is_old or (is_alone and leftover.name.startswith(_temporary_prefix())):
+                shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _temporary_prefix() -> str:
+    return f"{TEMPORARY}{hashlib.blake2b(socket.gethostname().encode(), digest_size=4).hexdigest()}-"
+
+
+@contextlib.contextmanager
+def _only_here(folder: Path, content: str, wait: bool) -> Iterator[bool]:
+    """Hold the lock of a case; yield whether this process may store it: false only if another one is about to."""
+    (folder / LOCKS).mkdir(exist_ok=True)
+    with open(folder / LOCKS / content, "a+") as file:
+        yield _lock(file.fileno(), wait=wait) is not False
+
+
+def _lock(file: int, is_shared: bool = False, wait: bool = True) -> bool | None:
+    """Lock an open file until it is closed; return whether it is locked, ``None`` if the system has no such locks."""
+    if fcntl is None:
+        return None
+    try:
+        fcntl.flock(file, (fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno in NO_LOCKS:
+            return None
+        raise
+    return True
 
 
 def _announce_space(pending: Sequence[Mapping], settings: Mapping, folder: Path, progress: bool) -> None:
@@ -327,65 +410,21 @@ def _say(message: str, progress: bool) -> None:
 
 
 def _run(
-    pending: Sequence[Mapping], settings: Mapping, folder: Path, workers: int, progress: bool
-) -> dict[str, Path | str]:
+    prepare: Callable[..., Path | None], pending: Sequence[Mapping], workers: int, progress: bool
+) -> tuple[dict[str, Path], dict[str, str]]:
     """Preprocess the cases; return the folder of each, or an error message if it failed."""
-    results: dict[str, Path | str] = {}
-    with tqdm(total=len(pending), desc="preprocess", unit="case", disable=not (progress and pending)) as bar:
-        if workers <= 1:
-            for case in pending:
-                results[case["id"]] = _prepare(case, settings, folder)
-                bar.update()
-            return results
-        with (
-            _single_threaded_children(),
-            ProcessPoolExecutor(
-                workers, mp_context=multiprocessing.get_context("spawn"), initializer=_end_with_parent
-            ) as pool,
-        ):
-            futures = {pool.submit(_prepare, dict(case), settings, folder): case["id"] for case in pending}
-            try:
-                for future in as_completed(futures):
-                    results[futures[future]] = future.result()
-                    bar.update()
-            except BrokenProcessPool as error:
-                raise RuntimeError(
-                    "a preprocessing process was killed, probably because memory ran out; use a smaller num_workers. "
-                    "Stored cases are kept, and the next run continues from there."
-                ) from error
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-    return results
+    results, failures = map_cases(prepare, _by_id(pending), max(1, workers), "preprocess", progress, spawn=True)
+    busy = [case for case in pending if results.get(case["id"], case) is None]
+    if busy:
+        _say(f"other runs are preprocessing {len(busy)} of the cases: waiting for them.", progress)
+        prepare = functools.partial(prepare, wait=True)
+        others, failed = map_cases(prepare, _by_id(busy), max(1, workers), "waiting", progress, spawn=True)
+        results, failures = {**results, **others}, {**failures, **failed}
+    return {case_id: place for case_id, place in results.items() if place is not None}, failures
 
 
-@contextlib.contextmanager
-def _single_threaded_children() -> Iterator[None]:
-    """Limit NumPy to one thread in processes that are started in this context: the processes use all cores."""
-    before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
-    os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-
-def _end_with_parent() -> None:
-    """End this worker when its parent process ends; otherwise the workers of a pool would wait forever."""
-    parent = multiprocessing.parent_process()
-    if parent is None:  # not in a worker
-        return
-    sentinel = parent.sentinel
-
-    def watch() -> None:
-        wait([sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+def _by_id(cases: Sequence[Mapping]) -> dict[str, dict]:
+    return {case["id"]: dict(case) for case in cases}
 
 
 def _find(cases: Sequence[Mapping], folder: Path, workers: int, progress: bool) -> dict[str, Path]:
@@ -424,66 +463,94 @@ def _recognized(case: Mapping, folder: Path) -> Path | None:
     return place
 
 
-def _prepare(case: Mapping, settings: Mapping, folder: Path) -> Path | str:
-    """Preprocess and store a case unless it is stored; return its folder, or an error message."""
-    try:
-        state = _state(case)
-        content, sources = _content(case)
-        place = folder / case["id"] / content
-        if not _is_complete(place):
-            _store(case, settings, place, state, sources)
-        _remember(case, state, place)
-    except (ValueError, OSError, MemoryError) as error:
-        return str(error) or type(error).__name__
+def _prepare(case: Mapping, settings: Mapping, folder: Path, read: Read, wait: bool = False) -> Path | None:
+    """
+    Preprocess and store a case unless it is stored, and return its folder.
+
+    Args:
+        wait: if another process is storing the case, wait for it. Defaults to ``False``: return ``None``.
+    """
+    for path in _sources(case):
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"{path} is not a file.")
+    state = _state(case)
+    content, sources = _content(case)
+    place = folder / case["id"] / content
+    if not _is_complete(place):
+        with _only_here(folder, content, wait) as is_free:
+            if not is_free:
+                return None
+            if not _is_complete(place):
+                _store(case, settings, place, state, sources, read)
+    _remember(case, state, place)
     return place
 
 
-def _store(case: Mapping, settings: Mapping, place: Path, state: str, sources: Sequence[Mapping]) -> None:
+def _read(case: Mapping) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
+    """Return image, label or ``None``, and affine of a case."""
     image, affine = read_image(case["image"])
     label = None
     if case.get("label"):
         label, label_affine = read_label(case["label"])
         check_grid(case["label"], label.shape, label_affine, image_paths(case.get("image"))[0], image.shape[1:], affine)
+    return image, label, affine
+
+
+def _store(
+    case: Mapping, settings: Mapping, place: Path, state: str, sources: Sequence[Mapping], read: Read = _read
+) -> None:
+    image, label, affine = read(case)
     try:
         result = preprocess_case(image, label, affine, settings)
     except ValueError as error:
         raise ValueError(f"{image_paths(case.get('image'))[0]}: {error}") from error
     del image
-    temporary = place.parents[1] / f"{TEMPORARY}{uuid.uuid4().hex}"
+    temporary = place.parents[1] / f"{_temporary_prefix()}{uuid.uuid4().hex}"
     temporary.mkdir()
     try:
-        np.save(temporary / "image.npy", result.image)
-        classes = {}
-        if label is not None:
-            np.save(temporary / "label.npy", result.label[None])
-            locations = foreground_locations(result.label, settings.get("ignore_label"))
-            arrays = {str(key): value for key, value in locations.items()}
-            np.savez(temporary / "foreground.npz", **arrays)  # type: ignore[arg-type]  # taken for allow_pickle
-            values, counts = np.unique(result.label, return_counts=True)
-            classes = {str(value): int(count) for value, count in zip(values.tolist(), counts)}
-        files = {}
-        for path in temporary.iterdir():
-            _flush(path)
-            files[path.name] = path.stat().st_size
-        marker = {
-            "id": case["id"],
-            "voxels_per_label": classes,
-            "geometry": result.geometry.to_dict(),
-            "files": files,
-            "sources": sources,
-        }
-        _write_json(temporary / MARKER, marker)
-        _check_unchanged(case, state)
-        place.parent.mkdir(exist_ok=True)
-        _rename_folder(temporary, place)
+        with naming_a_full_disk(place, temporary):
+            classes = _write_arrays(result, label is not None, settings.get("ignore_label"), temporary)
+            files = {}
+            for path in temporary.iterdir():
+                _flush(path)
+                files[path.name] = path.stat().st_size
+            marker = {
+                "id": case["id"],
+                "voxels_per_label": classes,
+                "geometry": result.geometry.to_dict(),
+                "files": files,
+                "sources": sources,
+            }
+            _write_json(temporary / MARKER, marker)
+            _check_unchanged(case, state)
+            place.parent.mkdir(exist_ok=True)
+            _rename_folder(temporary, place)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write_arrays(result: PreprocessedCase, is_labeled: bool, ignore_label: int | None, folder: Path) -> dict[str, int]:
+    """Write the arrays of a case; return the voxels per class."""
+    try:
+        np.save(folder / "image.npy", result.image)
+        if not is_labeled:
+            return {}
+        np.save(folder / "label.npy", result.label[None])
+        locations = foreground_locations(result.label, ignore_label)
+        arrays = {str(key): value for key, value in locations.items()}
+        np.savez(folder / "foreground.npz", **arrays)  # type: ignore[arg-type]  # taken for allow_pickle
+    except OSError as error:  # NumPy's own errors name no file
+        if error.filename is not None:
+            raise
+        raise OSError(error.errno or errno.EIO, f"cannot be written: {error}", str(folder)) from error
+    values, counts = np.unique(result.label, return_counts=True)
+    return {str(value): int(count) for value, count in zip(values.tolist(), counts)}
 
 
 def _rename_folder(source: Path, target: Path) -> None:
     """Rename a folder unless another process has stored the same meanwhile; a damaged target is replaced."""
     if target.exists() and not _is_complete(target):
-        aside = target.parents[1] / f"{TEMPORARY}{uuid.uuid4().hex}"
+        aside = target.parents[1] / f"{_temporary_prefix()}{uuid.uuid4().hex}"
         target.rename(aside)
         shutil.rmtree(aside, ignore_errors=True)
     try:

@@ -1,24 +1,18 @@
-"""Pairs of files in two folders, and work on many cases in several processes."""
+"""Pairs of files in two folders."""
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import sys
-from collections.abc import Callable, Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from ..data.io import ENDINGS, check_grid, file_ending, read_label, strip_ending
 from ..preprocessing.geometry import spacing_of
 
-__all__ = ["Pair", "files_by_case", "map_cases", "pair_cases", "read_pair"]
+__all__ = ["Pair", "files_by_case", "pair_cases", "read_pair"]
 
 
 class Pair(NamedTuple):
@@ -99,80 +93,3 @@ def read_pair(pair: Pair) -> tuple[np.ndarray, np.ndarray, tuple[float, ...]]:
     prediction, affine = read_label(pair.prediction)
     check_grid(pair.prediction, prediction.shape, affine, pair.reference, reference.shape, reference_affine)
     return prediction, reference, tuple(float(edge) for edge in spacing_of(reference_affine))
-
-
-def map_cases(
-    function: Callable[[Any], Any], cases: Mapping[str, Any], processes: int | None = None, description: str = "cases"
-) -> tuple[dict[str, Any], dict[str, str]]:
-    """
-    Call a function for every case; a case that fails does not stop the others.
-
-    If a process is killed, for example because memory ran out, the unfinished cases are repeated one at a time.
-
-    Args:
-        function: called with the argument of a case; a function of a module, or a ``functools.partial`` of one.
-        cases: its argument by case id.
-        processes: number of processes; 1 works in this process. Defaults to ``None``: one per available core.
-        description: text beside the progress bar. Defaults to ``"cases"``.
-
-    Returns:
-        the results by case id, in the order of ``cases``, and the messages of the cases that failed.
-
-    Raises:
-        ValueError: if ``processes`` is less than 1.
-    """
-    if processes is not None and processes < 1:
-        raise ValueError(f"processes must be at least 1, got {processes}.")
-    count = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, len(cases))
-    count = count if processes is None else min(processes, len(cases))
-    outcomes: dict[str, tuple[bool, Any]] = {}
-    with tqdm(total=len(cases), desc=description, disable=not sys.stderr.isatty()) as bar:
-        if count < 2:
-            for case, argument in cases.items():
-                outcomes[case] = _attempt(function, argument)
-                bar.update()
-        else:
-            _run_parallel(function, dict(cases), count, outcomes, bar)
-            for case in cases.keys() - outcomes.keys():  # a process was killed: find the case
-                _run_parallel(function, {case: cases[case]}, 1, outcomes, bar)
-    lost = (False, "the process that worked on this case was killed, probably because memory ran out.")
-    ordered = {case: outcomes.get(case, lost) for case in cases}
-    results = {case: value for case, (succeeded, value) in ordered.items() if succeeded}
-    return results, {case: value for case, (succeeded, value) in ordered.items() if not succeeded}
-
-
-def _attempt(function: Callable[[Any], Any], argument: Any) -> tuple[bool, Any]:
-    """Return whether the function succeeded, and its result or the message of its error."""
-    try:
-        return True, function(argument)
-    except (ValueError, OSError) as error:
-        return False, str(error)
-    except MemoryError:
-        return False, "not enough memory for this case."
-
-
-def _run_parallel(
-    function: Callable[[Any], Any], cases: dict[str, Any], processes: int, outcomes: dict, bar: tqdm
-) -> None:
-    # Fork if possible: torch is not imported again, and the caller's script needs no __main__ guard. As in torch's data
-    # loaders, a worker uses one thread, since those of OpenMP do not survive a fork.
-    method = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
-    context = multiprocessing.get_context(method)
-    with ProcessPoolExecutor(processes, mp_context=context, initializer=_use_one_thread) as pool:
-        futures = {pool.submit(_attempt, function, argument): case for case, argument in cases.items()}
-        try:
-            for future in as_completed(futures):
-                try:
-                    outcomes[futures[future]] = future.result()
-                except BrokenProcessPool:
-                    continue
-                bar.update()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-
-
-def _use_one_thread() -> None:
-    os.environ["OMP_NUM_THREADS"] = "1"
-    if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(1)

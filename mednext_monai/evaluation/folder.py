@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from os import PathLike
 from typing import Any
 
-from .cases import Pair, map_cases, pair_cases, read_pair
+from ..parallel import map_cases
+from .cases import Pair, pair_cases, read_pair
 from .labels import Labels
 from .metrics import ClassScores, empty_scores, score_case
 

@@ -24,8 +24,9 @@ from ..data.checks import check_outputs
 from ..data.io import read_label, write_segmentation
 from ..environment import package_versions
 from ..files import write_atomically
+from ..parallel import map_cases
 from ..preprocessing.geometry import spacing_of
-from .cases import Pair, files_by_case, map_cases, pair_cases, read_pair
+from .cases import Pair, files_by_case, pair_cases, read_pair
 from .labels import Labels
 
 __all__ = [

@@ -8,19 +8,17 @@ fold is held out), from every 10th foreground voxel inside the nonzero crop, in 
 
 from __future__ import annotations
 
-import multiprocessing
+import functools
 import os
-from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import nibabel as nib
 import numpy as np
-from tqdm import tqdm
 
 from ..data.checks import CaseCheck, Expected, Volume, check_across_cases, check_case, image_hash
 from ..data.dataset import Dataset, DatasetError
+from ..parallel import map_cases
 from ..preprocessing.geometry import spacing_of
 from ..preprocessing.nonzero import bounding_box, crop, nonzero_mask
 
@@ -88,62 +86,39 @@ def scan(
         the fingerprint of every case, in the order of ``dataset.cases``, and the warnings.
 
     Raises:
-        DatasetError: if a case is invalid. The message lists the problems of all cases.
+        DatasetError: if a case is invalid, or kills the process that reads it, for example because memory ran out. The
+            message lists the problems of all cases.
         ValueError: if ``processes`` is negative.
-        RuntimeError: if a process was killed, for example because memory ran out.
     """
     if processes is not None and processes < 0:
         raise ValueError(f"processes must be 0 or more, got {processes}.")
     if processes is None:
         cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         processes = min(cpus, MAX_PROCESSES)
-    processes = min(processes, len(dataset.cases))
-    bar = tqdm(total=len(dataset.cases), desc="checking", unit="case", disable=not progress)
-    results: list = [None] * len(dataset.cases)
-    with bar:
-        if processes < 2:
-            for i in range(len(dataset.cases)):
-                results[i] = _scan_case(dataset, i)
-                bar.update()
-        else:
-            _scan_parallel(dataset, processes, results, bar)
-    checks = [check for check, _ in results]
-    cases = [case for _, case in results if case is not None]
+    scan_case = functools.partial(
+        _scan_case,
+        expected=Expected.of_dataset(dataset),
+        classes=len(dataset.labels),
+        ignore_label=dataset.ignore_label,
+    )
+    by_id = {case["id"]: case for case in dataset.cases}
+    results, failures = map_cases(scan_case, by_id, max(1, processes), "checking", progress)
+    problems = [f"{case}: {message}" for case, message in failures.items()]
+    checks = [check for check, _ in results.values()]
+    cases = [case for _, case in results.values() if case is not None]
     voxels = np.sum([case.class_voxels for case in cases], axis=0) if cases else np.zeros(len(dataset.labels), int)
-    problems, warnings = check_across_cases(dataset, {case.id: case.content for case in cases}, voxels)
-    problems = [f"{check.id}: {line}" for check in checks for line in check.problems] + problems
+    across, warnings = check_across_cases(dataset, {case.id: case.content for case in cases}, voxels)
+    problems += [f"{check.id}: {line}" for check in checks for line in check.problems] + across
     if problems:
         raise DatasetError(dataset.directory, problems)
     return cases, [f"{check.id}: {line}" for check in checks for line in check.warnings] + warnings
 
 
-def _scan_case(dataset: Dataset, index: int) -> tuple[CaseCheck, CaseFingerprint | None]:
-    case = dataset.cases[index]
-    check, volume = check_case(case, Expected.of_dataset(dataset))
-    return check, None if volume is None else measure_case(
-        case["id"], volume, len(dataset.labels), dataset.ignore_label
-    )
-
-
-def _scan_parallel(dataset: Dataset, processes: int, results: list, bar: tqdm) -> None:
-    # Fork if possible: torch is not imported again, and the caller's script needs no __main__ guard. This is safe since
-    # the workers use only NumPy; torch's OpenMP threads would not survive a fork.
-    method = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
-    context = multiprocessing.get_context(method)
-    with ProcessPoolExecutor(processes, mp_context=context) as pool:
-        futures = {pool.submit(_scan_case, dataset, i): i for i in range(len(results))}
-        try:
-            for future in as_completed(futures):
-                results[futures[future]] = future.result()
-                bar.update()
-        except BrokenProcessPool as e:
-            raise RuntimeError(
-                "a process that was reading images was killed, probably because memory ran out; "
-                f"try fewer than {processes} processes"
-            ) from e
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+def _scan_case(
+    case: Mapping, expected: Expected, classes: int, ignore_label: int | None
+) -> tuple[CaseCheck, CaseFingerprint | None]:
+    check, volume = check_case(case, expected)
+    return check, None if volume is None else measure_case(case["id"], volume, classes, ignore_label)
 
 
 def measure_case(case_id: str, volume: Volume, classes: int, ignore_label: int | None = None) -> CaseFingerprint:

@@ -1,4 +1,4 @@
-"""``mednext train``, ``evaluate`` and ``predict``: what is typed, what is run, what is shown."""
+"""``mednext preprocess``, ``train``, ``evaluate`` and ``predict``: what is typed, what is run, what is shown."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from monai.bundle import ConfigParser
 from mednext_monai import bundles
 from mednext_monai.bundles import commands
 from mednext_monai.bundles.commands import WORKFLOWS, bundle_command
-from mednext_monai.bundles.library import config_sources
+from mednext_monai.bundles.library import config_sources, names, path
 from mednext_monai.bundles.options import OPTIONS, describe_options
 from mednext_monai.cli import main
+
+SOURCES = ("common", "train", "preprocess", "evaluate", "inference")
 
 
 @pytest.fixture
@@ -42,9 +44,9 @@ def read_by_monai(command: list[str]) -> dict:
 
 
 def test_every_option_that_configs_comments_is_checked_and_every_checked_one_is_commented():
-    described = {item.name for item in describe_options("common", "train", "evaluate", "inference")}
+    described = {item.name for item in describe_options(*SOURCES)}
     assert described | {"variant"} == set(OPTIONS)
-    for source in ("common", "train", "evaluate", "inference"):
+    for source in SOURCES:
         text = (config_sources() / f"{source}.yaml").read_text()
         head = text.split("_target_")[0]
         commented = re.findall(r"^(\w+): [^ #].*?  # ", head, flags=re.MULTILINE)
@@ -55,7 +57,9 @@ def test_every_option_that_configs_comments_is_checked_and_every_checked_one_is_
 def test_help_lists_every_option_with_its_default_and_the_comment_of_the_configs(capsys, name):
     assert main([name, "--help"]) == 0
     text = capsys.readouterr().out
-    described = describe_options(*WORKFLOWS[name].sources)
+    described = [
+        item for item in describe_options(*WORKFLOWS[name].sources) if item.name in (WORKFLOWS[name].options or OPTIONS)
+    ]
     positional = {option for _, option in WORKFLOWS[name].arguments}
     for item in described:
         if item.name not in {"bundle_root", "variant", "kernel_size", *WORKFLOWS[name].hidden}:
@@ -97,6 +101,22 @@ def test_what_is_typed_is_what_monai_reads(started, bundle, typed, expected):
     assert main(["train", str(bundle), *shlex.split(typed)]) == 0
     found = read_by_monai(started[0])
     assert found == {"config_file": f"{bundle}/configs/train.json", "bundle_root": str(bundle), **expected}
+
+
+def test_preprocessing_needs_a_bundle_or_the_folder_to_fill(started, bundle, capsys, tmp_path):
+    plan = tmp_path / "task.json"
+    plan.write_text("{}")
+    assert main(["preprocess", "--plan", str(plan), "--part", "1", "--parts", "4"]) == 2
+    assert "expected BUNDLE" in (error := capsys.readouterr().err) and "Without one, --cache_dir is needed." in error
+    assert started == []
+    options = ["--plan", str(plan), "--part", "1", "--parts", "4", "--processes", "3"]
+    assert main(["preprocess", str(bundle), *options]) == 0
+    assert main(["preprocess", *options, "--cache_dir", "store"]) == 0
+    typed = {"part": 1, "parts": 4, "processes": 3}
+    for command, folder, added in zip(started, (bundle, path(names()[0])), ({}, {"cache_dir": "store"})):
+        assert command[command.index("run") + 1] == "preprocessing"
+        files = [f"{folder}/configs/train.json", f"{folder}/configs/preprocess.json", str(plan)]
+        assert read_by_monai(command) == {"config_file": files, "bundle_root": str(folder), **typed, **added}
 
 
 def test_the_command_is_shown_before_it_is_started(started, bundle, capsys, tmp_path):

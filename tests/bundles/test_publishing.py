@@ -43,6 +43,7 @@ PUBLIC = {
     "configs/logging.conf",
     "configs/metadata.json",
     "configs/multi_gpu_train.json",
+    "configs/preprocess.json",
     "configs/train.json",
     "docs/README.md",
     "models/fold_1/model.pt",

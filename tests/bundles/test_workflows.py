@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from helpers.datasets import make_nnunet
+from helpers.datasets import make_nnunet, write_box_case
 
 from mednext_monai.cli import main
 from mednext_monai.inferers import MedNeXtInferer
@@ -207,6 +207,24 @@ def test_cases_are_preprocessed_once_for_all_folds_and_kernels(run_bundle):
     log = run_bundle("training", "train", options=(*length, "--fold", "1", "--kernel_size", "5")).stdout
     assert "cases to preprocess" not in log and "6 cases are preprocessed in" in log
     assert {file: file.stat().st_mtime_ns for file in store.glob("v*/*/*/case.json")} == markers
+
+
+@pytest.mark.slow
+def test_a_training_begins_at_once_after_the_command_that_preprocesses(run_bundle, dataset, tmp_path, capfd):
+    file, cache = tmp_path / "task.json", run_bundle.bundle / "cache"
+    plan(dataset, file, processes=0, progress=False, report=False)
+    for part in range(2):
+        arguments = ["preprocess", "--plan", str(file), "--part", str(part), "--parts", "2", "--cache_dir", str(cache)]
+        assert main(arguments) == 0
+        assert f"part {part} of 2: 3 cases are stored in {cache}" in capfd.readouterr().out
+    (dataset / "imagesTr" / "box_3.nii.gz").write_bytes(b"")
+    assert main(["preprocess", str(run_bundle.bundle), "--plan", str(file)]) == 1
+    *_, last = capfd.readouterr().err.strip().split("mednext: error: ")
+    assert last.startswith("1 of 6 cases cannot be preprocessed; the other 5 are stored:\n  box_3: ")
+    write_box_case(dataset, "box_3", 3)
+    overlay = ("--epochs", "1", "--iterations_per_epoch", "1", "--val_interval", "1")
+    log = run_bundle("training", "train", options=overlay, overlay=file).stdout
+    assert "6 cases are preprocessed in" in log and "cases to preprocess" not in log
 
 
 def test_several_processes_share_the_batch_that_one_process_has(run_bundle, monkeypatch, tmp_path):

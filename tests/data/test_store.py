@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -17,9 +19,12 @@ import nibabel
 import numpy as np
 import pytest
 import torch.distributed as dist
-from helpers.processes import spawn
+from helpers.datasets import CASE_AFFINE as AFFINE
+from helpers.datasets import write_case
+from helpers.processes import children_of, is_running, spawn, wait_for
 
 from mednext_monai.data import (
+    CasesError,
     preprocessed_cases,
     store,
     training_cases,
@@ -30,25 +35,6 @@ from mednext_monai.preprocessing.foreground import foreground_locations
 from mednext_monai.preprocessing.geometry import Geometry
 
 PLAN = {"spacing": [1, 1, 1], "normalization": ["masked_zscore"]}
-
-
-AFFINE = np.diag([1.5, 1, 2, 1.0])
-
-
-def write_case(folder, name: str, seed: int, labeled: bool = True) -> dict:
-    """A small case with a zero border and one class."""
-    folder.mkdir(exist_ok=True)
-    random = np.random.RandomState(seed)
-    image = random.rand(10, 12, 9).astype(np.float32) + 1
-    image[:2] = 0
-    label = np.zeros(image.shape, np.uint8)
-    label[4:8, 3:9, 2:6] = 1
-    case = {"id": name, "image": str(folder / f"{name}_0000.nii.gz"), "label": None}
-    nibabel.save(nibabel.Nifti1Image(image, AFFINE), case["image"])
-    if labeled:
-        case["label"] = str(folder / f"{name}.nii.gz")
-        nibabel.save(nibabel.Nifti1Image(label, AFFINE), case["label"])
-    return case
 
 
 @pytest.fixture
@@ -270,6 +256,66 @@ def test_a_process_that_stores_the_same_case_later_keeps_the_first(tmp_path):
     assert not list(place.parents[1].glob(".tmp-*"))
 
 
+def test_a_case_that_another_run_is_storing_is_left_to_it(cases, tmp_path, prepared, monkeypatch, caplog):
+    """It is taken up again at the end, and is then found."""
+    caplog.set_level("INFO", "mednext_monai.data.store")
+    folder = tmp_path / "cache" / settings_folder(PLAN)
+    (folder / store.LOCKS).mkdir(parents=True)
+    content = store._content(cases[0])[0]
+    with open(folder / store.LOCKS / content, "a+") as file:
+        assert store._lock(file.fileno()) is True
+        plain = store._say
+
+        def release(message, progress):
+            if "other runs are preprocessing 1 of the cases" in message:
+                assert prepared == ["case_1", "case_2"]
+                store._store(cases[0], PLAN, folder / "case_0" / content, store._state(cases[0]), [])
+                file.close()
+            plain(message, progress)
+
+        monkeypatch.setattr(store, "_say", release)
+        stored = run(cases, tmp_path / "cache")
+    assert prepared == ["case_1", "case_2", "case_0"]  # the last one by the other run, above
+    assert np.load(stored[0]["image"]).shape == (1, 12, 12, 18)
+    assert "other runs are preprocessing 1 of the cases: waiting for them." in caplog.text
+
+
+def test_what_a_run_is_writing_is_left_alone(cases, tmp_path):
+    folder = tmp_path / "cache" / settings_folder(PLAN)
+    names = {name: folder / name for name in (f"{store._temporary_prefix()}mine", ".tmp-other-1", ".tmp-other-2")}
+    for place in names.values():
+        place.mkdir(parents=True)
+        (place / "image.npy").touch()
+    before = time.time() - store.LEFT_BEHIND - 60
+    for path in (names[".tmp-other-2"] / "image.npy", names[".tmp-other-2"]):
+        os.utime(path, (before, before))
+    with store._shared(folder):  # a run
+        left = {place.name for place in folder.glob(".tmp-*")}
+        assert left == {".tmp-other-1"}
+        names[f"{store._temporary_prefix()}mine"].mkdir()
+        run(cases, tmp_path / "cache")  # another one
+        assert {place.name for place in folder.glob(".tmp-*")} == {f"{store._temporary_prefix()}mine", ".tmp-other-1"}
+    run(cases, tmp_path / "cache")  # alone
+    assert {place.name for place in folder.glob(".tmp-*")} == {".tmp-other-1"}  # perhaps of another computer
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_no_error(cases, tmp_path, monkeypatch, code):
+    def refuse(file, operation):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(store.fcntl, "flock", refuse)
+    assert all(os.path.isfile(case["info"]) for case in run(cases, tmp_path / "cache"))
+
+
+def test_the_computers_of_a_run_share_the_work_and_begin_at_different_cases(cases, tmp_path, prepared):
+    preprocessed_cases(cases, [], PLAN, str(tmp_path / "a"), rank=2, world_size=3)
+    assert prepared == ["case_2", "case_0", "case_1"]
+    prepared.clear()
+    preprocessed_cases(cases, [], PLAN, str(tmp_path / "a"), rank=3, local_rank=1, world_size=4)
+    assert prepared == []
+
+
 def test_moved_data_is_recognized(cases, tmp_path, prepared):
     run(cases, tmp_path / "cache")
     (tmp_path / "moved").mkdir()
@@ -308,10 +354,12 @@ def test_all_problems_are_listed_and_the_rest_is_stored(cases, tmp_path):
     nibabel.save(nibabel.Nifti1Image(np.zeros((10, 12, 8), np.uint8), AFFINE), cases[0]["label"])
     data = open(cases[2]["image"], "rb").read()
     open(cases[2]["image"], "wb").write(data[: len(data) // 2])
-    with pytest.raises(ValueError) as error:
-        run(cases, tmp_path / "cache", num_workers=2)
+    with pytest.raises(CasesError) as error:
+        run([*cases, {"id": "y", "image": "nowhere.nii"}], tmp_path / "cache", num_workers=2)
     message = str(error.value)
-    assert "2 of 3 cases cannot be preprocessed" in message
+    assert set(error.value.failures) == {"case_0", "case_2", "y"}
+    assert "3 of 4 cases cannot be preprocessed; the other 1 are stored" in message
+    assert "y: nowhere.nii is not a file." in message and str(pickle.loads(pickle.dumps(error.value))) == message
     assert "shorter.nii.gz: has (10, 12, 8) voxels" in message and "case_2_0000.nii.gz: cannot be read" in message
     folder = tmp_path / "cache" / settings_folder(PLAN)
     assert sorted(path.name for path in folder.glob("case_*")) == ["case_1"]
@@ -319,11 +367,11 @@ def test_all_problems_are_listed_and_the_rest_is_stored(cases, tmp_path):
 
 
 def test_wrong_lists_are_refused_before_anything_is_written(cases, tmp_path):
-    wrong = [*cases, cases[0], {"id": "../x", "image": cases[0]["image"]}, {"id": "y", "image": "nowhere.nii"}]
+    wrong = [*cases, cases[0], {"id": "../x", "image": cases[0]["image"]}, {"id": "y", "image": []}]
     with pytest.raises(ValueError) as error:
         run(wrong, tmp_path / "cache")
     assert "'case_0' occurs twice" in str(error.value)
-    assert "'../x'" in str(error.value) and "nowhere.nii is not a file" in str(error.value)
+    assert "'../x'" in str(error.value) and "y: has no image" in str(error.value)
     assert not (tmp_path / "cache").exists()
 
 
@@ -391,30 +439,6 @@ def test_workers_end_with_their_parent(tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert wait_for(lambda: not any(is_running(child) for child in children))
-
-
-def wait_for(condition, seconds: float = 20):
-    """The condition's value as soon as it is true."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if value := condition():
-            return value
-        time.sleep(0.05)
-    raise AssertionError("waited in vain")
-
-
-def children_of(pid: int) -> list[int]:
-    try:
-        return [int(child) for child in open(f"/proc/{pid}/task/{pid}/children").read().split()]
-    except OSError:
-        return []
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return open(f"/proc/{pid}/stat").read().rsplit(")", 1)[1].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def test_a_case_on_both_sides_of_a_fold_is_preprocessed_once(dataset, tmp_path):

@@ -1,26 +1,16 @@
-"""Pairing of files, and work on many cases: one that fails, or kills its process, does not stop the others."""
+"""Pairing of files."""
 
 from __future__ import annotations
 
-import os
-import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 from helpers.datasets import AFFINE, save
 
-from mednext_monai.evaluation.cases import Pair, files_by_case, map_cases, pair_cases, read_pair
+from mednext_monai.evaluation.cases import Pair, files_by_case, pair_cases, read_pair
 
 ARRAY = np.ones((3, 4, 5), np.uint8)
-
-
-def double(value):
-    if value == "bad":
-        raise ValueError("a bad case")
-    if value == "kill" and os.environ["TEST_PARENT"] != str(os.getpid()):
-        os.kill(os.getpid(), signal.SIGKILL)
-    return value * 2
 
 
 def test_files_are_paired_by_case_whatever_their_ending(tmp_path):
@@ -72,22 +62,3 @@ def test_a_pair_must_have_one_grid(tmp_path):
     save(tmp_path / "p.nii.gz", ARRAY, AFFINE @ np.diag([-1, 1, 1, 1]))
     with pytest.raises(ValueError, match="p.nii.gz: differs from .*r.nii.gz by .* mm at a corner"):
         read_pair(pair)
-
-
-@pytest.mark.parametrize("processes", [1, 2, None])
-def test_a_case_that_fails_does_not_stop_the_others(processes):
-    results, problems = map_cases(double, {"a": 1, "b": "bad", "c": 3}, processes)
-    assert results == {"a": 2, "c": 6} and list(results) == ["a", "c"]
-    assert problems == {"b": "a bad case"}
-
-
-def test_a_case_that_kills_its_process_does_not_stop_the_others(monkeypatch):
-    monkeypatch.setenv("TEST_PARENT", str(os.getpid()))
-    results, problems = map_cases(double, {"a": 1, "b": "kill", "c": 3, "d": 4}, 2)
-    assert results == {"a": 2, "c": 6, "d": 8}
-    assert problems == {"b": "the process that worked on this case was killed, probably because memory ran out."}
-
-
-def test_the_number_of_processes_is_checked():
-    with pytest.raises(ValueError, match="processes must be at least 1, got 0"):
-        map_cases(double, {"a": 1}, 0)

@@ -132,6 +132,25 @@ def make_regions(directory: Path, cases: int = 6) -> Path:
     return directory
 
 
+CASE_AFFINE = np.diag([1.5, 1, 2, 1.0])
+
+
+def write_case(folder: Path, name: str, seed: int, labeled: bool = True) -> dict:
+    """Write a case of 10 x 12 x 9 voxels with a zero border and one class; return its files."""
+    folder.mkdir(exist_ok=True)
+    random = np.random.RandomState(seed)
+    image = random.rand(10, 12, 9).astype(np.float32) + 1
+    image[:2] = 0
+    label = np.zeros(image.shape, np.uint8)
+    label[4:8, 3:9, 2:6] = 1
+    case = {"id": name, "image": str(folder / f"{name}_0000.nii.gz"), "label": None}
+    nib.save(nib.Nifti1Image(image, CASE_AFFINE), case["image"])
+    if labeled:
+        case["label"] = str(folder / f"{name}.nii.gz")
+        nib.save(nib.Nifti1Image(label, CASE_AFFINE), case["label"])
+    return case
+
+
 def rotated_affine(spacing=(2.0, 0.7, 1.2), origin=(-90.5, 33.0, 210.25)) -> np.ndarray:
     """Rotated by 0.4 rad about x and 0.3 rad about z, one axis flipped, and far from the origin."""
     c, s = np.cos(0.4), np.sin(0.4)
