@@ -33,6 +33,7 @@ __all__ = [
     "fold_count",
     "inference_cases",
     "read_dataset",
+    "select_part",
     "training_cases",
 ]
 
@@ -242,7 +243,21 @@ def cases_digest(cases: Sequence[Mapping]) -> str:
     return f"{len(cases)} cases, {hashlib.blake2b(names.encode(), digest_size=4).hexdigest()}"
 
 
-def inference_cases(dataset_dir: str, input_path: str | None = None, in_channels: int = 1) -> list[dict]:
+def select_part(cases: Sequence[dict], part: int, parts: int) -> list[dict]:
+    """
+    Return every ``parts``-th case from the ``part``-th on: the share of one of several computers.
+
+    Raises:
+        ValueError: if ``part`` is not from 0 to ``parts - 1``.
+    """
+    if not 0 <= part < parts:
+        raise ValueError(f"part must be from 0 to {parts - 1} if parts is {parts}, got {part}.")
+    return list(cases[part::parts])
+
+
+def inference_cases(
+    dataset_dir: str, input_path: str | None = None, in_channels: int = 1, part: int = 0, parts: int = 1
+) -> list[dict]:
     """
     Return the images to segment.
 
@@ -256,6 +271,8 @@ def inference_cases(dataset_dir: str, input_path: str | None = None, in_channels
         input_path: an image, one of the channel files of a case, a folder of either, or a folder with series of DICOM
             files in it or below it; replaces ``dataset_dir``. Defaults to ``None``.
         in_channels: number of input channels of the network. Defaults to 1.
+        part: which part, from 0 to ``parts - 1``: every ``parts``-th case, sorted by id. Defaults to 0.
+        parts: number of parts. Defaults to 1.
 
     Returns:
         ``[{"id": str, "image": path, list of one path per channel, or DICOM series}, ...]``, sorted by id.
@@ -264,7 +281,7 @@ def inference_cases(dataset_dir: str, input_path: str | None = None, in_channels
         FileNotFoundError: if the given file or folder does not exist.
         DatasetError: if ``test`` in ``dataset.json`` is invalid.
         ValueError: if there is no image, two images have the same name, a case lacks a channel, there are DICOM files
-            in a data set, or DICOM files and other images.
+            in a data set, or DICOM files and other images; or if there is no such part, or it has no case.
     """
     if input_path is not None:
         source = Path(input_path)
@@ -278,7 +295,10 @@ def inference_cases(dataset_dir: str, input_path: str | None = None, in_channels
             "folder imagesTs, or a 'test' list in dataset.json; --input selects a file or a folder."
         )
     _refuse_duplicates(source, [case["id"] for case in cases])  # their predictions would overwrite each other
-    return sorted(cases, key=lambda case: case["id"])
+    selected = select_part(sorted(cases, key=lambda case: case["id"]), part, parts)
+    if not selected:
+        raise ValueError(f"parts must be at most the number of cases in {source}, {len(cases)}, got {parts}.")
+    return selected
 
 
 def _no_cases(description: dict) -> str:

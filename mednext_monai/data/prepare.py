@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 
 from .checks import Expected, check_stored, checked_arrays
-from .dataset import training_cases
+from .dataset import select_part, training_cases
 from .store import CasesError, preprocess_dataset, settings_folder
 
 __all__ = ["prepare_cases"]
@@ -53,10 +53,8 @@ def prepare_cases(
         CasesError: if cases are invalid; the message lists them. All others are stored.
         OSError: if there is not enough disk space.
     """
-    if not 0 <= part < parts:
-        raise ValueError(f"part must be from 0 to {parts - 1} if parts is {parts}, got {part}.")
     started = time.monotonic()
-    cases = training_cases(dataset_dir, "all")[part::parts]
+    cases = select_part(training_cases(dataset_dir, "all"), part, parts)
     expected = Expected(in_channels, out_channels, ignore_label=settings.get("ignore_label"))
     problems = {case["id"]: " ".join(check_stored(case, expected, settings, cache_dir)) for case in cases}
     failures = {case_id: text for case_id, text in problems.items() if text}

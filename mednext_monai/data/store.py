@@ -51,7 +51,6 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
 from os import PathLike
 from pathlib import Path
 
@@ -212,14 +211,16 @@ def preprocessed_cases(
         ValueError: if the settings or cases are invalid. The message lists all invalid cases.
         OSError: if there is not enough disk space.
     """
+    from ..distributed import wait_for_all  # imports torch, which worker processes do not need
+
     cases = list({case["id"]: case for case in (*training, *validation)}.values())
-    _wait_for_all()  # the main process may still be checking the files
+    wait_for_all()  # the main process may still be checking the files
     started = time.monotonic()
     if local_rank == 0:
         paths = preprocess_dataset(
             cases, settings, cache_dir, num_workers, progress and rank == 0, begin=rank / world_size
         )
-    _wait_for_all()
+    wait_for_all()
     if local_rank != 0:
         paths = preprocess_dataset(cases, settings, cache_dir, 0, False)
     stored = {case["id"]: case for case in paths}
@@ -630,16 +631,3 @@ def _stored(case: Mapping, place: Path) -> dict:
         "foreground": str(place / "foreground.npz") if labeled else None,
         "info": str(place / MARKER),
     }
-
-
-def _wait_for_all() -> None:
-    """
-    Wait for all processes of a distributed run; return at once if there is only one.
-
-    Unlike ``torch.distributed.barrier``, this does not fail after the timeout of the process group (minutes), which
-    preprocessing of a large data set exceeds.
-    """
-    import torch.distributed as dist  # slow to import, not needed by worker processes
-
-    if dist.is_initialized():
-        dist.barrier(dist.new_group(backend="gloo", timeout=timedelta(days=30)))

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 import torch
 from helpers.datasets import make_nnunet, write_box_case
+from monai.bundle import ConfigParser
 
+from mednext_monai import bundles
 from mednext_monai.cli import main
 from mednext_monai.inferers import MedNeXtInferer
 from mednext_monai.networks import create_mednext
@@ -280,3 +282,13 @@ def test_inference_averages_the_probabilities_of_folds(run_bundle, dataset):
     )
     assert (found != expected).mean() < 1e-4
     assert all((found != one).mean() > 0.01 for one in single)
+
+
+def test_parts_of_an_inference_are_all_of_its_images(dataset):
+    parts = []
+    for part in range(2):
+        parser = ConfigParser()
+        parser.read_config(str(bundles.path("mednext_s_k3") / "configs" / "inference.json"))
+        parser.update({"input": str(dataset / "imagesTr"), "part": part, "parts": 2})
+        parts.append([case["id"] for case in parser.get_parsed_content("dataset::data")])
+    assert parts == [["box_0", "box_2", "box_4"], ["box_1", "box_3", "box_5"]]

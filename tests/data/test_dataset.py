@@ -202,6 +202,16 @@ def test_one_file_per_channel_is_checked_and_listed(dataset):
         check_cases(cases, 1, 3)
 
 
+def test_parts_of_the_images_to_segment(dataset):
+    images = dataset / "imagesTr"
+    parts = [[case["id"] for case in inference_cases("nowhere", images, 1, part, 4)] for part in range(4)]
+    assert parts == [["box_0", "box_4"], ["box_1", "box_5"], ["box_2"], ["box_3"]]
+    with pytest.raises(ValueError, match="part must be from 0 to 3 if parts is 4, got 4"):
+        inference_cases("nowhere", images, 1, 4, 4)
+    with pytest.raises(ValueError, match="parts must be at most the number of cases in .*imagesTr, 6, got 7"):
+        inference_cases("nowhere", images, 1, 6, 7)
+
+
 def test_images_to_segment_come_from_the_list_a_folder_or_a_file(dataset):
     assert [case["id"] for case in inference_cases(dataset)] == ["box_9"]
     assert len(inference_cases("nowhere", dataset / "imagesTr")) == 6

@@ -12,13 +12,11 @@ import subprocess
 import sys
 import time
 from collections import namedtuple
-from datetime import timedelta
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
-import torch.distributed as dist
 from helpers.datasets import CASE_AFFINE as AFFINE
 from helpers.datasets import write_case
 from helpers.processes import children_of, is_running, spawn, wait_for
@@ -29,7 +27,7 @@ from mednext_monai.data import (
     store,
     training_cases,
 )
-from mednext_monai.data.store import _wait_for_all, preprocess_dataset, settings_folder
+from mednext_monai.data.store import preprocess_dataset, settings_folder
 from mednext_monai.preprocessing.case import preprocess_case
 from mednext_monai.preprocessing.foreground import foreground_locations
 from mednext_monai.preprocessing.geometry import Geometry
@@ -451,25 +449,6 @@ def test_a_case_on_both_sides_of_a_fold_is_preprocessed_once(dataset, tmp_path):
     ]
     assert sides["validation"][0] == sides["training"][0]
     assert all(os.path.isfile(sides["training"][1][key]) for key in ("image", "label", "foreground"))
-
-
-def _waiting_process(rank: int, folder: str) -> None:
-    Path(folder, f"ready_{rank}").touch()
-    while len(list(Path(folder).glob("ready_*"))) < 2:  # the timeout is for both to have started
-        time.sleep(0.01)
-    timeout = timedelta(seconds=4)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2, timeout=timeout)
-    if rank == 0:
-        time.sleep(6)
-        Path(folder, "done").touch()
-    _wait_for_all()
-    assert Path(folder, "done").exists()
-    dist.destroy_process_group()
-
-
-def test_processes_wait_for_each_other_beyond_the_groups_timeout(tmp_path):
-    _wait_for_all()  # alone
-    spawn(_waiting_process, str(tmp_path))
 
 
 def test_an_ignore_label_has_stored_cases_of_its_own_with_the_annotated_voxels(tmp_path):

@@ -7,13 +7,14 @@ have a name only within pytest itself. Here the process runs the file.
 from __future__ import annotations
 
 import runpy
+import socket
 import time
 from collections.abc import Callable
 from typing import Any
 
 import torch.multiprocessing
 
-__all__ = ["children_of", "is_running", "spawn", "wait_for"]
+__all__ = ["children_of", "free_port", "is_running", "spawn", "wait_for"]
 
 
 def spawn(function: Callable[..., None], *arguments: Any, processes: int = 2) -> None:
@@ -50,3 +51,11 @@ def is_running(pid: int) -> bool:
         return open(f"/proc/{pid}/stat").read().rsplit(")", 1)[1].split()[0] != "Z"
     except OSError:
         return False
+
+
+def free_port() -> int:
+    """Return a port of this computer that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
