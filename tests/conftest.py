@@ -12,7 +12,7 @@ from helpers.datasets import example, make_boxes, rotated_affine, save
 from helpers.patches import numbered_case
 
 from mednext_monai import bundles
-from mednext_monai.data import training_cases
+from mednext_monai.data import store, training_cases
 
 
 @pytest.fixture
@@ -72,3 +72,12 @@ def images(tmp_path):
 @pytest.fixture
 def cases(dataset):
     return training_cases(dataset, "all")
+
+
+@pytest.fixture
+def prepared(monkeypatch) -> list[str]:
+    """The ids of the cases that are preprocessed in this process, and not found in the store."""
+    ids: list[str] = []
+    plain = store._store
+    monkeypatch.setattr(store, "_store", lambda case, *args: (ids.append(case["id"]), plain(case, *args))[1])
+    return ids

@@ -21,15 +21,6 @@ from mednext_monai.preprocessing.case import preprocess_case
 SETTINGS = {"spacing": [2, 2, 2], "normalization": ["zscore"]}
 
 
-@pytest.fixture
-def prepared(monkeypatch):
-    """Collects the ids of the cases that are really computed, in this process."""
-    ids = []
-    plain = store._store
-    monkeypatch.setattr(store, "_store", lambda case, *args: (ids.append(case["id"]), plain(case, *args))[1])
-    return ids
-
-
 def prepare(dataset, cache, processes=1, **options):
     prepare_cases(str(dataset), 1, 3, SETTINGS, str(cache), processes=processes, **options)
 

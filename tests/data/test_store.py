@@ -40,15 +40,6 @@ def cases(tmp_path):
     return [write_case(tmp_path, f"case_{seed}", seed) for seed in range(3)]
 
 
-@pytest.fixture
-def prepared(monkeypatch):
-    """Collects the ids of the cases that are really computed (in this process: num_workers=0)."""
-    ids = []
-    plain = store._store
-    monkeypatch.setattr(store, "_store", lambda case, *args: (ids.append(case["id"]), plain(case, *args))[1])
-    return ids
-
-
 def run(cases, cache, plan=PLAN, **kwargs):
     return preprocess_dataset(cases, plan, cache, **{"num_workers": 0, "progress": False, **kwargs})
 
