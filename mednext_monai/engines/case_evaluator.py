@@ -108,10 +108,12 @@ class CaseEvaluator(SupervisedEvaluator):
     def _run_explained(self, global_epoch: int) -> None:
         try:
             super().run(global_epoch)
-        except RuntimeError as error:
-            if not is_of_a_worker(error):
+        except Exception as error:
+            # What was on its way from the process ends in an error of the connection instead.
+            is_on_its_way = self.state.batch is None and isinstance(error, (OSError, EOFError))
+            if not (is_of_a_worker(error) or (is_on_its_way and self.data_loader.num_workers)):
                 raise
-            text = str(error).strip().splitlines()[0].split(". ")[0].rstrip(".")
+            text = str(error).strip().split("\n")[0].split(". ")[0].rstrip(".") or type(error).__name__
             raise RuntimeError(
                 f"a process that reads images was killed, probably because memory ran out ({text}). num_workers is "
                 f"{self.data_loader.num_workers}, and each of these processes holds a few images: choose fewer, or "
