@@ -53,7 +53,10 @@ class CaseDataset(Dataset):
         Args:
             overwrite: leave out none. Defaults to ``False``.
         """
-        if self.results is None or parse_switch("overwrite", overwrite):
+        if self.results is None:
+            return
+        _ = self.results.settings_digest  # now, before the weights are loaded, and once for all processes that read
+        if parse_switch("overwrite", overwrite):
             return
         finished = self.results.finished(self.data)
         self.data = [case for case in self.data if case["id"] not in finished]

@@ -21,7 +21,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ..background import Background
 from ..distributed import gather, wait_for_all
-from ..errors import TRACEBACK
+from ..errors import ERROR_FILE, TRACEBACK
 from ..handlers.case_names import case_names
 from .case_dataset import ERROR, CaseDataset
 from .failures import CasesFailed, concerns_all, is_of_a_worker, reason
@@ -167,7 +167,8 @@ class CaseEvaluator(SupervisedEvaluator):
         text = reason(error)
         if isinstance(error, torch.OutOfMemoryError):
             torch.cuda.empty_cache()
-        self._fail(case_id, text, error if os.environ.get(TRACEBACK) == "1" else None)
+        is_shown = ERROR_FILE not in os.environ or os.environ.get(TRACEBACK) == "1"  # as at the end of a run
+        self._fail(case_id, text, error if is_shown else None)
 
     def _fail(self, case_id: str, text: str, error: Exception | None = None) -> None:
         self.failures[case_id] = text
