@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from monai.data import MetaTensor, decollate_batch
 from monai.data.utils import collate_meta_tensor
 from monai.inferers import Inferer
 
+from ..background import Background
 from ..transforms.preprocess import class_map_from_slabs, slab_axes
 from .sliding_window import MedNeXtInferer
 
@@ -24,13 +26,18 @@ class ClassMapInferer(Inferer):
     unchanged. But the probabilities are restored as soon as they are complete, in slabs. Their memory grows with the
     cross-section of the image and with the number of classes, not with the length of the image.
 
+    While a GPU computes a slab, the one before is restored in a thread on the CPU, and at most one more waits.
+
     Args:
         inferer: the sliding windows. With ``windows="monai"`` all probabilities are held.
+        in_thread: whether slabs are restored in a thread. Defaults to ``None``: if they are not on a CPU, where both
+            would compete for the cores.
     """
 
-    def __init__(self, inferer: MedNeXtInferer) -> None:
+    def __init__(self, inferer: MedNeXtInferer, in_thread: bool | None = None) -> None:
         super().__init__()
         self.inferer = inferer
+        self.in_thread = in_thread
 
     def __call__(
         self, inputs: torch.Tensor, network: Callable[..., torch.Tensor], *args: Any, **kwargs: Any
@@ -60,4 +67,15 @@ class ClassMapInferer(Inferer):
             slabs = iter([self.inferer(image[None], network, *args, **kwargs)[0]])
         else:
             slabs = self.inferer.slabs(image[None], network, *args, along=axis, **kwargs)
-        return class_map_from_slabs(image, (slab.numpy(force=True) for slab in slabs), axis)
+        on_cpu = torch.device(self.inferer.device or image.device).type == "cpu"
+        if on_cpu if self.in_thread is None else not self.in_thread:
+            return class_map_from_slabs(image, (slab.numpy(force=True) for slab in slabs), axis)
+
+        def restore(arrays: Iterator[np.ndarray]) -> MetaTensor:
+            return class_map_from_slabs(image, arrays, axis)
+
+        with Background(restore) as restoring:
+            for slab in slabs:
+                array = slab.numpy(force=True)
+                restoring.put(array.copy() if slab.device.type == "cpu" else array)  # the next slab may overwrite it
+            return restoring.result()
