@@ -49,8 +49,9 @@ def reason(error: BaseException) -> str:
 
 def concerns_all(error: BaseException) -> bool:
     """Return whether an error would also meet the next cases: a full disk, a GPU that failed, a process that ended."""
+    failed_device = getattr(torch, "AcceleratorError", ())  # since torch 2.8
     return is_of_a_worker(error) or any(
-        getattr(item, "errno", None) in NO_SPACE or isinstance(item, torch.AcceleratorError) for item in _chain(error)
+        getattr(item, "errno", None) in NO_SPACE or isinstance(item, failed_device) for item in _chain(error)
     )
 
 
