@@ -10,7 +10,8 @@ from monai.data import MetaTensor, decollate_batch
 from monai.data.utils import collate_meta_tensor
 from monai.inferers import Inferer
 
-from ..transforms.preprocess import class_map_from_slabs, slab_axes
+from ..data.probabilities import DiskProbabilities, ProbabilityStore
+from ..transforms.preprocess import case_name, class_map_from_slabs, file_shape, slab_axes
 from .sliding_window import MedNeXtInferer
 
 __all__ = ["ClassMapInferer"]
@@ -26,11 +27,14 @@ class ClassMapInferer(Inferer):
 
     Args:
         inferer: the sliding windows. With ``windows="monai"`` all probabilities are held.
+        probabilities: where the probabilities on the grid of the file are stored for
+            :py:class:`~mednext_monai.transforms.SaveProbabilitiesd`, if it keeps any. Defaults to ``None``: nowhere.
     """
 
-    def __init__(self, inferer: MedNeXtInferer) -> None:
+    def __init__(self, inferer: MedNeXtInferer, probabilities: ProbabilityStore | None = None) -> None:
         super().__init__()
         self.inferer = inferer
+        self.probabilities = probabilities
 
     def __call__(
         self, inputs: torch.Tensor, network: Callable[..., torch.Tensor], *args: Any, **kwargs: Any
@@ -60,4 +64,14 @@ class ClassMapInferer(Inferer):
             slabs = iter([self.inferer(image[None], network, *args, **kwargs)[0]])
         else:
             slabs = self.inferer.slabs(image[None], network, *args, along=axis, **kwargs)
-        return class_map_from_slabs(image, (slab.numpy(force=True) for slab in slabs), axis)
+        kept = self._kept(image)
+        return class_map_from_slabs(image, (slab.numpy(force=True) for slab in slabs), axis, kept)
+
+    def _kept(self, image: MetaTensor) -> DiskProbabilities | None:
+        """Return where the probabilities of an image are stored, if they are kept."""
+        store = self.probabilities
+        if store is None or not store.is_kept:
+            return None
+        kept = DiskProbabilities(store.folder, file_shape(image))
+        store.put(case_name(image.meta), kept)
+        return kept
