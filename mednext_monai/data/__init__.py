@@ -5,6 +5,7 @@
 - ``folds``: splitting cases into training and validation.
 - ``io``: the only reader and writer of images.
 - ``dicom_files``, ``dicom``: finding series of DICOM images, and reading one.
+- ``probabilities``: class probabilities on disk.
 - ``segments``, ``dicom_seg``: what the classes are, and segmentations as DICOM-SEG.
 - ``checks``: the only place that decides whether a file is valid.
 - ``store``: preprocesses every case once and stores it as memory-mapped arrays.
@@ -29,6 +30,7 @@ from .dataset import (
 from .folds import make_folds, read_groups, read_splits, select_fold
 from .io import read_image, read_label, write_segmentation
 from .prepare import prepare_cases
+from .probabilities import ProbabilityStore
 from .results import Output, Results
 from .store import CasesError, preprocess_dataset, preprocessed_cases
 
@@ -37,6 +39,7 @@ __all__ = [
     "Dataset",
     "DatasetError",
     "Output",
+    "ProbabilityStore",
     "Results",
     "cases_digest",
     "check_cases",

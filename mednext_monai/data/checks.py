@@ -27,6 +27,7 @@ from .dataset import Dataset
 from .dicom import DicomSeries
 from .dicom_seg import check_reference, is_our_seg
 from .io import LABEL_TOLERANCE, check_grid, image_paths, is_ours, read_stored, to_labels
+from .probabilities import is_our_probabilities
 from .store import stored_content
 
 __all__ = [
@@ -304,27 +305,32 @@ def check_folders(**folders: str) -> None:
             raise ValueError(f"{name}: cannot write to the folder {folder}: {error.strerror or error}.") from error
 
 
-def check_outputs(cases: Sequence[Mapping], output_dir: str, overwrite: bool = False) -> None:
+def check_outputs(
+    cases: Sequence[Mapping], output_dir: str | Sequence[str], overwrite: bool = False, ending: str = ".nii.gz"
+) -> None:
     """
-    Check that no segmentation replaces an input, or a file that is not a segmentation of this package.
+    Check that no result replaces an input, or a file that this package did not write.
 
     Args:
-        cases: dictionaries with ``id`` and ``image``, to be written as ``<output_dir>/<id>.nii.gz``.
-        output_dir: folder of the segmentations.
+        cases: dictionaries with ``id`` and ``image``, to be written as ``<output_dir>/<id><ending>``.
+        output_dir: folder of the results, or a list of several.
         overwrite: whether files of others may be replaced; inputs never are. Defaults to ``False``.
+        ending: ``".nii.gz"`` for segmentations, ``".npz"`` for probabilities. Defaults to ``".nii.gz"``.
 
     Raises:
         ValueError: naming the files that would be replaced.
     """
+    folders = [output_dir] if isinstance(output_dir, (str, PathLike)) else output_dir
     inputs = {os.path.realpath(path) for case in cases for path in image_paths(case["image"])}
-    targets = [Path(output_dir, f"{case['id']}.nii.gz") for case in cases]
+    targets = [Path(folder, f"{case['id']}{ending}") for folder in folders for case in cases]
     hit = [str(target) for target in targets if os.path.realpath(target) in inputs]
     if hit:
         raise ValueError(
             f"output_dir: {_some(hit)} would be replaced by its own segmentation; choose another folder than that of "
             "the images."
         )
-    foreign = [str(target) for target in targets if target.exists() and not is_ours(target)]
+    is_our_file = is_our_probabilities if ending == ".npz" else is_ours
+    foreign = [str(target) for target in targets if target.exists() and not is_our_file(target)]
     if foreign and not overwrite:
         raise ValueError(
             f"output_dir: {_some(foreign)} exists and was not written by this package; choose another folder, or allow "

@@ -30,9 +30,14 @@ from monai.utils import ImageMetaKey, MetaKeys, PostFix, TraceKeys
 
 from ..data.dicom import DicomSeries
 from ..data.io import image_paths, read_image, read_label, strip_ending, to_labels, write_segmentation
+from ..data.probabilities import DiskProbabilities
 from ..preprocessing.case import check_settings, preprocess_case
 from ..preprocessing.geometry import (
+    Box,
     Geometry,
+    Keep,
+    keep_slabs,
+    oriented,
     restore_axes,
     restore_image,
     restore_labels,
@@ -45,7 +50,11 @@ __all__ = [
     "Preprocessd",
     "RestoreClassesd",
     "SaveImageOnSourceGridd",
+    "add_slabs",
+    "case_name",
+    "class_map_from_disk",
     "class_map_from_slabs",
+    "file_shape",
     "slab_axes",
 ]
 
@@ -216,7 +225,9 @@ class RestoreClassesd(MapTransform):
         return d
 
 
-def class_map_from_slabs(image: MetaTensor, slabs: Iterable[np.ndarray], along: int) -> MetaTensor:
+def class_map_from_slabs(
+    image: MetaTensor, slabs: Iterable[np.ndarray], along: int, probabilities: DiskProbabilities | None = None
+) -> MetaTensor:
     """
     Do what :py:class:`RestoreClassesd` does with probabilities that arrive slab by slab.
 
@@ -224,6 +235,8 @@ def class_map_from_slabs(image: MetaTensor, slabs: Iterable[np.ndarray], along: 
         image: an image that :py:class:`Preprocessd` has transformed, ``(C, X', Y', Z')``.
         slabs: probabilities ``(K, ...)``, consecutive along ``along``, together ``(K, X', Y', Z')``.
         along: the axis of the slabs, one of :py:func:`slab_axes`.
+        probabilities: new and of :py:func:`file_shape`, where the resampled probabilities are stored, whose argmax in
+            float32 is the class map. Defaults to ``None``: they are not stored.
 
     Returns:
         the class map ``(1, X, Y, Z)``, which :py:class:`RestoreClassesd` leaves unchanged.
@@ -233,7 +246,60 @@ def class_map_from_slabs(image: MetaTensor, slabs: Iterable[np.ndarray], along: 
             slabs end too early.
     """
     record = _record(image)
-    classes = restore_slabs(slabs, Geometry.from_dict(record["geometry"]), along)
+    keep = None if probabilities is None else _keeper(probabilities, record)
+    classes = restore_slabs(slabs, Geometry.from_dict(record["geometry"]), along, keep)
+    return _restored(classes, image, record)
+
+
+def add_slabs(
+    image: MetaTensor, slabs: Iterable[np.ndarray], along: int, sums: DiskProbabilities, weight: float, is_first: bool
+) -> None:
+    """
+    Resample probabilities that arrive slab by slab to the grid of the file, and add them to others of the same file.
+
+    Args:
+        image, slabs, along: as for :py:func:`class_map_from_slabs`.
+        sums: of :py:func:`file_shape`; its ``total`` is the sum of the weights.
+        weight: by which the probabilities are multiplied.
+        is_first: whether nothing has been added before.
+
+    Raises:
+        ValueError: as for :py:func:`class_map_from_slabs`.
+    """
+    record = _record(image)
+    keep_slabs(slabs, Geometry.from_dict(record["geometry"]), along, _keeper(sums, record, weight, is_first))
+
+
+def class_map_from_disk(image: MetaTensor, probabilities: DiskProbabilities) -> MetaTensor:
+    """Return the most probable classes of probabilities on disk, as :py:func:`class_map_from_slabs` does."""
+    return _restored(probabilities.class_map(), image, {**_record(image), "orientation": ""})
+
+
+def file_shape(image: MetaTensor) -> tuple[int, ...]:
+    """Return the voxels ``(X, Y, Z)`` of the file of an image that :py:class:`Preprocessd` has transformed."""
+    return tuple(int(count) for count in image.meta[MetaKeys.SPATIAL_SHAPE])
+
+
+def case_name(meta: Mapping, key: Hashable = "pred") -> str:
+    """Return the name of a case in the names of its files: its id, or that of its image file without the ending."""
+    return meta.get(CASE_ID) or strip_ending(meta.get(ImageMetaKey.FILENAME_OR_OBJ) or str(key))
+
+
+def _keeper(probabilities: DiskProbabilities, record: Mapping, weight: float = 1, is_first: bool = True) -> Keep:
+    """Return a function that stores probabilities in boxes of the grid before the crop."""
+    affine = np.asarray(record["affine"])
+
+    def keep(index: int, box: Box, values: np.ndarray) -> None:
+        volume = probabilities.volume(index)
+        if record["orientation"]:
+            volume = oriented(volume[None], affine, record["orientation"])[0]
+        weighted = values if weight == 1 else values * np.float32(weight)
+        volume[box] = weighted if is_first else volume[box] + weighted
+
+    return keep
+
+
+def _restored(classes: np.ndarray, image: MetaTensor, record: Mapping) -> MetaTensor:
     result = _on_file_grid(classes[None], image, record)
     result.meta[RESTORED] = True
     return result
@@ -299,8 +365,7 @@ class SaveImageOnSourceGridd(SaveImaged):
         for key in self.key_iterator(d):
             meta = d[key].meta
             source = meta.get(ImageMetaKey.FILENAME_OR_OBJ)
-            name = meta.get(CASE_ID) or strip_ending(source or key)
-            target = self.output_dir / f"{name}.nii.gz"
+            target = self.output_dir / f"{case_name(meta, key)}.nii.gz"
             labels, affine = d[key].numpy(force=True)[0], d[key].affine.numpy()
             write_segmentation(labels, target, like=source, affine=affine, digest=meta.get(DIGEST))
             meta[MetaKeys.SAVED_TO] = str(target)
