@@ -319,7 +319,7 @@ class _Averages:
         total, weight_sum = self.total[image][(slice(None), *place)], self.weight_sum[image][tuple(place)]
         weight_sum += self.weights
         if self.dtype == torch.float32:
-            total += value * self.weights
+            total.addcmul_(value, self.weights)
         else:
             mean = total.float()
             total.copy_(mean + (value - mean) * (self.weights / weight_sum))
