@@ -106,9 +106,9 @@ def _predict(options: Namespace, variant: str, scan: Path) -> Found:
     def predict() -> None:
         nonlocal elapsed
         started = time.perf_counter()
-        case = preprocess({"image": scan, "id": f"{variant}_segmentation"})
+        batch = list_data_collate([preprocess({"image": scan, "id": f"{variant}_segmentation"})])
         with torch.no_grad(), autocast(options):
-            pred = inferer(list_data_collate([case])["image"].to(device), timed)
+            pred = inferer(batch["image"].to(device), timed)
         save({"pred": pred[0]})
         elapsed = time.perf_counter() - started
 
