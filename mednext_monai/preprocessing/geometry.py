@@ -323,6 +323,9 @@ class _Planes:
     def __call__(self, planes: slice) -> np.ndarray:
         while self.held and self.start + self.held[0].shape[self.axis] <= planes.start:
             self.start += self.held.pop(0).shape[self.axis]
+        if self.held and self.stop < planes.stop:  # the next slab takes memory, so keep only what is still needed
+            self.held[0] = self.held[0][(*self.before, slice(planes.start - self.start, None))].copy()
+            self.start = planes.start
         while self.stop < planes.stop:
             slab = next(self.slabs, None)
             if slab is None:
