@@ -196,6 +196,7 @@ OPTIONS: dict[str, Option] = {
     "overwrite": SWITCH,
     "dicom_seg": SWITCH,
     "save_probabilities": SWITCH,
+    "save_regions": _or_null(SWITCH),
     "mirror": SWITCH,
     "tolerance": _number("of at least 0", lambda value: value >= 0),
     "tolerance_in_voxels": SWITCH,

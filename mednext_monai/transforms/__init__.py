@@ -4,6 +4,7 @@
 - ``dicom``: saving a class map as DICOM-SEG.
 - ``components``: post-processing of a class map.
 - ``probabilities``: saving class probabilities.
+- ``regions``: saving unions of classes as masks.
 - ``patch``: drawing a patch from a stored case.
 - ``spatial``: rotation and scaling in one interpolation.
 - ``intensity``: smoothing, lower resolution and gamma per channel.
@@ -20,6 +21,7 @@ from .intensity import RandChannelGammad, RandChannelLowResolutiond, RandChannel
 from .patch import RandPatchd
 from .preprocess import LoadLabeld, Preprocessd, RestoreClassesd, SaveImageOnSourceGridd
 from .probabilities import SaveProbabilitiesd
+from .regions import SaveRegionsd, region_folders
 from .spatial import RandRotateScaled
 
 __all__ = [
@@ -37,6 +39,8 @@ __all__ = [
     "SaveDicomSegd",
     "SaveImageOnSourceGridd",
     "SaveProbabilitiesd",
+    "SaveRegionsd",
     "patch_transforms",
+    "region_folders",
     "training_augmentation",
 ]
