@@ -13,7 +13,7 @@ import os
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from os import PathLike
@@ -42,6 +42,7 @@ __all__ = [
     "check_outputs",
     "check_stored",
     "checked_arrays",
+    "invalid_cases",
 ]
 
 File = str | PathLike
@@ -129,16 +130,39 @@ def check_cases(
         stored = None if cache_dir is None or settings is None else stored_content(case, settings, cache_dir)
         return check_case(case, expected)[0] if stored is None else _check_stored(case, *stored, expected)
 
-    with ThreadPoolExecutor(max(1, num_workers)) as pool:
-        hidden = not sys.stderr.isatty()
-        checks = list(tqdm(pool.map(check, cases), total=len(cases), desc="checking data", disable=hidden))
-    for note in (note for found in checks for note in found.warnings):
-        logger.warning(note)
+    checks = _check_each(cases, check, num_workers)
     problems = [problem for found in checks for problem in found.problems]
     if problems:
         shown = "\n  ".join(problems[:MAX_SHOWN])
         more = f"\n  ... and {len(problems) - MAX_SHOWN} more" if len(problems) > MAX_SHOWN else ""
         raise ValueError(f"{len(problems)} problem(s) in {len(cases)} cases:\n  {shown}{more}")
+
+
+def invalid_cases(cases: Sequence[dict], in_channels: int, num_workers: int = 2) -> dict[str, str]:
+    """
+    Check the images of cases as :py:func:`check_cases` does, and return the problems instead of raising an error.
+
+    Args:
+        cases: dictionaries with ``id`` and ``image``.
+        in_channels: number of input channels of the network.
+        num_workers: number of reading threads. Defaults to 2.
+
+    Returns:
+        the problems of each invalid case, by its id.
+    """
+    expected = Expected(in_channels)
+    checks = _check_each(cases, lambda case: check_case(case, expected)[0], num_workers)
+    return {found.id: " ".join(found.problems) for found in checks if found.problems}
+
+
+def _check_each(cases: Sequence[dict], check: Callable[[dict], CaseCheck], num_workers: int) -> list[CaseCheck]:
+    """Check cases in threads, log their warnings, and return the results in the order of the cases."""
+    hidden = not sys.stderr.isatty()
+    with ThreadPoolExecutor(max(1, num_workers)) as pool:
+        checks = list(tqdm(pool.map(check, cases), total=len(cases), desc="checking data", disable=hidden))
+    for note in (note for found in checks for note in found.warnings):
+        logger.warning(note)
+    return checks
 
 
 def check_case(case: Mapping, expected: Expected) -> tuple[CaseCheck, Volume | None]:

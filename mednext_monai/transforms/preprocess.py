@@ -60,6 +60,7 @@ __all__ = [
 
 CASE_ID = "case_id"  # in the metadata of the image: the case id, which names the segmentation file
 RESTORED = "is_class_map"  # in the metadata of a class map that is on the grid of the file already
+DIGEST = "result_digest"  # in the metadata of the image: what its result depends on, see mednext_monai.data.results
 DICOM = "dicom_series"  # in the metadata of the image: its DICOM series as JSON
 NONZERO = "nonzero"  # in the metadata of the image: its nonzero region, holes filled, (X, Y, Z)
 
@@ -81,7 +82,7 @@ class Preprocessd(MapTransform, InvertibleTransform):
 
     The output is a ``MetaTensor`` ``(C, X', Y', Z')``, float32, with the affine of the new grid. Its metadata contain
     ``filename_or_obj``, ``original_affine`` and ``spatial_shape`` of the file; the ``id`` of the case, if given, under
-    ``case_id``; and the nonzero region on the new grid, boolean, under ``nonzero``.
+    ``case_id``; its ``result_digest``, if given; and the nonzero region on the new grid, boolean, under ``nonzero``.
 
     A label (a path, tensor or array like the image, integers, one channel) becomes a ``MetaTensor`` ``(1, X', Y',
     Z')``, int8 or int16, in which background outside the nonzero region is -1. The label is optional.
@@ -154,6 +155,8 @@ class Preprocessd(MapTransform, InvertibleTransform):
             }
             if "id" in d:
                 meta[CASE_ID] = str(d["id"])
+            if DIGEST in d:
+                meta[DIGEST] = str(d[DIGEST])
             nonzero = torch.from_numpy(case.label >= 0)
             d[key] = self._tracked(case.image, case.geometry, {**meta, NONZERO: nonzero}, record)
             if label is not None:
@@ -342,7 +345,7 @@ class SaveImageOnSourceGridd(SaveImaged):
     bundle's transforms (MONAI Label) find it.
 
     The file name is the ``id`` of the case, or that of the image file without its ending. The path is stored in the
-    metadata under ``saved_to``.
+    metadata under ``saved_to``. A digest in the metadata, under ``result_digest``, is written into the header.
 
     Args:
         keys: keys of class indices ``(1, X, Y, Z)`` on the grid of the image, with its metadata, as returned by
@@ -363,7 +366,8 @@ class SaveImageOnSourceGridd(SaveImaged):
             meta = d[key].meta
             source = meta.get(ImageMetaKey.FILENAME_OR_OBJ)
             target = self.output_dir / f"{case_name(meta, key)}.nii.gz"
-            write_segmentation(d[key].numpy(force=True)[0], target, like=source, affine=d[key].affine.numpy())
+            labels, affine = d[key].numpy(force=True)[0], d[key].affine.numpy()
+            write_segmentation(labels, target, like=source, affine=affine, digest=meta.get(DIGEST))
             meta[MetaKeys.SAVED_TO] = str(target)
         return d
 

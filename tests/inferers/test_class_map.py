@@ -58,6 +58,23 @@ def test_class_maps_are_those_of_the_whole_image(shape, spacing, orientation, cl
     assert again is item and item.dtype == expected.dtype
 
 
+@pytest.mark.parametrize(("shape", "spacing", "orientation", "classes"), CASES)
+def test_restoring_in_a_thread_changes_nothing(shape, spacing, orientation, classes):
+    case, predict = collate_meta_tensor([image(shape, spacing, orientation)]), network(classes)
+    inferer = MedNeXtInferer(16)
+    here, in_thread = (ClassMapInferer(inferer, in_thread=threaded)(case, predict) for threaded in (False, True))
+    np.testing.assert_array_equal(here.numpy(), in_thread.numpy())
+    assert decollate_batch(in_thread)[0].meta["is_class_map"]
+
+
+def test_errors_of_both_threads_arrive():
+    case, inferer = collate_meta_tensor([image((20, 30, 44))]), MedNeXtInferer(16)
+    with pytest.raises(ValueError, match="at least 2 classes"):
+        ClassMapInferer(inferer, in_thread=True)(case, network(1))
+    with pytest.raises(ZeroDivisionError):
+        ClassMapInferer(inferer, in_thread=True)(case, lambda windows: 1 / 0)
+
+
 @pytest.mark.parametrize("windows", ["published", "monai"])
 @pytest.mark.parametrize(("shape", "spacing", "orientation", "classes"), CASES)
 def test_probabilities_are_those_of_the_whole_image(shape, spacing, orientation, classes, windows, tmp_path):
