@@ -1,6 +1,7 @@
 """MONAI transforms: preprocessing and its inverse, and sampling and augmentation of training patches.
 
 - ``preprocess``: ``Preprocessd``, the way back to a class map, and saving it; for inference and evaluation.
+- ``others``: preprocessing for other networks of an ensemble.
 - ``dicom``: saving a class map as DICOM-SEG.
 - ``components``: post-processing of a class map.
 - ``probabilities``: saving class probabilities.
@@ -18,6 +19,7 @@ from .components import KeepComponentsd
 from .dicom import SaveDicomSegd
 from .ignore import ExcludeIgnoredd
 from .intensity import RandChannelGammad, RandChannelLowResolutiond, RandChannelSmoothd
+from .others import PreprocessOthersd
 from .patch import RandPatchd
 from .preprocess import LoadLabeld, Preprocessd, RestoreClassesd, SaveImageOnSourceGridd
 from .probabilities import SaveProbabilitiesd
@@ -29,6 +31,7 @@ __all__ = [
     "KeepComponentsd",
     "ExcludeIgnoredd",
     "LoadLabeld",
+    "PreprocessOthersd",
     "Preprocessd",
     "RandChannelGammad",
     "RandChannelLowResolutiond",
