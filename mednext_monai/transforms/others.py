@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping
 from typing import Any
 
+import torch
 from monai.config import KeysCollection
+from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
-from .preprocess import Preprocessd
+from .preprocess import Preprocessd, volume_of
 
 __all__ = ["PreprocessOthersd"]
 
 
 class PreprocessOthersd(MapTransform):
     """
-    Add images that are preprocessed from the same files as another one, which is left unchanged.
+    Add images that are preprocessed from the same files as another one, which is read but not preprocessed.
 
-    It comes before the :py:class:`Preprocessd` of that image. The files are read once for each.
+    It comes before the :py:class:`Preprocessd` of that image, which gets a ``MetaTensor``: the files are read once.
 
     Args:
         keys: key of the image, one only, as for :py:class:`Preprocessd`.
@@ -41,6 +43,8 @@ class PreprocessOthersd(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
         for image in self.key_iterator(d):
+            array, affine, meta = volume_of(d, image)
+            d[image] = MetaTensor(torch.from_numpy(array), affine=torch.from_numpy(affine), meta=meta)
             for key, preprocess in self.others.items():
-                d[key] = preprocess(data)[image]
+                d[key] = preprocess(d)[image]
         return d

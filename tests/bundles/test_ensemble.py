@@ -12,7 +12,9 @@ import torch
 from helpers.bundles import make_member
 from monai.bundle import ConfigParser
 
+from mednext_monai import Predictor
 from mednext_monai.cli import main
+from mednext_monai.data.io import read_image
 from mednext_monai.options import literal
 from mednext_monai.preprocessing.geometry import Geometry, restore_image
 from mednext_monai.transforms import Preprocessd
@@ -77,6 +79,20 @@ def test_networks_of_different_preprocessing_are_averaged_on_the_grid_of_the_ima
     np.testing.assert_allclose(found.astype(np.float64), expected, rtol=2**-10, atol=1e-5)
     assert abs(each[0].astype(float) - each[1].astype(float)).max() > 0.01
     check_is_argmax(labels, found)
+
+
+@pytest.mark.parametrize("spacing", [[1.0, 1.0, 1.0], [1.5, 1.5, 1.5]])
+def test_a_predictor_averages_bundles_as_the_command_does(dataset, tmp_path, spacing):
+    one = make_member("mednext_s_k3", tmp_path / "a", 1)
+    other = make_member("mednext_s_k5", tmp_path / "b #1", 2, spacing=spacing)
+    expected, labels = predict(one, dataset, tmp_path / "out", ensemble=literal([str(other)]))
+    predictor = Predictor(one, ensemble=[str(other)], mirror=False, device="cpu")
+    file = dataset / "imagesTs" / "box_9.nii.gz"
+    image, affine = read_image(file)
+    for _ in range(2):
+        found = predictor(image, affine=affine, probabilities=True)
+        np.testing.assert_allclose(found, expected.astype(np.float32), rtol=2**-11, atol=1e-6)
+        np.testing.assert_array_equal(np.asarray(predictor(file).dataobj), labels)
 
 
 def test_the_order_of_the_bundles_does_not_matter(dataset, tmp_path):
