@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import ERROR_FILE, TRACEBACK
-from ..options import literal
+from ..options import literal, paths
 from .library import names, path
 from .task_bundle import refuse_code
 
@@ -306,6 +306,8 @@ def _value(name: str, values: Sequence[str]) -> Any:
         if option is not None and option.accepts is SWITCH.accepts:
             return True
         raise Misuse(f"--{name} needs a value.")
+    if option is not None and option.is_path and option.is_list:
+        return None if values in (["null"], ["None"]) else paths(**{name: values if len(values) > 1 else values[0]})
     if option is not None and option.is_path:
         if len(values) != 1:
             raise Misuse(f"--{name} takes one value, got {' '.join(values)}; quote a path that contains spaces.")

@@ -34,6 +34,7 @@ __all__ = [
     "carry_settings",
     "check_fold",
     "read_settings",
+    "same",
     "settings_of",
     "task_settings",
     "training_settings",
@@ -85,7 +86,7 @@ def task_settings(
         settings, *others = [task_settings(stated, one) for one in checkpoint]
         for one, other in zip(checkpoint[1:], others):
             for key in TASK:
-                if not _same(other[key], settings[key]):
+                if not same(other[key], settings[key]):
                     raise ValueError(
                         f"{one} was trained with {key} {other[key]!r}, {checkpoint[0]} with {settings[key]!r}: their "
                         "probabilities cannot be averaged."
@@ -110,12 +111,12 @@ def task_settings(
         return settings
     _refuse_contradictions(stated, trained, checkpoint)
     settings = _complete({key: trained[key] if value is None else value for key, value in stated.items()})
-    if not _same(settings["intensity"], trained["intensity"]):
+    if not same(settings["intensity"], trained["intensity"]):
         _refuse("intensity", settings["intensity"], trained["intensity"], checkpoint)
     shown = [f"{key} {trained[key]}" for key in TASK]
     shown += [f"{key} {settings[key]}" for key in ANNOTATION if settings[key] is not None]
     logger.info(f"settings of {checkpoint}: {', '.join(shown)}")
-    if not _same(settings["patch_size"], trained["patch_size"]):
+    if not same(settings["patch_size"], trained["patch_size"]):
         logger.info(f"windows of {settings['patch_size']} voxels; trained on patches of {trained['patch_size']}")
     return settings
 
@@ -291,7 +292,7 @@ def _annotation(regions: Any, ignore_label: Any, out_channels: int) -> dict[str,
 
 def _refuse_contradictions(stated: Mapping[str, Any], trained: Mapping[str, Any], checkpoint: str | Path) -> None:
     for key in ("in_channels", "out_channels", "spacing", "orientation", "normalization"):
-        if stated[key] is not None and not _same(stated[key], trained[key]):
+        if stated[key] is not None and not same(stated[key], trained[key]):
             _refuse(key, stated[key], trained[key], checkpoint)
 
 
@@ -302,12 +303,12 @@ def _refuse(key: str, stated: Any, trained: Any, checkpoint: str | Path) -> None
     )
 
 
-def _same(one: Any, other: Any) -> bool:
-    """Compare plain values; numbers may differ by rounding, lists and tuples are equal."""
+def same(one: Any, other: Any) -> bool:
+    """Return whether plain values are equal: numbers up to rounding, a list and a tuple by their items."""
     if isinstance(one, Mapping) and isinstance(other, Mapping):
-        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
     if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
-        return len(one) == len(other) and all(map(_same, one, other))
+        return len(one) == len(other) and all(map(same, one, other))
     if isinstance(one, (int, float)) and isinstance(other, (int, float)):
         return math.isclose(one, other, rel_tol=1e-6)
     return one == other
