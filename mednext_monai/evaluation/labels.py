@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
-from pathlib import Path
 from typing import Any
+
+from ..files import read_json
 
 __all__ = ["Labels", "read_labels", "task_labels"]
 
@@ -108,36 +108,37 @@ def read_labels(
     classes: dict[str, int] | None = None
     united: dict[str, Sequence[int]] = {}
     ignore = None
+    contents = {path: read_json(path) for path in (labels, regions) if path is not None}
     source: str | PathLike | None = labels if labels is not None else regions
     try:
         if labels is not None:
-            classes, united, ignore, by_region = _parse(_read_object(labels))
+            classes, united, ignore, by_region = _parse(_object(contents[labels]))
             only_regions = only_regions or by_region
         if regions is not None:
             source = regions
-            united = {name: _as_list(values) for name, values in _read_object(regions).items()}
+            united = _regions(_object(contents[regions]))
         return Labels(classes, united, ignore, only_regions)
     except (ValueError, TypeError) as error:
         raise ValueError(str(error) if source is None else f"{source}: {error}") from error
 
 
-def _read_object(path: str | PathLike) -> dict[str, Any]:
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such file.")
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except ValueError as error:
-        raise ValueError(f"not valid JSON: {error}") from error
+def _object(content: Any) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"must contain an object, got {type(content).__name__}.")
     return content
+
+
+def _regions(content: Any) -> dict[str, Sequence[int]]:
+    if not isinstance(content, dict):
+        raise ValueError(f'regions must be an object such as {{"whole tumor": [1, 2, 3]}}, got {content!r}.')
+    return {name: _as_list(values) for name, values in content.items()}
 
 
 def _parse(content: dict[str, Any]) -> tuple[dict[str, int], dict[str, Sequence[int]], int | None, bool]:
     """Return classes, regions, ignored label and whether only regions are labelled."""
     labels = content.get("labels")
     if isinstance(labels, list):  # a plan: names by value, background first
-        united: dict[str, Sequence[int]] = {n: _as_list(v) for n, v in (content.get("regions") or {}).items()}
+        united = _regions(content.get("regions") or {})
         return {str(name): i for i, name in enumerate(labels) if i}, united, content.get("ignore_label"), False
     if not isinstance(labels, dict):
         raise ValueError("needs 'labels', as in dataset.json or in a plan of mednext plan.")

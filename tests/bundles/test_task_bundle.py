@@ -125,7 +125,7 @@ def test_unknown_variants_files_and_full_folders_are_refused(tmp_path, task):
     with pytest.raises(FileExistsError, match="exists already and is not empty"):
         bundles.new_bundle("S", 3, task, task.parent)
     task.write_text("{")
-    with pytest.raises(ValueError, match="task.json is not valid JSON"):
+    with pytest.raises(ValueError, match="task.json: not valid JSON"):
         bundles.new_bundle("S", 3, task, tmp_path / "new")
 
 
