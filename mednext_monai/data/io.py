@@ -122,7 +122,8 @@ def read_image(paths: Paths) -> tuple[np.ndarray, np.ndarray]:
     first_affine = np.eye(4)
     for path in files:
         stored, affine = read_stored(path)
-        array = np.ascontiguousarray(stored, dtype=np.float32)
+        with np.errstate(over="ignore"):  # becomes infinite
+            array = np.ascontiguousarray(stored, dtype=np.float32)
         if len(files) > 1 and len(array) > 1:
             raise ValueError(f"{path}: one of {len(files)} files of a case must have one channel, got {len(array)}.")
         if np.isinf(array).any():

@@ -49,6 +49,7 @@ import shutil
 import socket
 import time
 import uuid
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from os import PathLike
@@ -83,6 +84,9 @@ FORMAT_VERSION = 2  # increase it if results or format change: all cases are the
 MARKER = "case.json"
 TEMPORARY = ".tmp-"
 LOCKS = ".locks"
+CONTENT = re.compile("[0-9a-f]{32}")
+# What a damaged file of a stored case raises: it is then made again.
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, EOFError, zipfile.BadZipFile)
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}  # a file system without locks
 LEFT_BEHIND = 24 * 3600  # seconds without a change, after which a temporary folder belongs to no run
 META_IMAGE = re.compile(rb"^\s*ElementDataFile\s*=\s*(.+?)\s*$", re.IGNORECASE | re.MULTILINE)
@@ -250,11 +254,10 @@ def stored_content(case: Mapping, settings: Mapping, cache_dir: str | Path) -> t
         if place is None:
             return None
         marker = json.loads((place / MARKER).read_text())
-        channels = len(np.load(place / "image.npy", mmap_mode="r"))
-    except (OSError, ValueError):
+        labels = {max(int(value), 0) for value in marker["voxels_per_label"]}
+        return len(np.load(place / "image.npy", mmap_mode="r")), sorted(labels | {0})
+    except UNREADABLE:
         return None
-    labels = {max(int(value), 0) for value in marker["voxels_per_label"]}
-    return channels, sorted(labels | {0})
 
 
 def settings_folder(settings: Mapping) -> str:
@@ -448,7 +451,7 @@ def _known(case: Mapping, folder: Path) -> Path | None:
     except (OSError, ValueError):
         return None
     place = folder / case["id"] / content
-    return place if content and _is_complete(place) else None
+    return place if CONTENT.fullmatch(content) and _is_complete(place) else None
 
 
 def _recognized(case: Mapping, folder: Path) -> Path | None:
@@ -562,11 +565,17 @@ def _rename_folder(source: Path, target: Path) -> None:
 
 
 def _is_complete(place: Path) -> bool:
-    """Return whether a folder has a marker and the files that it lists, in their sizes."""
+    """Return whether a folder has a marker and the files that it lists, in their sizes and with headers that fit."""
     try:
         files = json.loads((place / MARKER).read_text())["files"]
-        return all((place / name).stat().st_size == size for name, size in files.items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        if not all((place / name).stat().st_size == size for name, size in files.items()):
+            return False
+        shape = np.load(place / "image.npy", mmap_mode="r").shape[1:]
+        if "label.npy" not in files:
+            return len(shape) == 3
+        with np.load(place / "foreground.npz"):  # its directory
+            return len(shape) == 3 and np.load(place / "label.npy", mmap_mode="r").shape == (1, *shape)
+    except UNREADABLE:
         return False
 
 

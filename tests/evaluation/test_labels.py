@@ -80,6 +80,9 @@ def test_invalid_files_are_named_with_the_reason(tmp_path, labels, regions, mess
 def test_missing_and_broken_files(tmp_path):
     with pytest.raises(FileNotFoundError, match="absent.json: no such file"):
         read_labels(tmp_path / "absent.json")
+    write(tmp_path / "plan.json", {"labels": ["background", "one"], "regions": 1})
+    with pytest.raises(ValueError, match="plan.json: regions must be an object"):
+        read_labels(tmp_path / "plan.json")
     (tmp_path / "broken.json").write_text("{")
     with pytest.raises(ValueError, match="broken.json: not valid JSON"):
         read_labels(tmp_path / "broken.json")

@@ -77,19 +77,19 @@ def read_all(directory: Path, content: bytes) -> None:
         inference_cases(str(directory))
 
 
-@bounded(400)
+@bounded(1500)
 @given(content=damaged_json(DECATHLON))
 def test_dataset_json_of_decathlon(decathlon, content):
     read_all(decathlon, content)
 
 
-@bounded(400)
+@bounded(1500)
 @given(content=damaged_json(NNUNET))
 def test_dataset_json_of_nnunet(nnunet, content):
     read_all(nnunet, content)
 
 
-@bounded(400)
+@bounded(1500)
 @given(content=damaged_json(SPLITS))
 def test_splits(tmp_path_factory, content):
     file = tmp_path_factory.getbasetemp() / "splits_final.json"
@@ -99,7 +99,7 @@ def test_splits(tmp_path_factory, content):
             assert split["train"] and split["val"] and set(split["train"] + split["val"]) <= set(IDS)
 
 
-@bounded(400)
+@bounded(1500)
 @given(content=damaged_bytes(GROUPS) | st.binary(max_size=40))
 def test_groups(tmp_path_factory, content):
     file = tmp_path_factory.getbasetemp() / "groups.csv"
@@ -108,7 +108,7 @@ def test_groups(tmp_path_factory, content):
         assert list(read_groups(file, IDS)) == IDS
 
 
-@bounded(500)
+@bounded(1500)
 @given(content=damaged_json(DECISION) | damaged_json(ORIGINAL))
 def test_postprocessing_decisions(tmp_path_factory, content):
     file = tmp_path_factory.getbasetemp() / "postprocessing.json"
@@ -120,7 +120,7 @@ def test_postprocessing_decisions(tmp_path_factory, content):
         assert read_postprocessing(file.with_name("again.json")).steps == found.steps
 
 
-@bounded(500)
+@bounded(1500)
 @given(
     labels=st.none() | st.sampled_from([DECATHLON, NNUNET, PLAN_LABELS, OF_REGIONS]).flatmap(damaged_json),
     regions=st.none() | damaged_json(REGIONS),
