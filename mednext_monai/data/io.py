@@ -30,6 +30,7 @@ __all__ = [
     "is_dicom",
     "is_nifti",
     "is_ours",
+    "read_digest",
     "read_grid",
     "read_image",
     "read_label",
@@ -42,7 +43,9 @@ __all__ = [
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".gipl.gz", ".gipl")
 DICOM_HINT = "DICOM is not supported here; convert the series to one NIfTI file first, for example with dcm2niix"
 MILLIMETERS = {"meter": 1000.0, "micron": 0.001}  # in a unit of length that a NIfTI header may state beside mm
-DESCRIPTION = b"segmentation by mednext-monai"  # in the header of what is written, by which it is recognized
+# In the header of what is written, by which it is recognized; a digest may follow, after a space. 80 bytes at most.
+DESCRIPTION = b"segmentation by mednext-monai"
+DESCRIPTION_SIZE = 80
 AFFINE_TOLERANCE = 0.1  # voxels by which the corners of two files of a case may differ
 LABEL_TOLERANCE = 1e-3  # labels stored as floating point or with a scale factor may not be exact integers
 
@@ -265,6 +268,7 @@ def write_segmentation(
     path: str | PathLike,
     like: str | PathLike | None = None,
     affine: np.ndarray | None = None,
+    digest: str | None = None,
 ) -> None:
     """
     Write class indices as NIfTI on the grid of their image. The file is written atomically.
@@ -276,11 +280,14 @@ def write_segmentation(
         like: the image; if it is a NIfTI file, its header is copied (affines with their codes, units, ...). Defaults to
             ``None``.
         affine: ``(4, 4)``, voxel index to mm, required if ``like`` is not NIfTI. Defaults to ``None``.
+        digest: what :py:func:`read_digest` returns for the file, at most 50 ASCII characters without spaces. Defaults
+            to ``None``.
 
     Raises:
-        ValueError: if the shape of ``labels`` differs from that of ``like``, a label is negative, or the affine is
-            missing.
+        ValueError: if the shape of ``labels`` differs from that of ``like``, a label is negative, the affine is
+            missing, or the digest does not fit into the header.
     """
+    description = _description(digest)
     if labels.ndim != 3 or labels.min() < 0:
         raise ValueError(f"{path}: a segmentation must be 3D without negative labels, got shape {labels.shape}.")
     dtype = labels.dtype if labels.dtype in (np.uint8, np.int16) else np.uint8 if labels.max() <= 255 else np.int16
@@ -292,14 +299,14 @@ def write_segmentation(
         header.set_data_shape(labels.shape)
         header.set_slope_inter(1, 0)
         header["cal_min"] = header["cal_max"] = 0  # a display window for intensities
-        header["descrip"] = DESCRIPTION
+        header["descrip"] = description
         image = type(original)(labels.astype(dtype), None, header)
     elif affine is not None:
         image = nibabel.Nifti1Image(labels.astype(dtype), None)
         image.set_sform(affine, code=1)
         image.set_qform(affine, code=1)  # some viewers read this one
         image.header.set_xyzt_units("mm")
-        image.header["descrip"] = DESCRIPTION
+        image.header["descrip"] = description
     else:
         raise ValueError(f"{path}: an affine is needed, since the image {like} is not NIfTI.")
     image.set_data_dtype(dtype)
@@ -309,10 +316,26 @@ def write_segmentation(
 
 def is_ours(path: str | PathLike) -> bool:
     """Return whether a file was written by :py:func:`write_segmentation`."""
+    return read_digest(path) is not None
+
+
+def read_digest(path: str | PathLike) -> str | None:
+    """
+    Return the digest that a file of :py:func:`write_segmentation` holds, which may be empty; ``None`` for any other.
+    """
     try:
-        return is_nifti(path) and _open_nifti(path).header["descrip"].item() == DESCRIPTION
+        description = _open_nifti(path).header["descrip"].item() if is_nifti(path) else b""
     except (ValueError, OSError):
-        return False
+        return None
+    name, digest = description[: len(DESCRIPTION)], description[len(DESCRIPTION) :]
+    return digest[1:].decode("ascii", "replace") if name == DESCRIPTION and digest[:1] in (b"", b" ") else None
+
+
+def _description(digest: str | None) -> bytes:
+    description = DESCRIPTION if not digest else DESCRIPTION + b" " + digest.encode("ascii")
+    if len(description) > DESCRIPTION_SIZE:
+        raise ValueError(f"a digest must have at most {DESCRIPTION_SIZE - len(DESCRIPTION) - 1} characters: {digest}.")
+    return description
 
 
 def _open_nifti(path: str | PathLike) -> nibabel.Nifti1Image:
