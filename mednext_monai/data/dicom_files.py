@@ -150,6 +150,8 @@ def _slices(header: Any, file: str) -> list[Slice]:
     """Return the slice of a file, or one per frame of a multi-frame file."""
     try:
         frames = int(header.get("NumberOfFrames") or 1)
+        if not 0 < frames <= os.path.getsize(file):
+            raise ValueError(f"it cannot have {frames} frames")
         common = dict(_elements(header))
         for group in header.get("SharedFunctionalGroupsSequence") or []:
             common.update(_nested(group))

@@ -9,7 +9,9 @@ from typing import Any
 
 from ..files import read_json
 
-__all__ = ["Labels", "read_labels", "task_labels"]
+__all__ = ["LARGEST_CLASS", "Labels", "read_labels", "task_labels"]
+
+LARGEST_CLASS = 2**15 - 1  # of label maps, which are int16
 
 
 @dataclass(frozen=True)
@@ -25,8 +27,8 @@ class Labels:
         only_regions: evaluate the regions instead of the classes. Defaults to ``False``.
 
     Raises:
-        ValueError: if a value is not a positive integer, two classes have the same value, a region contains a value
-            that is not a class, or a region has the name of a class but is another set of voxels.
+        ValueError: if a value is not a positive integer that fits int16, two classes have the same value, a region
+            contains a value that is not a class, or a region has the name of a class but is another set of voxels.
     """
 
     classes: Mapping[str, int] | None = None
@@ -167,21 +169,28 @@ def _as_list(values: Any) -> list[int]:
     return list(values) if isinstance(values, (list, tuple)) else [values]
 
 
+def _is_class(value: Any) -> bool:
+    return type(value) is int and 0 < value <= LARGEST_CLASS
+
+
 def _check_classes(classes: Mapping[str, int], ignore: int | None) -> None:
-    wrong = {name: value for name, value in classes.items() if type(value) is not int or value < 1 or value == ignore}
+    wrong = {name: value for name, value in classes.items() if not _is_class(value) or value == ignore}
     if wrong or len(set(classes.values())) < len(classes) or not classes:
         raise ValueError(
-            f"the classes must have different positive integers{'' if ignore is None else f', without {ignore}'}; "
-            f"got {wrong or dict(classes)}."
+            f"the classes must have different positive integers up to {LARGEST_CLASS}"
+            f"{'' if ignore is None else f', without {ignore}'}; got {wrong or dict(classes)}."
         )
 
 
 def _check_region(name: str, values: Sequence[int], known: set[int] | None, ignore: int | None) -> None:
-    integers = all(type(value) is int and value > 0 and value != ignore for value in values)
+    integers = all(_is_class(value) and value != ignore for value in values)
     if name.isdigit():
         raise ValueError(f"the name of a region must not be a number, got {name!r}: classes without names have such.")
     if not values or not integers or len(set(values)) < len(values):
-        raise ValueError(f"the region {name!r} must be a list of different positive integers, got {list(values)}.")
+        raise ValueError(
+            f"the region {name!r} must be a list of different positive integers up to {LARGEST_CLASS}, got "
+            f"{list(values)}."
+        )
     if known is not None and set(values) - known:
         raise ValueError(
             f"the region {name!r} contains {sorted(set(values) - known)}; the classes are {sorted(known)}."

@@ -27,7 +27,7 @@ from ..files import read_json, write_atomically
 from ..parallel import map_cases
 from ..preprocessing.geometry import spacing_of
 from .cases import Pair, files_by_case, pair_cases, read_pair
-from .labels import Labels
+from .labels import LARGEST_CLASS, Labels
 
 __all__ = [
     "Postprocessing",
@@ -38,7 +38,6 @@ __all__ = [
     "read_postprocessing",
 ]
 
-LARGEST_CLASS = 2**15 - 1  # of label maps, which are int16
 RAW, JOINT, SEPARATE = "raw", "all_classes_joined", "each_class_alone"
 Dice = dict[int, float]
 TRAP = (

@@ -41,7 +41,7 @@ def _damage_explained(path: str | PathLike) -> Iterator[None]:
     """Say which file of a stored case is damaged, and what to do."""
     try:
         yield
-    except (OSError, ValueError, EOFError, KeyError, IndexError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, ValueError, EOFError, KeyError, IndexError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(
             f"{path} of a stored case cannot be read: {error}. Delete the folder that it is in; the next run "
             "preprocesses the case again."

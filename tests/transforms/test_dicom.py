@@ -104,7 +104,7 @@ def test_wrong_codes_in_the_metadata_are_an_error_before_the_first_case(tmp_path
     ):
         SaveDicomSegd("pred", metadata=file)
     file.write_text("{")
-    with pytest.raises(ValueError, match="metadata.json is not a JSON file"):
+    with pytest.raises(ValueError, match="metadata.json: not valid JSON"):
         SaveDicomSegd("pred", metadata=file)
 
 
