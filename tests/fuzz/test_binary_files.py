@@ -23,16 +23,18 @@ from hypothesis import strategies as st
 
 from mednext_monai.data import inference_cases, preprocess_dataset, read_image, read_label, store, write_segmentation
 from mednext_monai.data.checks import Expected, check_case
-from mednext_monai.data.io import is_ours, read_grid, read_stored
+from mednext_monai.data.io import is_ours, read_digest, read_grid, read_stored
 from mednext_monai.evaluation import apply_to_folder, evaluate_folder
 from mednext_monai.evaluation.postprocessing import Postprocessing, Step
 from mednext_monai.networks import MedNeXt
+from mednext_monai.preprocessing import geometry
 from mednext_monai.preprocessing.case import preprocess_case
 from mednext_monai.weights import convert, load_weights, read_settings, read_state_dict, upkern
 from mednext_monai.weights.settings import attach_settings
 
 pytestmark = pytest.mark.slow
 HEADER = 352
+MEMORY = 2**24  # bytes that a resampled image may need
 SETTINGS = {"spacing": [1, 1, 1], "orientation": None, "normalization": ["zscore"], "intensity": None}
 
 
@@ -51,7 +53,7 @@ NIFTI = [
 ]
 
 
-@bounded(2500)
+@bounded(2000)
 @given(
     content=st.sampled_from(NIFTI).flatmap(lambda whole: damaged_bytes(whole, HEADER)) | st.binary(max_size=400),
     packed=st.sampled_from(["", ".gz", "damaged"]),
@@ -68,13 +70,14 @@ def test_nifti(tmp_path_factory, content, packed, data):
     for read in (read_stored, read_image, read_label, read_grid):
         with only_ours(str(file)), np.errstate(over="ignore"):
             read(file)
-    is_ours(file)
+    is_ours(file), read_digest(file)
     check, volume = check_case({"id": "a", "image": str(file), "label": str(file)}, Expected(1, 3))
     assert all(str(file) in problem or "a: " in problem for problem in check.problems)
     if volume is None:
         assert check.problems
         return
-    with only_ours(str(file), "spacing", "voxels"):
+    with pytest.MonkeyPatch.context() as patch, only_ours(str(file), "spacing", "voxels"):
+        patch.setattr(geometry, "_installed_memory", lambda: MEMORY)
         preprocess_case(volume.image, volume.label, volume.affine, SETTINGS)
     with only_ours(str(file), "out.nii.gz"):
         write_segmentation(np.maximum(volume.label, 0), folder / "out.nii.gz", like=file, affine=volume.affine)
@@ -128,7 +131,7 @@ def read_checkpoint(file: Path) -> None:
     assert not list(target.parent.glob(".*.pt"))
 
 
-@bounded(600)
+@bounded(400)
 @given(content=st.sampled_from(FILES).flatmap(damaged_bytes) | st.binary(max_size=60))
 def test_damaged_checkpoints(tmp_path_factory, content):
     file = tmp_path_factory.getbasetemp() / "model.pt"
@@ -158,7 +161,7 @@ OBJECTS = st.recursive(
 )
 
 
-@bounded(250)
+@bounded(80)
 @given(replaced=st.dictionaries(NAMES, TENSORS | OBJECTS, max_size=4), removed=st.sets(NAMES, max_size=2), inside=NAMES)
 def test_checkpoints_with_other_content(tmp_path_factory, replaced, removed, inside):
     file = tmp_path_factory.getbasetemp() / "model.pt"
@@ -168,7 +171,7 @@ def test_checkpoints_with_other_content(tmp_path_factory, replaced, removed, ins
         read_checkpoint(file)
 
 
-@bounded(200)
+@bounded(80)
 @given(key=st.sampled_from([*TRAINED, "x"]), value=OBJECTS, removed=st.booleans())
 def test_checkpoints_with_other_settings(tmp_path_factory, key, value, removed):
     file = tmp_path_factory.getbasetemp() / "model.pt"
@@ -213,7 +216,7 @@ def cached(tmp_path_factory) -> tuple[Path, list[dict]]:
     return folder / "cache", cases
 
 
-@bounded(600)
+@bounded(400)
 @given(data=st.data())
 def test_tampered_caches(tmp_path_factory, cached, data):
     """What is damaged is noticed and made again, or is an error; changed values in a file of the same size are not."""

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 pytest.importorskip("hypothesis")
-pydicom = pytest.importorskip("pydicom")
+pytest.importorskip("pydicom")
 
+import pydicom
 from helpers.dicom import volume, write_enhanced, write_series
 from helpers.fuzz import bounded, damaged_bytes, only_ours
 from hypothesis import given

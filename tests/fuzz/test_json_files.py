@@ -18,9 +18,10 @@ from mednext_monai import bundles
 from mednext_monai.bundles import task_bundle
 from mednext_monai.bundles.options import OPTIONS, check_option
 from mednext_monai.data import inference_cases, read_dataset, read_groups, read_splits, training_cases
-from mednext_monai.evaluation import read_labels, read_postprocessing
+from mednext_monai.evaluation import read_labels, read_postprocessing, task_labels
 from mednext_monai.options import plain
 from mednext_monai.planning import plan
+from mednext_monai.transforms import SaveDicomSegd
 from mednext_monai.weights import task_settings
 
 pytestmark = pytest.mark.slow
@@ -37,6 +38,11 @@ NNUNET = {
     "labels": {"background": 0, "one": 1, "two": 2},
     "file_ending": ".nii.gz",
     "numTraining": 6,
+}
+NNUNET_REGIONS = {
+    **NNUNET,
+    "labels": {"background": 0, "whole": [1, 2], "core": 2, "ignore": 3},
+    "regions_class_order": [1, 2],
 }
 SPLITS = [{"train": IDS[:4], "val": IDS[4:]}, {"train": IDS[2:], "val": IDS[:2]}]
 GROUPS = "".join(f"{i},patient_{n // 2}\n" for n, i in enumerate(IDS)).encode()
@@ -70,6 +76,8 @@ def read_all(directory: Path, content: bytes) -> None:
     with only_ours(*names):
         dataset = read_dataset(directory)
         assert len(dataset.labels) >= 2 and dataset.channel_names and dataset.cases
+        assert dataset.ignore_label in (None, len(dataset.labels))
+        task_labels(dataset.labels, dataset.regions, dataset.ignore_label)
         assert all(case["id"] == Path(case["id"]).name and case["id"] for case in dataset.cases)
         json.dumps(dataset.cases)
         training_cases(str(directory), 0)
@@ -77,19 +85,19 @@ def read_all(directory: Path, content: bytes) -> None:
         inference_cases(str(directory))
 
 
-@bounded(1500)
+@bounded(900)
 @given(content=damaged_json(DECATHLON))
 def test_dataset_json_of_decathlon(decathlon, content):
     read_all(decathlon, content)
 
 
-@bounded(1500)
-@given(content=damaged_json(NNUNET))
+@bounded(900)
+@given(content=damaged_json(NNUNET) | damaged_json(NNUNET_REGIONS))
 def test_dataset_json_of_nnunet(nnunet, content):
     read_all(nnunet, content)
 
 
-@bounded(1500)
+@bounded(900)
 @given(content=damaged_json(SPLITS))
 def test_splits(tmp_path_factory, content):
     file = tmp_path_factory.getbasetemp() / "splits_final.json"
@@ -99,7 +107,7 @@ def test_splits(tmp_path_factory, content):
             assert split["train"] and split["val"] and set(split["train"] + split["val"]) <= set(IDS)
 
 
-@bounded(1500)
+@bounded(900)
 @given(content=damaged_bytes(GROUPS) | st.binary(max_size=40))
 def test_groups(tmp_path_factory, content):
     file = tmp_path_factory.getbasetemp() / "groups.csv"
@@ -108,7 +116,7 @@ def test_groups(tmp_path_factory, content):
         assert list(read_groups(file, IDS)) == IDS
 
 
-@bounded(1500)
+@bounded(900)
 @given(content=damaged_json(DECISION) | damaged_json(ORIGINAL))
 def test_postprocessing_decisions(tmp_path_factory, content):
     file = tmp_path_factory.getbasetemp() / "postprocessing.json"
@@ -120,7 +128,7 @@ def test_postprocessing_decisions(tmp_path_factory, content):
         assert read_postprocessing(file.with_name("again.json")).steps == found.steps
 
 
-@bounded(1500)
+@bounded(900)
 @given(
     labels=st.none() | st.sampled_from([DECATHLON, NNUNET, PLAN_LABELS, OF_REGIONS]).flatmap(damaged_json),
     regions=st.none() | damaged_json(REGIONS),
@@ -142,7 +150,32 @@ def whole_plan(tmp_path_factory) -> dict:
     plan(make_decathlon(folder / "data"), folder / "task.json", processes=0, progress=False, report=False)
     content = json.loads((folder / "task.json").read_text())
     content["_plan_"] = {"name": "Test", "file_ending": ".nii.gz", "cases": [1, 2]}
+    content |= {"regions": {"whole": [1, 2]}, "ignore_label": 3}
     return content
+
+
+METADATA = {
+    "name": "Test",
+    "version": "0.1.0",
+    "network_data_format": {
+        "outputs": {
+            "pred": {
+                "channel_def": {"0": "background", "1": "one"},
+                "segment_codes": {"1": {"category": {"value": "1", "scheme": "SCT", "meaning": "Organ"}}},
+            }
+        }
+    },
+}
+
+
+@bounded(700)
+@given(content=damaged_json(METADATA))
+def test_metadata(tmp_path_factory, content):
+    file = tmp_path_factory.getbasetemp() / "metadata.json"
+    file.write_bytes(content)
+    with only_ours(str(file)):
+        saver = SaveDicomSegd("pred", metadata=file)
+        assert all(type(segment.name) is str for segment in saver.segments)
 
 
 @bounded(300)
