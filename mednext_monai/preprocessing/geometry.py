@@ -125,10 +125,11 @@ def _check_size(shape: Sequence[int], spacing: Sequence[float], target_spacing: 
     """Refuse a resampled case that is too large, as of an image that states its spacing in a wrong unit."""
     size = 4 * math.prod(shape)  # bytes of a channel
     if max(shape) > MAX_EXTENT or size > _installed_memory():
-        voxels, old, new = (" x ".join(f"{v:.4g}" for v in values) for values in (shape, spacing, target_spacing))
+        old, new = (" x ".join(f"{value:.4g}" for value in values) for values in (spacing, target_spacing))
         raise ValueError(
-            f"with a spacing of {old} mm, resampled to {new} mm, it would have {voxels} voxels ({size / 2**30:.3g} GiB "
-            f"per channel), more than memory or {MAX_EXTENT} per axis; is the unit of length right?"
+            f"with a spacing of {old} mm, resampled to {new} mm, it would have {' x '.join(map(str, shape))} voxels, "
+            f"{size / 2**30:.3g} GiB per channel: more than the memory of this computer, or than {MAX_EXTENT} along an "
+            "axis. Is the unit of length right?"
         )
 
 
