@@ -62,7 +62,7 @@ from ..files import naming_a_full_disk, write_atomically
 from ..parallel import map_cases
 from ..preprocessing.case import PreprocessedCase, check_settings, preprocess_case
 from ..preprocessing.foreground import foreground_locations
-from ..preprocessing.geometry import reorient, spacing_of
+from ..preprocessing.geometry import Geometry, reorient, spacing_of
 from ..preprocessing.resampling import resampled_shape
 from .io import ImageSource, check_grid, image_paths, read_grid, read_image, read_label
 
@@ -582,14 +582,15 @@ def _rename_folder(source: Path, target: Path) -> None:
 def _is_complete(place: Path) -> bool:
     """Return whether a folder has a marker and the files that it lists, in their sizes and with headers that fit."""
     try:
-        files = json.loads((place / MARKER).read_text())["files"]
+        marker = json.loads((place / MARKER).read_text())
+        files, shape = marker["files"], Geometry.from_dict(marker["geometry"]).resampled_shape
         if not all((place / name).stat().st_size == size for name, size in files.items()):
             return False
-        shape = np.load(place / "image.npy", mmap_mode="r").shape[1:]
-        if "label.npy" not in files:
-            return len(shape) == 3
+        fits = np.load(place / "image.npy", mmap_mode="r").shape[1:] == shape
+        if not fits or "label.npy" not in files:
+            return fits
         with np.load(place / "foreground.npz"):  # its directory
-            return len(shape) == 3 and np.load(place / "label.npy", mmap_mode="r").shape == (1, *shape)
+            return np.load(place / "label.npy", mmap_mode="r").shape == (1, *shape)
     except UNREADABLE:
         return False
 
