@@ -66,7 +66,7 @@ def _items(image):
 
 
 @pytest.mark.parametrize("kind", ["series", "enhanced"])
-@bounded(500)
+@bounded(900)
 @given(data=st.data())
 def test_series(tmp_path_factory, whole, kind, data):
     folder = tmp_path_factory.getbasetemp() / kind
@@ -87,7 +87,7 @@ def test_series(tmp_path_factory, whole, kind, data):
                 assert image.shape == (1, *shape) and np.array_equal(affine, same) and np.isfinite(affine).all()
 
 
-@bounded(60)
+@bounded(150)
 @given(data=st.data())
 def test_series_to_which_a_segmentation_refers(tmp_path_factory, whole, data):
     """highdicom reads far more of a header than the image needs."""

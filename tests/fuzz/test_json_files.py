@@ -178,7 +178,7 @@ def test_metadata(tmp_path_factory, content):
         assert all(type(segment.name) is str for segment in saver.segments)
 
 
-@bounded(300)
+@bounded(800)
 @given(data=st.data())
 def test_plans(tmp_path_factory, whole_plan, data):
     """What a bundle is made of is what its runs accept; the verification by MONAI, which takes seconds, is left out."""

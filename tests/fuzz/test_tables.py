@@ -61,7 +61,7 @@ def damaged_run(data, run: Path, folder: Path) -> None:
             file.write_bytes(data.draw(damaged_bytes(file.read_bytes())))
 
 
-@bounded(300)
+@bounded(600)
 @given(data=st.data())
 def test_report(tmp_path_factory, run, data):
     folder = tmp_path_factory.getbasetemp() / "bundle"
