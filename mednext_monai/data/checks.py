@@ -39,6 +39,7 @@ __all__ = [
     "check_cases",
     "check_dicom_seg",
     "check_folders",
+    "check_image",
     "check_outputs",
     "check_stored",
     "checked_arrays",
@@ -215,6 +216,32 @@ def check_case(case: Mapping, expected: Expected) -> tuple[CaseCheck, Volume | N
     arrays = [read[path][0] for path in images]
     image = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
     return check, Volume(image, label, read[images[0]][1])
+
+
+def check_image(name: str, image: np.ndarray, affine: np.ndarray, expected: Expected) -> Volume:
+    """
+    Check an image in memory as :py:func:`check_case` checks files, and log its warnings.
+
+    Args:
+        name: its name, for messages.
+        image: ``(C, X, Y, Z)``, any type of real numbers.
+        affine: ``(4, 4)``, voxel index to mm.
+        expected: what the image must contain.
+
+    Raises:
+        ValueError: if there are problems.
+    """
+    if image.dtype.kind not in "biuf":
+        raise ValueError(f"{name}: contains values of type {image.dtype}; expected real numbers.")
+    if image.ndim != 4 or min(image.shape) < 1:
+        raise ValueError(f"{name}: must have the shape (C, X, Y, Z), got {tuple(image.shape)}.")
+    problems = _affine_problems(name, affine) + _channel_problems(name, [name], {name: len(image)}, expected)
+    found, warnings = _value_problems(name, image)
+    if problems + found:
+        raise ValueError(" ".join(problems + found))
+    for note in warnings + _spacing_warnings(name, affine):
+        logger.warning(note)
+    return Volume(np.ascontiguousarray(image, dtype=np.float32), None, np.asarray(affine, dtype=np.float64))
 
 
 def checked_arrays(case: Mapping, expected: Expected) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:

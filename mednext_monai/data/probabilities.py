@@ -82,6 +82,14 @@ class DiskProbabilities:
             for planes in self._planes():
                 yield self.read(index, planes)
 
+    def array(self) -> np.ndarray:
+        """Return all probabilities in memory, float32 ``(K, X, Y, Z)``."""
+        result = np.empty((self.classes, *self.shape), dtype=np.float32)
+        for index in range(self.classes):
+            for planes in self._planes():
+                result[index, planes] = self.read(index, planes)
+        return result
+
     def class_map(self) -> np.ndarray:
         """Return the most probable classes ``(X, Y, Z)``, uint8, or int16 for more than 256; ties give the lower."""
         labels = np.empty(self.shape, dtype=class_type(self.classes))
@@ -107,11 +115,13 @@ class ProbabilityStore:
     Args:
         folder: where they are held.
         is_kept: whether they are written later. Defaults to ``True``.
+        dtype: of the numbers that are held. Defaults to float16, as they are written.
     """
 
-    def __init__(self, folder: str | PathLike, is_kept: bool = True) -> None:
+    def __init__(self, folder: str | PathLike, is_kept: bool = True, dtype: type[np.floating] = np.float16) -> None:
         self.folder = folder
         self.is_kept = is_kept
+        self.dtype = dtype
         self._held: dict[str, DiskProbabilities] = {}
 
     def put(self, name: str, probabilities: DiskProbabilities) -> None:

@@ -92,6 +92,6 @@ class ClassMapInferer(Inferer):
         store = self.probabilities
         if store is None or not store.is_kept:
             return None
-        kept = DiskProbabilities(store.folder, file_shape(image))
+        kept = DiskProbabilities(store.folder, file_shape(image), store.dtype)
         store.put(case_name(image.meta), kept)
         return kept
