@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import ERROR_FILE, TRACEBACK
+from ..files import read_json
 from ..options import literal, paths
 from .library import names, path
 from .task_bundle import refuse_code
@@ -257,7 +258,11 @@ def _keys(bundle: Path, workflow: Workflow) -> dict[str, Any]:
     """Return the top level of the configs of a workflow."""
     merged: dict[str, Any] = {}
     for config in workflow.configs:
-        merged.update(json.loads((bundle / "configs" / f"{config}.json").read_text(encoding="utf-8")))
+        file = bundle / "configs" / f"{config}.json"
+        content = read_json(file)
+        if not isinstance(content, dict):
+            raise ValueError(f"{file} must hold a JSON object, got {type(content).__name__}.")
+        merged.update(content)
     return merged
 
 
@@ -278,11 +283,7 @@ def _overlay(name: str, value: str) -> str:
     if not file.is_file():
         raise FileNotFoundError(f"--{name}: there is no file {value!r}.")
     if name == "plan":
-        try:
-            plan = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"--plan: {value} is not a JSON file: {error}.") from error
-        refuse_code(plan, file)
+        refuse_code(read_json(file), file)
     return value
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ..environment import package_versions
-from ..files import write_atomically
+from ..files import read_json, write_atomically
 from .folder import Evaluation
 from .labels import Labels
 from .metrics import ClassScores
@@ -53,13 +53,13 @@ def check_tables(
     if overwrite:
         return
     old = _read_json(Path(output_dir, STATISTICS))
-    ours = old is not None and "mednext_monai" in (old.get("versions") or {})
+    ours = old is not None and "mednext_monai" in _object(old, "versions")
     advice = "choose another output_dir, or allow it to be replaced with --overwrite true."
     for name in (TABLE, STATISTICS, *([SUMMARY] if format == "nnunet" else [])):
         path = Path(output_dir, name)
         if path.exists() and not (ours and _is_ours(path)):
             raise ValueError(f"output_dir: {path} exists and is not a table of this package; {advice}")
-    written = (old or {}).get("settings") or {}
+    written = _object(old or {}, "settings")
     for key in SOURCE if ours else ():
         if key in written and not _same(written[key], settings.get(key)):
             path = Path(output_dir, STATISTICS)
@@ -149,12 +149,21 @@ def _is_ours(path: Path) -> bool:
 def _read_json(path: Path) -> dict[str, Any] | None:
     """Return the object in a JSON file, or ``None`` if there is none."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except (OSError, ValueError):
         return None
     return content if isinstance(content, dict) else None
 
 
+def _object(content: Mapping[str, Any], key: str) -> dict[str, Any]:
+    found = content.get(key)
+    return found if isinstance(found, dict) else {}
+
+
 def _same(one: Any, other: Any) -> bool:
     """Return whether two settings are equal; they may be paths, written in different ways."""
-    return str(one) == str(other) or (None not in (one, other) and realpath(str(one)) == realpath(str(other)))
+    return str(one) == str(other) or (None not in (one, other) and _real(one) == _real(other))
+
+
+def _real(path: Any) -> str:
+    return str(path) if "\0" in str(path) else realpath(str(path))  # which no path has

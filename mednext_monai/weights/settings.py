@@ -53,6 +53,7 @@ PREPROCESSING = ("spacing", "orientation", "normalization", "intensity")
 TASK = ("in_channels", "out_channels", *PREPROCESSING, "patch_size")
 ANNOTATION = ("regions", "ignore_label")  # of the labels, so they may differ from those of the training
 MAX_LABEL = 255  # patches hold labels as uint8
+LARGEST = {"in_channels": 10000, "out_channels": 2**15}  # file names have four digits for it; label maps are int16
 MAX_SHOWN = 3  # cases named in a message
 
 
@@ -260,9 +261,9 @@ def _read_settings(path: str, modified: int, size: int) -> dict[str, Any] | None
 def _complete(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Fill in what is ``None`` as published, and check and normalize the result."""
     filled = {key: PUBLISHED[key] if settings[key] is None else settings[key] for key in PUBLISHED}
-    for key in ("in_channels", "out_channels"):
-        if isinstance(filled[key], bool) or not isinstance(filled[key], int) or filled[key] < 1:
-            raise ValueError(f"{key} must be a positive integer, got {filled[key]!r}.")
+    for key, largest in LARGEST.items():
+        if type(filled[key]) is not int or not 1 <= filled[key] <= largest:
+            raise ValueError(f"{key} must be a positive integer up to {largest}, got {filled[key]!r}.")
     channels = filled["in_channels"]
     schemes = ["zscore"] * channels if settings["normalization"] is None else settings["normalization"]
     preprocessing = check_settings(
