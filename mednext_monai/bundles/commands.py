@@ -92,7 +92,8 @@ WORKFLOWS = {
     "evaluate": Workflow(
         "Evaluate a trained bundle on the validation cases of its fold",
         "Computes Dice, surface Dice, HD95 and volumes of each case and class on the original grid of the case. Writes "
-        "the tables of `mednext evaluate-folder` to eval/ in the bundle.",
+        "the tables of `mednext evaluate-folder` to eval/ in the bundle. With --part 0 --parts 4, ..., --part 3 "
+        "--parts 4, four runs do a quarter of the cases each, and the last one writes the tables.",
         "evaluating",
         ("train", "evaluate"),
         ("common", "train", "evaluate"),
@@ -120,7 +121,7 @@ WORKFLOWS = {
             ("folds", "the folds, such as 0 1 2; by default all of the data set"),
             ("collect_only", "train and evaluate nothing, only collect what the folds have written"),
         ),
-        hidden=("fold", "resume", "overwrite", "checkpoint", "save_predictions"),
+        hidden=("fold", "resume", "overwrite", "checkpoint", "save_predictions", "part", "parts"),
     ),
 }
 

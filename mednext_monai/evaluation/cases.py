@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 from ..data.io import ENDINGS, check_grid, file_ending, read_label, strip_ending
 from ..preprocessing.geometry import spacing_of
 
-__all__ = ["Pair", "files_by_case", "pair_cases", "read_pair"]
+__all__ = ["Pair", "file_state", "files_by_case", "pair_cases", "read_pair"]
 
 
 class Pair(NamedTuple):
@@ -20,6 +21,15 @@ class Pair(NamedTuple):
 
     prediction: str
     reference: str
+
+
+def file_state(path: str | PathLike) -> tuple[int, int] | None:
+    """Return size and time of modification (ns) of a file, by which a change is seen; ``None`` without a file."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns
 
 
 def files_by_case(directory: str | PathLike) -> dict[str, str]:
