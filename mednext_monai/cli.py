@@ -269,6 +269,7 @@ def find_postprocessing(
     count_absent_as_one: bool = False,
     minimum_sizes: bool = False,
     allow_missing: bool = False,
+    overwrite: bool = False,
     processes: int | None = None,
 ) -> None:
     """
@@ -288,10 +289,12 @@ def find_postprocessing(
         count_absent_as_one: count the Dice of a class that is in neither of both as 1.
         minimum_sizes: remove only components smaller than the smallest of all cases' largest ones.
         allow_missing: leave out labels without a segmentation, as when one fold was predicted.
+        overwrite: replace a file that this package did not write.
         processes: processes that work on cases; by default one per core.
     """
     from . import evaluation
 
+    evaluation.check_decision(output, overwrite)
     names = evaluation.read_labels(labels)
     found = evaluation.find_postprocessing(
         prediction_dir, label_dir, names, strict, count_absent_as_one, minimum_sizes, allow_missing, processes

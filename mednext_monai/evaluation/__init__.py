@@ -25,6 +25,7 @@ from .postprocessing import (
     Postprocessing,
     apply_postprocessing,
     apply_to_folder,
+    check_decision,
     find_postprocessing,
     read_postprocessing,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "Postprocessing",
     "apply_postprocessing",
     "apply_to_folder",
+    "check_decision",
     "check_tables",
     "evaluate_folder",
     "evaluation_part",

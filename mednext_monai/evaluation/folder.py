@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ..parallel import map_cases
-from .cases import Pair, pair_cases, read_pair
+from .cases import FileStates, Pair, naming_files, pair_cases, read_pair
 from .labels import Labels
 from .metrics import ClassScores, empty_scores, score_case
 
@@ -55,7 +57,8 @@ def evaluate_folder(
     """
     Compare all segmentations of a folder with their reference labels.
 
-    Files are paired by case id and must have the same grid. A case that cannot be evaluated does not stop the others.
+    Files are paired by case id and must have the same grid. A case that cannot be evaluated does not stop the others,
+    nor does one with a file that is changed meanwhile.
 
     Args:
         prediction_dir: folder of the predictions.
@@ -84,7 +87,10 @@ def evaluate_folder(
     importlib.import_module("monai.metrics")  # once, before processes are forked
     score = functools.partial(_score_files, labels=labels, tolerance=tolerance, tolerance_in_voxels=tolerance_in_voxels)
     arguments = {case: (case, pair) for case, pair in pairs.items()}
+    states = FileStates(pairs)
     scores, failed = map_cases(score, arguments, processes, "evaluating")
+    failed = {**naming_files(failed, pairs), **states.changed()}
+    scores = {case: found for case, found in scores.items() if case not in failed}
     problems = dict(sorted({**problems, **failed}.items()))
     if is_whole:
         refuse_nothing(scores, problems)
@@ -138,9 +144,24 @@ def _score_files(
     name, pair = case
     prediction, reference, spacing = read_pair(pair)
     ignored = 0 if labels.ignore is None else int((reference == labels.ignore).sum())
-    return reference.size - ignored, score_case(
-        name, prediction, reference, spacing, labels, tolerance, tolerance_in_voxels
-    )
+    try:
+        scores = score_case(name, prediction, reference, spacing, labels, tolerance, tolerance_in_voxels)
+    except ValueError:
+        refuse_unexpected(pair.prediction, prediction, labels)
+        refuse_unexpected(pair.reference, reference, labels)
+        raise
+    return reference.size - ignored, scores
+
+
+def refuse_unexpected(path: str, array: np.ndarray, labels: Labels) -> None:
+    """
+    Raises:
+        ValueError: naming the file, if it has values that are neither classes nor ignored.
+    """
+    unexpected = labels.unexpected([int(value) for value in np.unique(array) if value])
+    if unexpected:
+        known = sorted((labels.classes or {}).values())
+        raise ValueError(f"{path}: contains the label value(s) {unexpected}; the classes are {known}.")
 
 
 def complete_rows(

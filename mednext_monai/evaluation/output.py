@@ -65,7 +65,7 @@ def check_tables(
     ours = old is not None and "mednext_monai" in (old.get("versions") or {})
     for name in (TABLE, STATISTICS, *([SUMMARY] if format == "nnunet" else [])):
         path = Path(output_dir, name)
-        if path.exists() and not (ours and _is_ours(path)):
+        if path.exists() and not _is_ours(path):
             raise ValueError(f"output_dir: {path} exists and is not a table of this package; {ADVICE}")
     written = (old or {}).get("settings") or {}
     for key in SOURCE if ours else ():
@@ -203,7 +203,9 @@ def _is_ours(path: Path) -> bool:
         with open(path, encoding="utf-8", errors="replace") as file:
             return file.readline().strip() == ",".join(COLUMNS)
     content = _read_json(path) or {}
-    return content.get("author") == AUTHOR if path.name == SUMMARY else "versions" in content
+    return (
+        content.get("author") == AUTHOR if path.name == SUMMARY else "mednext_monai" in (content.get("versions") or {})
+    )
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
