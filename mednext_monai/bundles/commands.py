@@ -41,6 +41,9 @@ ENVIRONMENT = {
 WIDTH = 110  # columns of a help text
 FIXED = {"bundle_root", "variant", "kernel_size"}  # those of the bundle
 MULTI_GPU = "multi_gpu_train"
+OF_MONAI = {
+    "tracking": 'mlflow, or a file of MONAI\'s settings: record the run (pip install "mednext-monai[tracking]")'
+}
 
 
 class Misuse(ValueError):
@@ -215,7 +218,7 @@ def _parse(workflow: Workflow, arguments: Sequence[str]) -> _Typed:
             os.environ[TRACEBACK] = "1"
         elif name == "gpus" and workflow.multi_gpu:
             gpus = _count(values)
-        elif re.split("::|#", name)[0] not in known or name in FIXED:
+        elif re.split("::|#", name)[0] not in {*known, *OF_MONAI} or name in FIXED:
             raise Misuse(_unknown(name, known, workflow))
         else:
             options[name] = _value(name, values)
@@ -266,7 +269,7 @@ def _unknown(name: str, known: dict[str, Any], workflow: Workflow) -> str:
     if name in FIXED:
         return f"--{name} is the bundle's own and cannot be changed here."
     options = [key for key in known if key in OPTIONS and key not in FIXED]
-    own = ["plan", "config", "traceback", *(["gpus"] if workflow.multi_gpu else []), *dict(workflow.own)]
+    own = ["plan", "config", "traceback", *OF_MONAI, *(["gpus"] if workflow.multi_gpu else []), *dict(workflow.own)]
     return f"there is no option --{name}.{nearest(name, [*options, *own])}"
 
 
@@ -407,6 +410,7 @@ def help_text(name: str, arguments: Sequence[str] = ()) -> str:
         *_option_lines("plan", "", "a plan of `mednext plan`, whose settings replace those of the bundle"),
         *_option_lines("config", "", "another overlay: a MONAI config, whose expressions are executed"),
         *(_option_lines("gpus", "", "number of processes, one per GPU, by torchrun") if workflow.multi_gpu else ()),
+        *(line for option, comment in OF_MONAI.items() for line in _option_lines(option, "", comment)),
         *_option_lines("traceback", "", "if the run fails, print where, not only why"),
     ]
     for section, section_lines in sections.items():

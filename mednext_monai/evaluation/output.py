@@ -14,7 +14,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from os import PathLike
-from os.path import realpath
+from os.path import abspath, realpath
 from pathlib import Path
 from typing import Any
 
@@ -161,7 +161,7 @@ def write_metrics(
         scores: the metrics of every case and class.
         labels: what was evaluated, with its classes.
         output_dir: folder of the files, which is created if it is missing.
-        settings: what determined the values. Defaults to ``None``.
+        settings: what determined the values; paths are written as absolute ones. Defaults to ``None``.
         problems: a message for each case that could not be evaluated. Defaults to ``None``.
 
     Returns:
@@ -170,7 +170,7 @@ def write_metrics(
     files = [Path(output_dir, TABLE), Path(output_dir, STATISTICS)]
     content = {
         "settings": {
-            **(settings or {}),
+            **{key: _absolute(key, value) for key, value in (settings or {}).items()},
             "classes": dict(labels.classes or {}),
             "regions": {name: list(values) for name, values in labels.regions.items()},
             "only_regions": labels.only_regions,
@@ -215,6 +215,11 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return content if isinstance(content, dict) else None
+
+
+def _absolute(key: str, value: Any) -> Any:
+    """Return a setting as it is written: a path so that it is found from any working directory."""
+    return abspath(value) if key in SOURCE and key != "fold" and isinstance(value, (str, PathLike)) else value
 
 
 def _same(one: Any, other: Any) -> bool:
