@@ -11,7 +11,8 @@
 - ``handlers``: ignite event handlers that MONAI lacks.
 - ``metrics``: ignite metrics of a run, such as pooled Dice.
 - ``evaluation``: metrics of segmentations on disk, and the post-processing chosen from them.
-- ``inferers``: sliding-window inference.
+- ``inferers``: sliding-window inference. ``engines``: prediction of many cases.
+- ``predictor``: segmentation from Python: a path, an array, a tensor or a nibabel image in, the same kind out.
 - ``planning``: measures a data set and decides how to train on it, ``mednext plan``.
 - ``bundles``: lists, copies, builds and zips the eight bundles, and makes those of a task.
 - ``report``: the page about a run, ``mednext report``; ``curves`` reads its event files.
@@ -19,7 +20,7 @@
 - ``demo``: the synthetic data set and the run behind ``mednext demo``.
 - ``benchmark``: time, memory and exactness compared with other implementations, ``python -m mednext_monai.benchmark``.
 - ``cli``: the command line; ``files``: atomic writing; ``environment``: versions and hardware; ``memory``: reused
-  memory for large tensors.
+  memory for large tensors; ``background``: a thread that works on what the caller makes.
 
 Importing this package registers short names for bundle configs (see ``registry``) and imports neither torch nor monai;
 the names below are imported when they are first used.
@@ -31,8 +32,9 @@ from .registry import register as _register
 
 if TYPE_CHECKING:
     from .networks import MedNeXt, create_mednext
+    from .predictor import Predictor, predict
 
-__all__ = ["MedNeXt", "__version__", "create_mednext"]
+__all__ = ["MedNeXt", "Predictor", "__version__", "create_mednext", "predict"]
 
 __version__ = "0.1.0"
 
@@ -44,6 +46,10 @@ def __getattr__(name: str) -> object:
         from . import networks
 
         return getattr(networks, name)
+    if name in ("Predictor", "predict"):
+        from . import predictor
+
+        return getattr(predictor, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

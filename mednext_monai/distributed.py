@@ -9,11 +9,12 @@ import struct
 import sys
 from collections.abc import Iterator
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
-__all__ = ["interface_towards", "start_processes", "stop_processes", "wait_for_all"]
+__all__ = ["gather", "interface_towards", "start_processes", "stop_processes", "wait_for_all"]
 
 CONNECTING = timedelta(minutes=10)  # torchrun has started all processes by then
 # Of a collective operation; torch's default is 10 minutes on GPUs. A process may validate more or larger volumes than
@@ -77,8 +78,32 @@ def wait_for_all() -> None:
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return
-    try:
+    with _noticing_an_end():
         dist.barrier(_waiting_group or dist.new_group(backend="gloo", timeout=WAITING))
+
+
+def gather(value: Any) -> list[Any]:
+    """
+    Wait like :py:func:`wait_for_all`, and return the value of each process, by rank.
+
+    Args:
+        value: what the other processes are to know, small and picklable.
+
+    Raises:
+        RuntimeError: if one of the processes has ended.
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    with _noticing_an_end():
+        dist.all_gather_object(values, value, _waiting_group or dist.new_group(backend="gloo", timeout=WAITING))
+    return values
+
+
+@contextlib.contextmanager
+def _noticing_an_end() -> Iterator[None]:
+    try:
+        yield
     except RuntimeError as error:
         raise RuntimeError("another process of this run has ended; its messages say why.") from error
 

@@ -5,16 +5,20 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
+from typing import IO
 
-__all__ = ["atomic_path", "naming_a_full_disk", "write_atomically"]
+__all__ = ["atomic_path", "extend", "nameless_file", "naming_a_full_disk", "write_atomically"]
 
 FULL = 2**16  # bytes free at most on a disk that is full; libraries report this by errors of their own
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
+NO_RESERVATION = {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}  # file systems that reserve no space
+ZEROS = bytes(2**20)
 
 
 @contextmanager
@@ -83,3 +87,48 @@ def write_atomically(target: str | PathLike[str], content: bytes) -> None:
     """Write bytes to a file with :py:func:`atomic_path`."""
     with atomic_path(target) as temporary:
         temporary.write_bytes(content)
+
+
+def nameless_file(folder: str | PathLike[str]) -> IO[bytes]:
+    """
+    Return a new file for temporary data, open for reading and writing.
+
+    It has no name where the system allows it, and is removed when it is closed or the process ends, also if it is
+    killed. The folder is created if needed.
+    """
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    return tempfile.TemporaryFile(dir=folder)
+
+
+def extend(file: IO[bytes], size: int, folder: str | PathLike[str]) -> None:
+    """
+    Append zeros to a file and reserve their space on the disk.
+
+    Without a reservation, a process that writes to a memory-mapped file on a full disk is ended by the system.
+
+    Args:
+        file: the file.
+        size: number of bytes.
+        folder: the folder of the file, for the message.
+
+    Raises:
+        OSError: if the disk is full, naming the folder, what is needed and what is free.
+    """
+    start = file.seek(0, os.SEEK_END)
+    try:
+        try:
+            os.posix_fallocate(file.fileno(), start, size)
+        except (AttributeError, OSError) as error:
+            if getattr(error, "errno", None) not in {None, *NO_RESERVATION}:
+                raise
+            for done in range(0, size, len(ZEROS)):
+                file.write(ZEROS[: size - done])
+            file.flush()
+    except OSError as error:
+        if error.errno not in NO_SPACE:
+            raise
+        free = shutil.disk_usage(folder).free
+        message = (
+            f"the disk is full: {start} bytes of temporary data are written, {size} more are needed, {free} are free"
+        )
+        raise OSError(errno.ENOSPC, message, str(folder)) from error

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from helpers.processes import free_port, spawn
 
 from mednext_monai import distributed
-from mednext_monai.distributed import interface_towards, start_processes, stop_processes, wait_for_all
+from mednext_monai.distributed import gather, interface_towards, start_processes, stop_processes, wait_for_all
 
 
 def _waiting_process(rank: int, folder: str) -> None:
@@ -35,6 +35,23 @@ def _waiting_process(rank: int, folder: str) -> None:
 def test_processes_wait_for_each_other_beyond_the_groups_timeout(tmp_path):
     wait_for_all()  # alone
     spawn(_waiting_process, str(tmp_path))
+
+
+def _gathering_process(rank: int, folder: str, port: int) -> None:
+    os.environ.update(RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    start_processes(torch.device("cpu"))
+    assert gather({"rank": rank}) == [{"rank": 0}, {"rank": 1}]
+    if rank == 1:
+        os._exit(0)  # without a goodbye
+    with pytest.raises(RuntimeError, match="another process of this run has ended"):
+        gather(1)
+    Path(folder, "noticed").touch()
+
+
+def test_values_of_all_processes_are_gathered(tmp_path):
+    assert gather("alone") == ["alone"]
+    spawn(_gathering_process, str(tmp_path), free_port())
+    assert (tmp_path / "noticed").exists()
 
 
 def _ending_process(rank: int, folder: str, port: int) -> None:

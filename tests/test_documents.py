@@ -24,7 +24,7 @@ import pytest
 import torch
 from fire.parser import DefaultParseValue
 from helpers.bundles import make_trained
-from helpers.datasets import make_boxes
+from helpers.datasets import make_boxes, make_case, save
 from helpers.documents import PAGES, ROOT, read_page
 from monai.bundle import ConfigWorkflow
 from torch.distributed.run import parse_args
@@ -197,6 +197,8 @@ def _check_ours(words: list[str], text: str) -> str:
 
 def _check_monai(words: list[str]) -> None:
     command, *words = words
+    if words[-1] == "...":
+        words[-1:] = ["--config_file", "configs/inference.json"]
     positional = [] if words[0].startswith("--") else [words.pop(0)]
     options = {name.removeprefix("--"): DefaultParseValue(value) for name, value in zip(words[::2], words[1::2])}
     assert len(words) % 2 == 0 and all(name.startswith("--") for name in words[::2])
@@ -236,7 +238,7 @@ def test_every_option_that_is_named_is_one(checked, page, capsys):
             continue
         elif len(text.split()) == len(names):  # named, without a value
             own = {name for item in COMMANDS.values() if isinstance(item, Workflow) for name, _ in item.own}
-            assert set(names) <= {*OPTIONS, *own, "resume", "traceback", "check"}, text
+            assert set(names) <= {*OPTIONS, *own, *commands.OF_MONAI, "traceback", "gpus", "check"}, text
         else:
             accepted = [name for name in ARGUMENTS if _is_accepted(checked, f"mednext {name} ... {text}", page)]
             assert accepted, f"{text}: no command takes this. {capsys.readouterr().err}"
@@ -333,6 +335,8 @@ def test_python_blocks_run(tmp_path, monkeypatch):
     task = shutil.copytree(trained, trained.parent / "my_bundle")
     for config in (task / "configs/train.json", task / "configs/inference.json"):
         config.write_text(config.read_text().replace('"out_channels": null', '"out_channels": 3'))
+    save(trained.parent / "scan.nii.gz", make_case(0)[0][..., 0])
+    monkeypatch.chdir(trained.parent)
     for number, (page, block) in enumerate(blocks):
         file = tmp_path / f"block_{number}.py"
         file.write_text(block.replace("FOLDER_OF_THIS_FOLDER", str(trained.parent)))
@@ -341,6 +345,7 @@ def test_python_blocks_run(tmp_path, monkeypatch):
         if network is not None:
             with torch.inference_mode():
                 assert network.eval()(torch.zeros(1, 1, 32, 32, 32)).shape == (1, 3, 32, 32, 32), page
+    assert (trained.parent / "segmentation.nii.gz").is_file()
 
 
 @pytest.mark.parametrize("page", USERS)

@@ -40,7 +40,6 @@ ENVIRONMENT = {
 }
 WIDTH = 110  # columns of a help text
 FIXED = {"bundle_root", "variant", "kernel_size"}  # those of the bundle
-MULTI_GPU = "multi_gpu_train"
 OF_MONAI = {
     "tracking": 'mlflow, or a file of MONAI\'s settings: record the run (pip install "mednext-monai[tracking]")'
 }
@@ -59,7 +58,7 @@ class Workflow(NamedTuple):
     configs: tuple[str, ...]  # in the bundle's configs/
     sources: tuple[str, ...]  # in configs/, which describe its options
     arguments: tuple[tuple[str, str], ...] = ()  # positional: name, and the option that it sets
-    multi_gpu: bool = False
+    multi_gpu: str = ""  # overlay for several processes
     own: tuple[tuple[str, str], ...] = ()  # options that are not in the configs, and what they do
     hidden: tuple[str, ...] = ()  # options of the configs that the command sets itself
     options: tuple[str, ...] = ()  # those that concern it, if not all of the sources
@@ -90,7 +89,7 @@ WORKFLOWS = {
         "training",
         ("train",),
         ("common", "train"),
-        multi_gpu=True,
+        multi_gpu="multi_gpu_train",
     ),
     "evaluate": Workflow(
         "Evaluate a trained bundle on the validation cases of its fold",
@@ -100,15 +99,19 @@ WORKFLOWS = {
         "evaluating",
         ("train", "evaluate"),
         ("common", "train", "evaluate"),
-        multi_gpu=True,
+        multi_gpu="multi_gpu_train",
     ),
     "predict": Workflow(
         "Segment images with a trained bundle",
-        "Writes one .nii.gz per case, on the grid of the image.",
+        "Writes one .nii.gz per case, on the grid of the image. A case that fails does not stop the others: all such "
+        "cases are listed at the end, with exit status 1. Cases that are finished, from the same images with the same "
+        "weights and settings, are skipped, so that the same command completes a run that was interrupted. With "
+        "--gpus 2, two processes share the cases; with --part 0 --parts 4, ..., --part 3 --parts 4, four computers do.",
         "inferring",
         ("inference",),
         ("common", "inference"),
         arguments=(("INPUT", "input"), ("OUTPUT", "output_dir")),
+        multi_gpu="multi_gpu_inference",
     ),
     "cross-validate": Workflow(
         "Train all folds of a bundle, evaluate them together and find the post-processing",
@@ -119,7 +122,7 @@ WORKFLOWS = {
         "evaluating",
         ("train", "evaluate"),
         ("common", "train", "evaluate"),
-        multi_gpu=True,
+        multi_gpu="multi_gpu_train",
         own=(
             ("folds", "the folds, such as 0 1 2; by default all of the data set"),
             ("collect_only", "train and evaluate nothing, only collect what the folds have written"),
@@ -331,7 +334,7 @@ def _read(text: str) -> Any:
 
 
 def _command(workflow: Workflow, typed: _Typed) -> list[str]:
-    configs = [*workflow.configs[:1], *([MULTI_GPU] if typed.gpus else []), *workflow.configs[1:]]
+    configs = [*workflow.configs[:1], *([workflow.multi_gpu] if typed.gpus else []), *workflow.configs[1:]]
     command = bundle_command(typed.bundle, [*configs, *typed.overlays], workflow.run_id, **typed.options)
     if typed.gpus is not None:
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(typed.gpus)]

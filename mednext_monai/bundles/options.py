@@ -195,6 +195,7 @@ OPTIONS: dict[str, Option] = {
     "resume": SWITCH,
     "overwrite": SWITCH,
     "dicom_seg": SWITCH,
+    "save_probabilities": SWITCH,
     "mirror": SWITCH,
     "tolerance": _number("of at least 0", lambda value: value >= 0),
     "tolerance_in_voxels": SWITCH,

@@ -5,10 +5,12 @@
 - ``folds``: splitting cases into training and validation.
 - ``io``: the only reader and writer of images.
 - ``dicom_files``, ``dicom``: finding series of DICOM images, and reading one.
+- ``probabilities``: class probabilities on disk.
 - ``segments``, ``dicom_seg``: what the classes are, and segmentations as DICOM-SEG.
 - ``checks``: the only place that decides whether a file is valid.
 - ``store``: preprocesses every case once and stores it as memory-mapped arrays.
 - ``prepare``: does so for a whole data set, or for a part of it, before a training.
+- ``results``: which cases of a prediction are finished.
 - ``patches``: which case fills which slot of a batch; not imported here, since it needs torch and MONAI.
 
 Importing this package imports neither torch nor MONAI, so that worker processes start quickly.
@@ -28,12 +30,17 @@ from .dataset import (
 from .folds import make_folds, read_groups, read_splits, select_fold
 from .io import read_image, read_label, write_segmentation
 from .prepare import prepare_cases
+from .probabilities import ProbabilityStore
+from .results import Output, Results
 from .store import CasesError, preprocess_dataset, preprocessed_cases
 
 __all__ = [
     "CasesError",
     "Dataset",
     "DatasetError",
+    "Output",
+    "ProbabilityStore",
+    "Results",
     "cases_digest",
     "check_cases",
     "check_dicom_seg",

@@ -13,7 +13,7 @@ import os
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from os import PathLike
@@ -27,6 +27,7 @@ from .dataset import Dataset
 from .dicom import DicomSeries
 from .dicom_seg import check_reference, is_our_seg
 from .io import LABEL_TOLERANCE, check_grid, image_paths, is_ours, read_stored, to_labels
+from .probabilities import is_our_probabilities
 from .store import stored_content
 
 __all__ = [
@@ -38,9 +39,11 @@ __all__ = [
     "check_cases",
     "check_dicom_seg",
     "check_folders",
+    "check_image",
     "check_outputs",
     "check_stored",
     "checked_arrays",
+    "invalid_cases",
 ]
 
 File = str | PathLike
@@ -128,16 +131,39 @@ def check_cases(
         stored = None if cache_dir is None or settings is None else stored_content(case, settings, cache_dir)
         return check_case(case, expected)[0] if stored is None else _check_stored(case, *stored, expected)
 
-    with ThreadPoolExecutor(max(1, num_workers)) as pool:
-        hidden = not sys.stderr.isatty()
-        checks = list(tqdm(pool.map(check, cases), total=len(cases), desc="checking data", disable=hidden))
-    for note in (note for found in checks for note in found.warnings):
-        logger.warning(note)
+    checks = _check_each(cases, check, num_workers)
     problems = [problem for found in checks for problem in found.problems]
     if problems:
         shown = "\n  ".join(problems[:MAX_SHOWN])
         more = f"\n  ... and {len(problems) - MAX_SHOWN} more" if len(problems) > MAX_SHOWN else ""
         raise ValueError(f"{len(problems)} problem(s) in {len(cases)} cases:\n  {shown}{more}")
+
+
+def invalid_cases(cases: Sequence[dict], in_channels: int, num_workers: int = 2) -> dict[str, str]:
+    """
+    Check the images of cases as :py:func:`check_cases` does, and return the problems instead of raising an error.
+
+    Args:
+        cases: dictionaries with ``id`` and ``image``.
+        in_channels: number of input channels of the network.
+        num_workers: number of reading threads. Defaults to 2.
+
+    Returns:
+        the problems of each invalid case, by its id.
+    """
+    expected = Expected(in_channels)
+    checks = _check_each(cases, lambda case: check_case(case, expected)[0], num_workers)
+    return {found.id: " ".join(found.problems) for found in checks if found.problems}
+
+
+def _check_each(cases: Sequence[dict], check: Callable[[dict], CaseCheck], num_workers: int) -> list[CaseCheck]:
+    """Check cases in threads, log their warnings, and return the results in the order of the cases."""
+    hidden = not sys.stderr.isatty()
+    with ThreadPoolExecutor(max(1, num_workers)) as pool:
+        checks = list(tqdm(pool.map(check, cases), total=len(cases), desc="checking data", disable=hidden))
+    for note in (note for found in checks for note in found.warnings):
+        logger.warning(note)
+    return checks
 
 
 def check_case(case: Mapping, expected: Expected) -> tuple[CaseCheck, Volume | None]:
@@ -185,6 +211,32 @@ def check_case(case: Mapping, expected: Expected) -> tuple[CaseCheck, Volume | N
     arrays = [np.ascontiguousarray(read[path][0], dtype=np.float32) for path in images]
     image = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
     return check, Volume(image, label, read[images[0]][1])
+
+
+def check_image(name: str, image: np.ndarray, affine: np.ndarray, expected: Expected) -> Volume:
+    """
+    Check an image in memory as :py:func:`check_case` checks files, and log its warnings.
+
+    Args:
+        name: its name, for messages.
+        image: ``(C, X, Y, Z)``, any type of real numbers.
+        affine: ``(4, 4)``, voxel index to mm.
+        expected: what the image must contain.
+
+    Raises:
+        ValueError: if there are problems.
+    """
+    if image.dtype.kind not in "biuf":
+        raise ValueError(f"{name}: contains values of type {image.dtype}; expected real numbers.")
+    if image.ndim != 4 or min(image.shape) < 1:
+        raise ValueError(f"{name}: must have the shape (C, X, Y, Z), got {tuple(image.shape)}.")
+    problems = _affine_problems(name, affine) + _channel_problems(name, [name], {name: len(image)}, expected)
+    found, warnings = _value_problems(name, image)
+    if problems + found:
+        raise ValueError(" ".join(problems + found))
+    for note in warnings + _spacing_warnings(name, affine):
+        logger.warning(note)
+    return Volume(np.ascontiguousarray(image, dtype=np.float32), None, np.asarray(affine, dtype=np.float64))
 
 
 def checked_arrays(case: Mapping, expected: Expected) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
@@ -280,27 +332,32 @@ def check_folders(**folders: str) -> None:
             raise ValueError(f"{name}: cannot write to the folder {folder}: {error.strerror or error}.") from error
 
 
-def check_outputs(cases: Sequence[Mapping], output_dir: str, overwrite: bool = False) -> None:
+def check_outputs(
+    cases: Sequence[Mapping], output_dir: str | Sequence[str], overwrite: bool = False, ending: str = ".nii.gz"
+) -> None:
     """
-    Check that no segmentation replaces an input, or a file that is not a segmentation of this package.
+    Check that no result replaces an input, or a file that this package did not write.
 
     Args:
-        cases: dictionaries with ``id`` and ``image``, to be written as ``<output_dir>/<id>.nii.gz``.
-        output_dir: folder of the segmentations.
+        cases: dictionaries with ``id`` and ``image``, to be written as ``<output_dir>/<id><ending>``.
+        output_dir: folder of the results, or a list of several.
         overwrite: whether files of others may be replaced; inputs never are. Defaults to ``False``.
+        ending: ``".nii.gz"`` for segmentations, ``".npz"`` for probabilities. Defaults to ``".nii.gz"``.
 
     Raises:
         ValueError: naming the files that would be replaced.
     """
+    folders = [output_dir] if isinstance(output_dir, (str, PathLike)) else output_dir
     inputs = {os.path.realpath(path) for case in cases for path in image_paths(case["image"])}
-    targets = [Path(output_dir, f"{case['id']}.nii.gz") for case in cases]
+    targets = [Path(folder, f"{case['id']}{ending}") for folder in folders for case in cases]
     hit = [str(target) for target in targets if os.path.realpath(target) in inputs]
     if hit:
         raise ValueError(
             f"output_dir: {_some(hit)} would be replaced by its own segmentation; choose another folder than that of "
             "the images."
         )
-    foreign = [str(target) for target in targets if target.exists() and not is_ours(target)]
+    is_our_file = is_our_probabilities if ending == ".npz" else is_ours
+    foreign = [str(target) for target in targets if target.exists() and not is_our_file(target)]
     if foreign and not overwrite:
         raise ValueError(
             f"output_dir: {_some(foreign)} exists and was not written by this package; choose another folder, or allow "

@@ -256,7 +256,13 @@ def select_part(cases: Sequence[dict], part: int, parts: int) -> list[dict]:
 
 
 def inference_cases(
-    dataset_dir: str, input_path: str | None = None, in_channels: int = 1, part: int = 0, parts: int = 1
+    dataset_dir: str,
+    input_path: str | None = None,
+    in_channels: int = 1,
+    part: int = 0,
+    parts: int = 1,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> list[dict]:
     """
     Return the images to segment.
@@ -273,6 +279,9 @@ def inference_cases(
         in_channels: number of input channels of the network. Defaults to 1.
         part: which part, from 0 to ``parts - 1``: every ``parts``-th case, sorted by id. Defaults to 0.
         parts: number of parts. Defaults to 1.
+        rank: number of this process among those that share the part; each has every ``world_size``-th case of it,
+            which may be none. Defaults to 0.
+        world_size: number of these processes. Defaults to 1.
 
     Returns:
         ``[{"id": str, "image": path, list of one path per channel, or DICOM series}, ...]``, sorted by id.
@@ -298,7 +307,7 @@ def inference_cases(
     selected = select_part(sorted(cases, key=lambda case: case["id"]), part, parts)
     if not selected:
         raise ValueError(f"parts must be at most the number of cases in {source}, {len(cases)}, got {parts}.")
-    return selected
+    return select_part(selected, rank, world_size)
 
 
 def _no_cases(description: dict) -> str:

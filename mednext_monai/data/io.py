@@ -16,6 +16,7 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
+from nibabel.nifti1 import Nifti1Image
 
 from ..files import atomic_path
 
@@ -30,9 +31,12 @@ __all__ = [
     "is_dicom",
     "is_nifti",
     "is_ours",
+    "nifti_like",
+    "read_digest",
     "read_grid",
     "read_image",
     "read_label",
+    "read_nifti",
     "read_stored",
     "strip_ending",
     "to_labels",
@@ -42,7 +46,9 @@ __all__ = [
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".gipl.gz", ".gipl")
 DICOM_HINT = "DICOM is not supported here; convert the series to one NIfTI file first, for example with dcm2niix"
 MILLIMETERS = {"meter": 1000.0, "micron": 0.001}  # in a unit of length that a NIfTI header may state beside mm
-DESCRIPTION = b"segmentation by mednext-monai"  # in the header of what is written, by which it is recognized
+# In the header of what is written, by which it is recognized; a digest may follow, after a space. 80 bytes at most.
+DESCRIPTION = b"segmentation by mednext-monai"
+DESCRIPTION_SIZE = 80
 AFFINE_TOLERANCE = 0.1  # voxels by which the corners of two files of a case may differ
 LABEL_TOLERANCE = 1e-3  # labels stored as floating point or with a scale factor may not be exact integers
 
@@ -245,13 +251,7 @@ def read_stored(path: str | PathLike) -> tuple[np.ndarray, np.ndarray]:
     if isinstance(path, ImageSource):
         array, affine = path.read()
     elif is_nifti(path):
-        file = _open_nifti(path)
-        _spatial_and_channels(file.shape, path)  # before the voxels are read
-        _refuse_other_numbers(file.get_data_dtype(), path)
-        try:
-            array, affine = np.asanyarray(file.dataobj), _affine_in_mm(file)
-        except Exception as error:  # truncated or damaged: gzip, zlib, OS and value errors
-            raise ValueError(_unreadable(path, error)) from error
+        return read_nifti(_open_nifti(path), path)
     else:
         array, affine = _read_other(path)
     array = array.reshape(_spatial_and_channels(array.shape, path))
@@ -259,11 +259,33 @@ def read_stored(path: str | PathLike) -> tuple[np.ndarray, np.ndarray]:
     return np.moveaxis(array, -1, 0), affine
 
 
+def read_nifti(file: Nifti1Image, name: str | PathLike) -> tuple[np.ndarray, np.ndarray]:
+    """
+    Return what :py:func:`read_stored` returns of an image that nibabel has opened.
+
+    Args:
+        file: the image.
+        name: its name, for messages.
+
+    Raises:
+        ValueError: as for :py:func:`read_stored`.
+    """
+    shape = _spatial_and_channels(file.shape, name)  # before the voxels are read
+    _refuse_other_numbers(file.get_data_dtype(), name)
+    try:
+        array, affine = np.asanyarray(file.dataobj), _affine_in_mm(file)
+    except Exception as error:  # truncated or damaged: gzip, zlib, OS and value errors
+        raise ValueError(_unreadable(name, error)) from error
+    _refuse_other_numbers(array.dtype, name)
+    return np.moveaxis(array.reshape(shape), -1, 0), affine
+
+
 def write_segmentation(
     labels: np.ndarray,
     path: str | PathLike,
     like: str | PathLike | None = None,
     affine: np.ndarray | None = None,
+    digest: str | None = None,
 ) -> None:
     """
     Write class indices as NIfTI on the grid of their image. The file is written atomically.
@@ -275,46 +297,89 @@ def write_segmentation(
         like: the image; if it is a NIfTI file, its header is copied (affines with their codes, units, ...). Defaults to
             ``None``.
         affine: ``(4, 4)``, voxel index to mm, required if ``like`` is not NIfTI. Defaults to ``None``.
+        digest: what :py:func:`read_digest` returns for the file, at most 50 ASCII characters without spaces. Defaults
+            to ``None``.
 
     Raises:
-        ValueError: if the shape of ``labels`` differs from that of ``like``, a label is negative, or the affine is
-            missing.
+        ValueError: if the shape of ``labels`` differs from that of ``like``, a label is negative, the affine is
+            missing, or the digest does not fit into the header.
     """
+    description = _description(digest)
     if labels.ndim != 3 or labels.min() < 0:
         raise ValueError(f"{path}: a segmentation must be 3D without negative labels, got shape {labels.shape}.")
     dtype = labels.dtype if labels.dtype in (np.uint8, np.int16) else np.uint8 if labels.max() <= 255 else np.int16
-    if like is not None and is_nifti(like) and Path(like).is_file():
-        original = _open_nifti(like)
-        if original.shape[:3] != labels.shape:
-            raise ValueError(f"{path}: labels have {labels.shape} voxels, but {like} has {original.shape[:3]}.")
-        header = original.header.copy()
-        header.set_data_shape(labels.shape)
-        header.set_slope_inter(1, 0)
-        header["cal_min"] = header["cal_max"] = 0  # a display window for intensities
-        header["descrip"] = DESCRIPTION
-        image = type(original)(labels.astype(dtype), None, header)
-    elif affine is not None:
-        image = nibabel.Nifti1Image(labels.astype(dtype), None)
-        image.set_sform(affine, code=1)
-        image.set_qform(affine, code=1)  # some viewers read this one
-        image.header.set_xyzt_units("mm")
-        image.header["descrip"] = DESCRIPTION
-    else:
+    is_source = like is not None and is_nifti(like) and Path(like).is_file()
+    if not is_source and affine is None:
         raise ValueError(f"{path}: an affine is needed, since the image {like} is not NIfTI.")
-    image.set_data_dtype(dtype)
+    try:
+        image = nifti_like(labels.astype(dtype), like if is_source else None, affine)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    image.header["descrip"] = description
     with atomic_path(path) as temporary:
         nibabel.save(image, temporary)
 
 
+def nifti_like(
+    array: np.ndarray, like: str | PathLike | Nifti1Image | None = None, affine: np.ndarray | None = None
+) -> Nifti1Image:
+    """
+    Return a NIfTI image in memory, on the grid of another one.
+
+    Args:
+        array: ``(X, Y, Z)``, or ``(X, Y, Z, K)`` with one volume per class.
+        like: a NIfTI file or image, whose header is copied (affines with their codes, units, ...). Defaults to
+            ``None``.
+        affine: ``(4, 4)``, voxel index to mm, required without ``like``, else not used. Defaults to ``None``.
+
+    Raises:
+        ValueError: if the spatial shape differs from that of ``like``.
+    """
+    if like is None:
+        image = Nifti1Image(array, None)
+        image.set_sform(affine, code=1)
+        image.set_qform(affine, code=1)  # some viewers read this one
+        image.header.set_xyzt_units("mm")
+    else:
+        original = like if isinstance(like, Nifti1Image) else _open_nifti(like)
+        if original.shape[:3] != array.shape[:3]:
+            name = "the image" if isinstance(like, Nifti1Image) else like
+            raise ValueError(f"labels have {array.shape[:3]} voxels, but {name} has {original.shape[:3]}.")
+        header = original.header.copy()
+        header.set_data_shape(array.shape)
+        header.set_slope_inter(1, 0)
+        header["cal_min"] = header["cal_max"] = 0  # a display window for intensities
+        image = type(original)(array, original.affine, header)  # equal to that of the header, which is kept
+    image.header["descrip"] = DESCRIPTION
+    image.set_data_dtype(array.dtype)
+    return image
+
+
 def is_ours(path: str | PathLike) -> bool:
     """Return whether a file was written by :py:func:`write_segmentation`."""
+    return read_digest(path) is not None
+
+
+def read_digest(path: str | PathLike) -> str | None:
+    """
+    Return the digest that a file of :py:func:`write_segmentation` holds, which may be empty; ``None`` for any other.
+    """
     try:
-        return is_nifti(path) and _open_nifti(path).header["descrip"].item() == DESCRIPTION
+        description = _open_nifti(path).header["descrip"].item() if is_nifti(path) else b""
     except (ValueError, OSError):
-        return False
+        return None
+    name, digest = description[: len(DESCRIPTION)], description[len(DESCRIPTION) :]
+    return digest[1:].decode("ascii", "replace") if name == DESCRIPTION and digest[:1] in (b"", b" ") else None
 
 
-def _open_nifti(path: str | PathLike) -> nibabel.Nifti1Image:
+def _description(digest: str | None) -> bytes:
+    description = DESCRIPTION if not digest else DESCRIPTION + b" " + digest.encode("ascii")
+    if len(description) > DESCRIPTION_SIZE:
+        raise ValueError(f"a digest must have at most {DESCRIPTION_SIZE - len(DESCRIPTION) - 1} characters: {digest}.")
+    return description
+
+
+def _open_nifti(path: str | PathLike) -> Nifti1Image:
     _check_exists(path)
     try:
         return nibabel.load(path)  # type: ignore[return-value]  # the stub names the base class of all formats
@@ -322,7 +387,7 @@ def _open_nifti(path: str | PathLike) -> nibabel.Nifti1Image:
         raise ValueError(_unreadable(path, error)) from error
 
 
-def _affine_in_mm(file: nibabel.Nifti1Image) -> np.ndarray:
+def _affine_in_mm(file: Nifti1Image) -> np.ndarray:
     """Return the affine from voxel index to mm, whatever unit of length the header states; none means mm."""
     affine = np.array(file.affine, dtype=np.float64)
     affine[:3] *= MILLIMETERS.get(file.header.get_xyzt_units()[0], 1.0)

@@ -63,7 +63,7 @@ from ..preprocessing.case import PreprocessedCase, check_settings, preprocess_ca
 from ..preprocessing.foreground import foreground_locations
 from ..preprocessing.geometry import reorient, spacing_of
 from ..preprocessing.resampling import resampled_shape
-from .io import check_grid, image_paths, read_grid, read_image, read_label
+from .io import ImageSource, check_grid, image_paths, read_grid, read_image, read_label
 
 try:
     import fcntl
@@ -73,6 +73,7 @@ except ImportError:  # Windows: no locks
 __all__ = [
     "FORMAT_VERSION",
     "CasesError",
+    "image_content",
     "preprocess_dataset",
     "preprocessed_cases",
     "settings_folder",
@@ -255,6 +256,20 @@ def stored_content(case: Mapping, settings: Mapping, cache_dir: str | Path) -> t
         return None
     labels = {max(int(value), 0) for value in marker["voxels_per_label"]}
     return channels, sorted(labels | {0})
+
+
+def image_content(image: str | PathLike | Sequence[str | PathLike]) -> str:
+    """
+    Return a hash of all bytes of the files of an image, those that a header names included.
+
+    Args:
+        image: a file, one file per channel, or an :py:class:`~mednext_monai.data.io.ImageSource`.
+
+    Raises:
+        OSError: if a file cannot be read.
+    """
+    files = [file for one in image_paths(image) for file in (one.files if isinstance(one, ImageSource) else [one])]
+    return _content({"image": files})[0]
 
 
 def settings_folder(settings: Mapping) -> str:

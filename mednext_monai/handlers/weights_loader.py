@@ -11,7 +11,7 @@ import torch
 from ignite.engine import Events
 
 from ..networks import Ensemble
-from ..weights import load_weights
+from ..weights import load_weights, read_settings
 
 if TYPE_CHECKING:
     from ignite.engine import Engine
@@ -53,6 +53,16 @@ class WeightsLoader:
             engine: the evaluator.
         """
         engine.add_event_handler(Events.STARTED, self)
+
+    def check(self) -> None:
+        """
+        Check that the checkpoints exist and can be read, without loading them into the network.
+
+        Raises:
+            FileNotFoundError, ValueError: as :py:func:`mednext_monai.weights.read_settings`.
+        """
+        for path in self.paths:
+            read_settings(path)
 
     def __call__(self, engine: Engine | None = None) -> None:
         """

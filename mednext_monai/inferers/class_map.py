@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from monai.data import MetaTensor, decollate_batch
 from monai.data.utils import collate_meta_tensor
 from monai.inferers import Inferer
 
-from ..transforms.preprocess import class_map_from_slabs, slab_axes
+from ..background import Background
+from ..data.probabilities import DiskProbabilities, ProbabilityStore
+from ..transforms.preprocess import case_name, class_map_from_slabs, file_shape, slab_axes
 from .sliding_window import MedNeXtInferer
 
 __all__ = ["ClassMapInferer"]
@@ -24,13 +27,23 @@ class ClassMapInferer(Inferer):
     unchanged. But the probabilities are restored as soon as they are complete, in slabs. Their memory grows with the
     cross-section of the image and with the number of classes, not with the length of the image.
 
+    While a GPU computes a slab, the one before is restored in a thread on the CPU, and at most one more waits.
+
     Args:
         inferer: the sliding windows. With ``windows="monai"`` all probabilities are held.
+        probabilities: where the probabilities on the grid of the file are stored for
+            :py:class:`~mednext_monai.transforms.SaveProbabilitiesd`, if it keeps any. Defaults to ``None``: nowhere.
+        in_thread: whether slabs are restored in a thread. Defaults to ``None``: if they are not on a CPU, where both
+            would compete for the cores.
     """
 
-    def __init__(self, inferer: MedNeXtInferer) -> None:
+    def __init__(
+        self, inferer: MedNeXtInferer, probabilities: ProbabilityStore | None = None, in_thread: bool | None = None
+    ) -> None:
         super().__init__()
         self.inferer = inferer
+        self.probabilities = probabilities
+        self.in_thread = in_thread
 
     def __call__(
         self, inputs: torch.Tensor, network: Callable[..., torch.Tensor], *args: Any, **kwargs: Any
@@ -60,4 +73,25 @@ class ClassMapInferer(Inferer):
             slabs = iter([self.inferer(image[None], network, *args, **kwargs)[0]])
         else:
             slabs = self.inferer.slabs(image[None], network, *args, along=axis, **kwargs)
-        return class_map_from_slabs(image, (slab.numpy(force=True) for slab in slabs), axis)
+        kept = self._kept(image)
+        on_cpu = torch.device(self.inferer.device or image.device).type == "cpu"
+        if on_cpu if self.in_thread is None else not self.in_thread:
+            return class_map_from_slabs(image, (slab.numpy(force=True) for slab in slabs), axis, kept)
+
+        def restore(arrays: Iterator[np.ndarray]) -> MetaTensor:
+            return class_map_from_slabs(image, arrays, axis, kept)
+
+        with Background(restore) as restoring:
+            for slab in slabs:
+                array = slab.numpy(force=True)
+                restoring.put(array.copy() if slab.device.type == "cpu" else array)  # the next slab may overwrite it
+            return restoring.result()
+
+    def _kept(self, image: MetaTensor) -> DiskProbabilities | None:
+        """Return where the probabilities of an image are stored, if they are kept."""
+        store = self.probabilities
+        if store is None or not store.is_kept:
+            return None
+        kept = DiskProbabilities(store.folder, file_shape(image), store.dtype)
+        store.put(case_name(image.meta), kept)
+        return kept

@@ -7,7 +7,7 @@ borders.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
 
@@ -17,8 +17,10 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, 
 from .nonzero import OUTSIDE, crop
 from .resampling import (
     STREAM_VOXELS,
+    Slab,
     class_type,
-    labels_by_slab,
+    classes_by_slab,
+    most_probable,
     resample_image,
     resample_labels,
     resample_to_labels,
@@ -27,7 +29,11 @@ from .resampling import (
 )
 
 __all__ = [
+    "Box",
     "Geometry",
+    "Keep",
+    "keep_slabs",
+    "oriented",
     "plan_geometry",
     "reorient",
     "restore_axes",
@@ -37,6 +43,9 @@ __all__ = [
     "restore_slabs",
     "spacing_of",
 ]
+
+Box = tuple[slice, slice, slice]
+Keep = Callable[[int, Box, np.ndarray], None]  # takes the values of a class, by its index, in a box of the volume
 
 
 @dataclass(frozen=True)
@@ -126,8 +135,19 @@ def reorient(array: np.ndarray, affine: np.ndarray, axcodes: str) -> tuple[np.nd
         the array, contiguous, and its affine.
     """
     change = ornt_transform(io_orientation(affine), axcodes2ornt(axcodes))
-    moved = np.moveaxis(apply_orientation(np.moveaxis(array, 0, -1), change), -1, 0)
-    return np.ascontiguousarray(moved), affine @ inv_ornt_aff(change, array.shape[1:])
+    moved = np.ascontiguousarray(oriented(array, affine, axcodes))
+    return moved, affine @ inv_ornt_aff(change, array.shape[1:])
+
+
+def oriented(array: np.ndarray, affine: np.ndarray, axcodes: str) -> np.ndarray:
+    """
+    Return what :py:func:`reorient` does with an array as a view of it: what is written to it is written to the array.
+
+    Args:
+        array, affine, axcodes: as for :py:func:`reorient`.
+    """
+    change = ornt_transform(io_orientation(affine), axcodes2ornt(axcodes))
+    return np.moveaxis(apply_orientation(np.moveaxis(array, 0, -1), change), -1, 0)
 
 
 def restore_axes(array: np.ndarray, affine: np.ndarray, axcodes: str) -> np.ndarray:
@@ -220,7 +240,7 @@ def restore_probabilities(probabilities: np.ndarray, geometry: Geometry) -> np.n
     return _into_volume(resample_to_labels(probabilities, geometry.cropped_shape, geometry.axis), geometry)
 
 
-def restore_slabs(slabs: Iterable[np.ndarray], geometry: Geometry, along: int) -> np.ndarray:
+def restore_slabs(slabs: Iterable[np.ndarray], geometry: Geometry, along: int, keep: Keep | None = None) -> np.ndarray:
     """
     Do what :py:func:`restore_probabilities` does with probabilities that arrive slab by slab.
 
@@ -229,6 +249,7 @@ def restore_slabs(slabs: Iterable[np.ndarray], geometry: Geometry, along: int) -
             a slab is copied before the next one is requested.
         geometry: geometry of the case.
         along: the axis of the slabs, other than the separate axis of the geometry.
+        keep: function that takes the resampled probabilities, as for :py:func:`keep_slabs`. Defaults to ``None``.
 
     Returns:
         class indices of shape ``geometry.shape``: uint8, or int16 for more than 256 classes.
@@ -236,19 +257,57 @@ def restore_slabs(slabs: Iterable[np.ndarray], geometry: Geometry, along: int) -
     Raises:
         ValueError: if the slabs end too early, there are fewer than two classes, or ``along`` is the separate axis.
     """
+    count, restored = _restored(slabs, geometry, along)
+    volume = np.zeros(geometry.shape, dtype=class_type(count))
+    for box, slab in restored:
+        classes = slab.classes if keep is None else _passed_on(box, slab, keep)
+        volume[box] = slab.whole(most_probable(classes))
+    return volume
+
+
+def keep_slabs(slabs: Iterable[np.ndarray], geometry: Geometry, along: int, keep: Keep) -> None:
+    """
+    Resample class probabilities that arrive slab by slab to the grid of the file, and hand them over.
+
+    Args:
+        slabs, geometry, along: as for :py:func:`restore_slabs`.
+        keep: function of the index of a class, a box of the volume, and the probabilities in it, float32. It is called
+            once for each class and voxel of the crop, class after class for each box, and must not change or hold the
+            array.
+
+    Raises:
+        ValueError: as for :py:func:`restore_slabs`.
+    """
+    for box, slab in _restored(slabs, geometry, along)[1]:
+        for _ in _passed_on(box, slab, keep):
+            pass
+
+
+def _passed_on(box: Box, slab: Slab, keep: Keep) -> Iterator[np.ndarray]:
+    for index, values in enumerate(slab.classes):
+        keep(index, box, slab.whole(values))
+        yield values
+
+
+def _restored(slabs: Iterable[np.ndarray], geometry: Geometry, along: int) -> tuple[int, Iterator[tuple[Box, Slab]]]:
+    """Return the number of classes, and an iterator over boxes of the volume and what is resampled to them."""
     slabs = iter(slabs)
     first = next(slabs, None)
     if first is None or len(first) < 2:
         found = "no slab" if first is None else len(first)
         raise ValueError(f"slabs must have at least 2 classes as their first axis, got {found}.")
-    volume = np.zeros(geometry.shape, dtype=class_type(len(first)))
-    target = crop(volume, geometry.start, geometry.stop)
-    before = (slice(None),) * along
     old, new = geometry.resampled_shape, geometry.cropped_shape
     planes = _Planes(chain([first], slabs), along)
-    for rows, labels in labels_by_slab(planes, old, new, geometry.axis, along, STREAM_VOXELS // len(first)):
-        target[(*before, rows)] = labels
-    return volume
+    restored = classes_by_slab(planes, old, new, geometry.axis, along, STREAM_VOXELS // len(first))
+
+    def boxes() -> Iterator[tuple[Box, Slab]]:
+        for slab in restored:
+            sides = [slice(low, high) for low, high in zip(geometry.start, geometry.stop)]
+            first_row = geometry.start[along]
+            sides[along] = slice(first_row + slab.rows.start, first_row + slab.rows.stop)
+            yield (sides[0], sides[1], sides[2]), slab
+
+    return len(first), boxes()
 
 
 class _Planes:

@@ -18,8 +18,9 @@ Nothing here depends on the order of the axes.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from scipy import ndimage
@@ -27,8 +28,10 @@ from scipy import ndimage
 __all__ = [
     "ANISOTROPY_THRESHOLD",
     "STREAM_VOXELS",
+    "Slab",
     "class_type",
-    "labels_by_slab",
+    "classes_by_slab",
+    "most_probable",
     "resample_image",
     "resample_labels",
     "resample_to_labels",
@@ -169,8 +172,8 @@ def resample_to_labels(probabilities: np.ndarray, shape: Sequence[int], axis: in
     def read(planes: slice) -> np.ndarray:
         return probabilities[(slice(None), *before, planes)]
 
-    for rows, labels in labels_by_slab(read, probabilities.shape[1:], shape, axis, along):
-        result[(*before, rows)] = labels
+    for slab in classes_by_slab(read, probabilities.shape[1:], shape, axis, along):
+        result[(*before, slab.rows)] = slab.whole(most_probable(slab.classes))
     return result
 
 
@@ -179,16 +182,56 @@ def class_type(classes: int) -> type[np.uint8] | type[np.int16]:
     return np.uint8 if classes <= 256 else np.int16
 
 
-def labels_by_slab(
+def most_probable(classes: Iterable[np.ndarray]) -> np.ndarray:
+    """
+    Return the index of the largest value at each voxel, int16; ties give the lower index.
+
+    Args:
+        classes: the values of one class after the other, arrays of one shape. The first one is overwritten.
+
+    Raises:
+        ValueError: if there is no class.
+    """
+    arrays = iter(classes)
+    largest = next(arrays, None)
+    if largest is None:
+        raise ValueError("there must be at least one class.")
+    labels = np.zeros(largest.shape, dtype=np.int16)
+    for index, values in enumerate(arrays, start=1):
+        labels[values > largest] = index
+        np.maximum(largest, values, out=largest)
+    return labels
+
+
+class Slab(NamedTuple):
+    """
+    Resampled class probabilities in some planes.
+
+    Attributes:
+        rows: the planes, output indices along the axis of the slabs.
+        classes: the values of one class after the other, float32, each computed when it is requested. Of a separate
+            axis along which the image is enlarged, only the slices of the input.
+        whole: function that repeats these slices in any array of this shape; of other arrays, it returns the array.
+    """
+
+    rows: slice
+    classes: Iterator[np.ndarray]
+    whole: Callable[[np.ndarray], np.ndarray]
+
+
+def classes_by_slab(
     read: Callable[[slice], np.ndarray],
     old: Sequence[int],
     new: Sequence[int],
     axis: int | None,
     along: int,
     voxels: int = SLAB_VOXELS,
-) -> Iterator[tuple[slice, np.ndarray]]:
+) -> Iterator[Slab]:
     """
-    Resample class probabilities, of which only some planes are available at a time, and take the most probable class.
+    Resample class probabilities, of which only some planes are available at a time.
+
+    Interpolation is linear and the weights of a voxel sum to 1, so that probabilities that sum to 1 still do, up to
+    rounding.
 
     Args:
         read: function of a range of input planes along ``along`` that returns them as ``(K, ...)``; the starts and ends
@@ -200,7 +243,7 @@ def labels_by_slab(
         voxels: output voxels per slab. Defaults to ``SLAB_VOXELS``.
 
     Yields:
-        output indices along ``along``, and the class indices there. Ties give the lower class.
+        consecutive slabs. The classes of one must be requested before the next one is.
 
     Raises:
         ValueError: if ``along`` is the separate axis.
@@ -215,19 +258,16 @@ def labels_by_slab(
         repeated, new[axis] = _nearest(old[axis], new[axis]), old[axis]
     order = _axis_order(old, new)
 
-    def resampled(values: np.ndarray, weights: Sequence[np.ndarray | None]) -> np.ndarray:
-        values = values if dropped is None else values.take(dropped, axis=axis)
-        return _apply(values.astype(np.float32), weights, order)
+    def resampled(planes: np.ndarray, weights: Sequence[np.ndarray | None]) -> Iterator[np.ndarray]:
+        for values in planes:
+            values = values if dropped is None else values.take(dropped, axis=axis)
+            yield _apply(values.astype(np.float32), weights, order)
+
+    def whole(array: np.ndarray) -> np.ndarray:
+        return array if repeated is None else array.take(repeated, axis=axis)
 
     for rows, columns, weights in _slabs(old, new, along, voxels):
-        first, *others = read(columns)
-        largest = resampled(first, weights)
-        labels = np.zeros(largest.shape, dtype=np.int16)
-        for index, other in enumerate(others, start=1):
-            values = resampled(other, weights)
-            labels[values > largest] = index
-            np.maximum(largest, values, out=largest)
-        yield rows, labels if repeated is None else labels.take(repeated, axis=axis)
+        yield Slab(rows, resampled(read(columns), weights), whole)
 
 
 def _checked_shape(old: Sequence[int], new: Sequence[int]) -> tuple[int, ...]:

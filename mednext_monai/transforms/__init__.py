@@ -3,6 +3,7 @@
 - ``preprocess``: ``Preprocessd``, the way back to a class map, and saving it; for inference and evaluation.
 - ``dicom``: saving a class map as DICOM-SEG.
 - ``components``: post-processing of a class map.
+- ``probabilities``: saving class probabilities.
 - ``patch``: drawing a patch from a stored case.
 - ``spatial``: rotation and scaling in one interpolation.
 - ``intensity``: smoothing, lower resolution and gamma per channel.
@@ -18,6 +19,7 @@ from .ignore import ExcludeIgnoredd
 from .intensity import RandChannelGammad, RandChannelLowResolutiond, RandChannelSmoothd
 from .patch import RandPatchd
 from .preprocess import LoadLabeld, Preprocessd, RestoreClassesd, SaveImageOnSourceGridd
+from .probabilities import SaveProbabilitiesd
 from .spatial import RandRotateScaled
 
 __all__ = [
@@ -34,6 +36,7 @@ __all__ = [
     "RestoreClassesd",
     "SaveDicomSegd",
     "SaveImageOnSourceGridd",
+    "SaveProbabilitiesd",
     "patch_transforms",
     "training_augmentation",
 ]

@@ -30,9 +30,14 @@ from monai.utils import ImageMetaKey, MetaKeys, PostFix, TraceKeys
 
 from ..data.dicom import DicomSeries
 from ..data.io import image_paths, read_image, read_label, strip_ending, to_labels, write_segmentation
+from ..data.probabilities import DiskProbabilities
 from ..preprocessing.case import check_settings, preprocess_case
 from ..preprocessing.geometry import (
+    Box,
     Geometry,
+    Keep,
+    keep_slabs,
+    oriented,
     restore_axes,
     restore_image,
     restore_labels,
@@ -45,12 +50,17 @@ __all__ = [
     "Preprocessd",
     "RestoreClassesd",
     "SaveImageOnSourceGridd",
+    "add_slabs",
+    "case_name",
+    "class_map_from_disk",
     "class_map_from_slabs",
+    "file_shape",
     "slab_axes",
 ]
 
 CASE_ID = "case_id"  # in the metadata of the image: the case id, which names the segmentation file
 RESTORED = "is_class_map"  # in the metadata of a class map that is on the grid of the file already
+DIGEST = "result_digest"  # in the metadata of the image: what its result depends on, see mednext_monai.data.results
 DICOM = "dicom_series"  # in the metadata of the image: its DICOM series as JSON
 NONZERO = "nonzero"  # in the metadata of the image: its nonzero region, holes filled, (X, Y, Z)
 
@@ -72,7 +82,7 @@ class Preprocessd(MapTransform, InvertibleTransform):
 
     The output is a ``MetaTensor`` ``(C, X', Y', Z')``, float32, with the affine of the new grid. Its metadata contain
     ``filename_or_obj``, ``original_affine`` and ``spatial_shape`` of the file; the ``id`` of the case, if given, under
-    ``case_id``; and the nonzero region on the new grid, boolean, under ``nonzero``.
+    ``case_id``; its ``result_digest``, if given; and the nonzero region on the new grid, boolean, under ``nonzero``.
 
     A label (a path, tensor or array like the image, integers, one channel) becomes a ``MetaTensor`` ``(1, X', Y',
     Z')``, int8 or int16, in which background outside the nonzero region is -1. The label is optional.
@@ -145,6 +155,8 @@ class Preprocessd(MapTransform, InvertibleTransform):
             }
             if "id" in d:
                 meta[CASE_ID] = str(d["id"])
+            if DIGEST in d:
+                meta[DIGEST] = str(d[DIGEST])
             nonzero = torch.from_numpy(case.label >= 0)
             d[key] = self._tracked(case.image, case.geometry, {**meta, NONZERO: nonzero}, record)
             if label is not None:
@@ -213,7 +225,9 @@ class RestoreClassesd(MapTransform):
         return d
 
 
-def class_map_from_slabs(image: MetaTensor, slabs: Iterable[np.ndarray], along: int) -> MetaTensor:
+def class_map_from_slabs(
+    image: MetaTensor, slabs: Iterable[np.ndarray], along: int, probabilities: DiskProbabilities | None = None
+) -> MetaTensor:
     """
     Do what :py:class:`RestoreClassesd` does with probabilities that arrive slab by slab.
 
@@ -221,6 +235,8 @@ def class_map_from_slabs(image: MetaTensor, slabs: Iterable[np.ndarray], along: 
         image: an image that :py:class:`Preprocessd` has transformed, ``(C, X', Y', Z')``.
         slabs: probabilities ``(K, ...)``, consecutive along ``along``, together ``(K, X', Y', Z')``.
         along: the axis of the slabs, one of :py:func:`slab_axes`.
+        probabilities: new and of :py:func:`file_shape`, where the resampled probabilities are stored, whose argmax in
+            float32 is the class map. Defaults to ``None``: they are not stored.
 
     Returns:
         the class map ``(1, X, Y, Z)``, which :py:class:`RestoreClassesd` leaves unchanged.
@@ -230,7 +246,60 @@ def class_map_from_slabs(image: MetaTensor, slabs: Iterable[np.ndarray], along: 
             slabs end too early.
     """
     record = _record(image)
-    classes = restore_slabs(slabs, Geometry.from_dict(record["geometry"]), along)
+    keep = None if probabilities is None else _keeper(probabilities, record)
+    classes = restore_slabs(slabs, Geometry.from_dict(record["geometry"]), along, keep)
+    return _restored(classes, image, record)
+
+
+def add_slabs(
+    image: MetaTensor, slabs: Iterable[np.ndarray], along: int, sums: DiskProbabilities, weight: float, is_first: bool
+) -> None:
+    """
+    Resample probabilities that arrive slab by slab to the grid of the file, and add them to others of the same file.
+
+    Args:
+        image, slabs, along: as for :py:func:`class_map_from_slabs`.
+        sums: of :py:func:`file_shape`; its ``total`` is the sum of the weights.
+        weight: by which the probabilities are multiplied.
+        is_first: whether nothing has been added before.
+
+    Raises:
+        ValueError: as for :py:func:`class_map_from_slabs`.
+    """
+    record = _record(image)
+    keep_slabs(slabs, Geometry.from_dict(record["geometry"]), along, _keeper(sums, record, weight, is_first))
+
+
+def class_map_from_disk(image: MetaTensor, probabilities: DiskProbabilities) -> MetaTensor:
+    """Return the most probable classes of probabilities on disk, as :py:func:`class_map_from_slabs` does."""
+    return _restored(probabilities.class_map(), image, {**_record(image), "orientation": ""})
+
+
+def file_shape(image: MetaTensor) -> tuple[int, ...]:
+    """Return the voxels ``(X, Y, Z)`` of the file of an image that :py:class:`Preprocessd` has transformed."""
+    return tuple(int(count) for count in image.meta[MetaKeys.SPATIAL_SHAPE])
+
+
+def case_name(meta: Mapping, key: Hashable = "pred") -> str:
+    """Return the name of a case in the names of its files: its id, or that of its image file without the ending."""
+    return meta.get(CASE_ID) or strip_ending(meta.get(ImageMetaKey.FILENAME_OR_OBJ) or str(key))
+
+
+def _keeper(probabilities: DiskProbabilities, record: Mapping, weight: float = 1, is_first: bool = True) -> Keep:
+    """Return a function that stores probabilities in boxes of the grid before the crop."""
+    affine = np.asarray(record["affine"])
+
+    def keep(index: int, box: Box, values: np.ndarray) -> None:
+        volume = probabilities.volume(index)
+        if record["orientation"]:
+            volume = oriented(volume[None], affine, record["orientation"])[0]
+        weighted = values if weight == 1 else values * np.float32(weight)
+        volume[box] = weighted if is_first else volume[box] + weighted
+
+    return keep
+
+
+def _restored(classes: np.ndarray, image: MetaTensor, record: Mapping) -> MetaTensor:
     result = _on_file_grid(classes[None], image, record)
     result.meta[RESTORED] = True
     return result
@@ -276,7 +345,7 @@ class SaveImageOnSourceGridd(SaveImaged):
     bundle's transforms (MONAI Label) find it.
 
     The file name is the ``id`` of the case, or that of the image file without its ending. The path is stored in the
-    metadata under ``saved_to``.
+    metadata under ``saved_to``. A digest in the metadata, under ``result_digest``, is written into the header.
 
     Args:
         keys: keys of class indices ``(1, X, Y, Z)`` on the grid of the image, with its metadata, as returned by
@@ -296,9 +365,9 @@ class SaveImageOnSourceGridd(SaveImaged):
         for key in self.key_iterator(d):
             meta = d[key].meta
             source = meta.get(ImageMetaKey.FILENAME_OR_OBJ)
-            name = meta.get(CASE_ID) or strip_ending(source or key)
-            target = self.output_dir / f"{name}.nii.gz"
-            write_segmentation(d[key].numpy(force=True)[0], target, like=source, affine=d[key].affine.numpy())
+            target = self.output_dir / f"{case_name(meta, key)}.nii.gz"
+            labels, affine = d[key].numpy(force=True)[0], d[key].affine.numpy()
+            write_segmentation(labels, target, like=source, affine=affine, digest=meta.get(DIGEST))
             meta[MetaKeys.SAVED_TO] = str(target)
         return d
 

@@ -141,6 +141,14 @@ def test_predict_takes_input_and_output_by_their_place(started, bundle):
     assert (found["input"], found["output_dir"], found["mirror"]) == ("scans", "2024", False)
 
 
+def test_predict_by_several_processes_has_an_overlay_of_its_own(started, bundle):
+    assert main(["predict", str(bundle), "scans", "out", "--gpus", "2", "--part", "1", "--parts", "3"]) == 0
+    assert started[0][1:5] == ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
+    found = read_by_monai(started[0])
+    assert found["config_file"] == [f"{bundle}/configs/{name}.json" for name in ("inference", "multi_gpu_inference")]
+    assert (found["part"], found["parts"]) == (1, 3)
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
@@ -158,7 +166,7 @@ def test_predict_takes_input_and_output_by_their_place(started, bundle):
         (["train", "mednext_s_k3", "--gpus", "0"], 1, "--gpus must be an integer of at least 1, got 0."),
         (["train", "mednext_s_k3", "--dataset_dir", "a", "b"], 2, "--dataset_dir takes one value, got a b"),
         (["predict", "mednext_s_k3"], 2, "expected BUNDLE INPUT OUTPUT, got 1: INPUT, OUTPUT."),
-        (["predict", "mednext_s_k3", "a", "b", "--gpus", "2"], 2, "there is no option --gpus"),
+        (["preprocess", "mednext_s_k3", "--gpus", "2"], 2, "there is no option --gpus"),
         (["predict", "mednext_s_k3", "a", "b", "--overlap", "1"], 1, "overlap must be a number of at least 0"),
     ],
 )

@@ -68,15 +68,20 @@ def test_predict_segments_the_series_of_an_export_as_nifti_and_dicom(bundle, exp
     planes = found.get_pixels_by_source_instance(uids, combine_segments=True, assert_missing_frames_are_empty=True)
     np.testing.assert_array_equal(planes.transpose(), classes)
     assert found.SegmentSequence[0].SegmentLabel == "foreground"  # of the metadata, since the weights do not say
+    (tmp_path / "out" / "p1_ct.seg.dcm").unlink()
+    for count in (1, 2):
+        result = predict(bundle, export, tmp_path / "out", "--dicom_seg", "true")
+        assert result.returncode == 0 and f"{count} of 2 cases are finished" in result.stdout
 
 
 @pytest.mark.slow
-def test_predict_names_a_gap_as_its_last_line_before_the_first_case(bundle, export, tmp_path):
+def test_predict_names_a_gap_as_its_last_line_and_segments_the_other_series(bundle, export, tmp_path):
     (export / "p2" / "ct" / "IM0005").unlink()
     result = predict(bundle, export, tmp_path / "out")
     assert result.returncode == 1
     assert "IM0004 and" in result.stderr.splitlines()[-1] and "4.000 mm apart" in result.stderr.splitlines()[-1]
-    assert not list((tmp_path / "out").iterdir())
+    assert "mednext: error: 1 of 2 cases could not be segmented:\n  p2_ct: " in result.stderr
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["p1_ct.nii.gz"]
 
 
 def run_checks(bundle: Path, images: Path, output: Path, **options: object) -> None:

@@ -42,6 +42,7 @@ PUBLIC = {
     "configs/inference.json",
     "configs/logging.conf",
     "configs/metadata.json",
+    "configs/multi_gpu_inference.json",
     "configs/multi_gpu_train.json",
     "configs/preprocess.json",
     "configs/train.json",

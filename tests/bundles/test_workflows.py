@@ -292,3 +292,14 @@ def test_parts_of_an_inference_are_all_of_its_images(dataset):
         parser.update({"input": str(dataset / "imagesTr"), "part": part, "parts": 2})
         parts.append([case["id"] for case in parser.get_parsed_content("dataset::data")])
     assert parts == [["box_0", "box_2", "box_4"], ["box_1", "box_3", "box_5"]]
+
+
+def test_processes_share_the_part_of_their_computer(dataset):
+    shares = []
+    for rank in range(4):
+        parser = ConfigParser()
+        parser.read_config(str(bundles.path("mednext_s_k3") / "configs" / "inference.json"))
+        parser.update({"input": str(dataset / "imagesTr"), "part": 1, "parts": 2})
+        parser.update({"dataset::data::rank": rank, "dataset::data::world_size": 4})
+        shares.append([case["id"] for case in parser.get_parsed_content("dataset::data")])
+    assert shares == [["box_1"], ["box_3"], ["box_5"], []]

@@ -32,6 +32,7 @@ from mednext_monai.data import (
     preprocessed_cases,
     read_dataset,
 )
+from mednext_monai.data.checks import invalid_cases
 from mednext_monai.data.io import write_segmentation
 from mednext_monai.planning import scan
 
@@ -146,6 +147,16 @@ def problem(cases: list[dict], in_channels: int = 1, out_channels: int = 3) -> s
 def test_good_data_passes(cases, caplog):
     check_cases(cases, 1, 3)
     assert not caplog.records
+
+
+def test_invalid_cases_are_returned_with_their_problems(cases, dataset, caplog):
+    assert invalid_cases(cases, 1) == {}
+    (dataset / "imagesTr" / "box_2.nii.gz").unlink()
+    rewrite(dataset / "imagesTr" / "box_4.nii.gz", lambda x: x * 0)
+    found = invalid_cases(cases, 1)
+    assert list(found) == ["box_2", "box_4"]
+    assert "box_2.nii.gz: no such file" in found["box_2"] and "every voxel is zero" in found["box_4"]
+    assert set(invalid_cases(cases, 2)) == {case["id"] for case in cases}
 
 
 def test_missing_image(cases, dataset):

@@ -456,3 +456,20 @@ def test_an_ignore_label_has_stored_cases_of_its_own_with_the_annotated_voxels(t
         np.testing.assert_array_equal(one["1"], other["1"])
         values = np.load(sparse["label"])[0][tuple(other["annotated"].T)]
         assert set(values) == {0, 1} and len(values) == np.isin(np.load(sparse["label"]), [0, 1]).sum()
+
+
+def test_the_content_of_an_image_is_all_of_its_files(tmp_path):
+    (tmp_path / "a.mhd").write_text("ObjectType = Image\nElementDataFile = a.raw\n")
+    (tmp_path / "a.raw").write_bytes(b"1")
+    (tmp_path / "b.nii").write_bytes(b"2")
+    files = [str(tmp_path / "a.mhd"), str(tmp_path / "b.nii")]
+    contents = [store.image_content(image) for image in (files, files[::-1], files[0], files[1])]
+    (tmp_path / "a.raw").write_bytes(b"3")
+    contents += [store.image_content(files)]
+    assert len(set(contents)) == 5
+    (tmp_path / "a.raw").write_bytes(b"1")
+    (tmp_path / "a.raw").touch()
+    assert store.image_content(files) == contents[0]
+    (tmp_path / "a.raw").unlink()
+    with pytest.raises(OSError):
+        store.image_content(files)

@@ -10,7 +10,7 @@ from monai.bundle import ConfigParser
 
 from mednext_monai import bundles
 from mednext_monai.handlers import WeightsLoader
-from mednext_monai.networks import create_mednext
+from mednext_monai.networks import Ensemble, create_mednext
 from mednext_monai.weights import read_state_dict, reverse_spatial_axes
 
 NARROW = {"deep_supervision": True, "base_channels": 2}
@@ -25,7 +25,8 @@ def loader_of(config: str, checkpoint) -> WeightsLoader:
     parser["checkpoint"] = str(checkpoint)
     loader = parser.get_parsed_content("weights_loader")
     handlers = parser["handlers"] if config == "inference" else parser["validate"]["handlers"]
-    assert handlers[0] == "@weights_loader" and parser["checks"][1] == "$@weights_loader()"
+    first = "$@weights_loader.check()" if config == "inference" else "$@weights_loader()"
+    assert handlers[0] == "@weights_loader" and parser["checks"][1] == first
     assert loader.network is parser.get_parsed_content("network_def")
     return loader
 
@@ -69,6 +70,18 @@ def test_a_checkpoint_that_does_not_match_is_not_loaded_at_the_next_call_either(
     torch.save(network.state_dict(), tmp_path / "model.pt")
     loader()
     assert read_state_dict(tmp_path / "model.pt").keys() == network.state_dict().keys()
+
+
+def test_the_check_loads_nothing_and_reports_what_cannot_be_read(tmp_path):
+    network = create_mednext("S", 3, base_channels=2)
+    before = network.stem.weight.clone()
+    torch.save(create_mednext("S", 3, base_channels=2).state_dict(), tmp_path / "model.pt")
+    WeightsLoader(tmp_path / "model.pt", network).check()
+    assert torch.equal(network.stem.weight, before)
+    (tmp_path / "cut.pt").write_bytes(b"cut")
+    for name, error in (("cut.pt", ValueError), ("none.pt", FileNotFoundError)):
+        with pytest.raises(error, match=name):
+            WeightsLoader([tmp_path / "model.pt", tmp_path / name], Ensemble([network, network])).check()
 
 
 def test_a_path_that_is_none_is_refused_when_the_handler_is_made():
