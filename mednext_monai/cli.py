@@ -216,6 +216,8 @@ def evaluate_folder(
     allow_missing: bool = False,
     overwrite: bool = False,
     processes: int | None = None,
+    part: int = 0,
+    parts: int = 1,
 ) -> int:
     """
     Compare a folder of segmentations with reference labels.
@@ -238,20 +240,24 @@ def evaluate_folder(
         allow_missing: leave out labels without a segmentation, as when one fold was predicted.
         overwrite: replace tables of another evaluation, or files that this package did not write.
         processes: processes that work on cases; by default one per core.
+        part: 0 to parts - 1, the cases of this run, if several runs share the work; any number of them may run at
+            once. Each writes its rows to metrics.part_0.json, ...; the one that finds those of all writes the tables.
+        parts: number of parts.
     """
     from . import evaluation
 
     folder = prediction_dir if output_dir is None else output_dir
-    source = {"prediction_dir": prediction_dir, "label_dir": label_dir}
-    evaluation.check_tables(folder, source, format, overwrite)
     names = evaluation.read_labels(labels, regions, only_regions)
+    settings = evaluation.folder_settings(prediction_dir, label_dir, tolerance, tolerance_in_voxels, allow_missing)
+    share = evaluation.folder_part(part, parts, prediction_dir, label_dir, names, settings, allow_missing)
+    evaluation.check_tables(folder, settings, format, overwrite, share)
     result = evaluation.evaluate_folder(
-        prediction_dir, label_dir, names, tolerance, tolerance_in_voxels, allow_missing, processes
+        prediction_dir, label_dir, names, tolerance, tolerance_in_voxels, allow_missing, processes, share
     )
-    written = evaluation.write_evaluation(result, folder, format)
-    print(evaluation.text_table(evaluation.summarize(result.scores, result.labels)))
-    print("", *(f"wrote {file}" for file in written), sep="\n")
-    return _report_problems(result.problems)
+    whole = evaluation.finish_evaluation(result, folder, format, share, overwrite)
+    status = _report_problems((whole or result).problems)
+    evaluation.print_missing(share, folder)
+    return status
 
 
 def find_postprocessing(
@@ -263,6 +269,7 @@ def find_postprocessing(
     count_absent_as_one: bool = False,
     minimum_sizes: bool = False,
     allow_missing: bool = False,
+    overwrite: bool = False,
     processes: int | None = None,
 ) -> None:
     """
@@ -282,10 +289,12 @@ def find_postprocessing(
         count_absent_as_one: count the Dice of a class that is in neither of both as 1.
         minimum_sizes: remove only components smaller than the smallest of all cases' largest ones.
         allow_missing: leave out labels without a segmentation, as when one fold was predicted.
+        overwrite: replace a file that this package did not write.
         processes: processes that work on cases; by default one per core.
     """
     from . import evaluation
 
+    evaluation.check_decision(output, overwrite)
     names = evaluation.read_labels(labels)
     found = evaluation.find_postprocessing(
         prediction_dir, label_dir, names, strict, count_absent_as_one, minimum_sizes, allow_missing, processes

@@ -41,6 +41,9 @@ ENVIRONMENT = {
 }
 WIDTH = 110  # columns of a help text
 FIXED = {"bundle_root", "variant", "kernel_size"}  # those of the bundle
+OF_MONAI = {
+    "tracking": 'mlflow, or a file of MONAI\'s settings: record the run (pip install "mednext-monai[tracking]")'
+}
 
 
 class Misuse(ValueError):
@@ -92,7 +95,8 @@ WORKFLOWS = {
     "evaluate": Workflow(
         "Evaluate a trained bundle on the validation cases of its fold",
         "Computes Dice, surface Dice, HD95 and volumes of each case and class on the original grid of the case. Writes "
-        "the tables of `mednext evaluate-folder` to eval/ in the bundle.",
+        "the tables of `mednext evaluate-folder` to eval/ in the bundle. With --part 0 --parts 4, ..., --part 3 "
+        "--parts 4, four runs do a quarter of the cases each, and the last one writes the tables.",
         "evaluating",
         ("train", "evaluate"),
         ("common", "train", "evaluate"),
@@ -124,7 +128,7 @@ WORKFLOWS = {
             ("folds", "the folds, such as 0 1 2; by default all of the data set"),
             ("collect_only", "train and evaluate nothing, only collect what the folds have written"),
         ),
-        hidden=("fold", "resume", "overwrite", "checkpoint", "save_predictions"),
+        hidden=("fold", "resume", "overwrite", "checkpoint", "save_predictions", "part", "parts"),
     ),
 }
 
@@ -218,7 +222,7 @@ def _parse(workflow: Workflow, arguments: Sequence[str]) -> _Typed:
             os.environ[TRACEBACK] = "1"
         elif name == "gpus" and workflow.multi_gpu:
             gpus = _count(values)
-        elif re.split("::|#", name)[0] not in known or name in FIXED:
+        elif re.split("::|#", name)[0] not in {*known, *OF_MONAI} or name in FIXED:
             raise Misuse(_unknown(name, known, workflow))
         else:
             options[name] = _value(name, values)
@@ -273,7 +277,7 @@ def _unknown(name: str, known: dict[str, Any], workflow: Workflow) -> str:
     if name in FIXED:
         return f"--{name} is the bundle's own and cannot be changed here."
     options = [key for key in known if key in OPTIONS and key not in FIXED]
-    own = ["plan", "config", "traceback", *(["gpus"] if workflow.multi_gpu else []), *dict(workflow.own)]
+    own = ["plan", "config", "traceback", *OF_MONAI, *(["gpus"] if workflow.multi_gpu else []), *dict(workflow.own)]
     return f"there is no option --{name}.{nearest(name, [*options, *own])}"
 
 
@@ -412,6 +416,7 @@ def help_text(name: str, arguments: Sequence[str] = ()) -> str:
         *_option_lines("plan", "", "a plan of `mednext plan`, whose settings replace those of the bundle"),
         *_option_lines("config", "", "another overlay: a MONAI config, whose expressions are executed"),
         *(_option_lines("gpus", "", "number of processes, one per GPU, by torchrun") if workflow.multi_gpu else ()),
+        *(line for option, comment in OF_MONAI.items() for line in _option_lines(option, "", comment)),
         *_option_lines("traceback", "", "if the run fails, print where, not only why"),
     ]
     for section, section_lines in sections.items():

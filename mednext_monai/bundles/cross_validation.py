@@ -217,9 +217,7 @@ def _collect(folds: Sequence[Fold], typed: _Typed) -> int:
     def write_tables(segmentations: Path, output_dir: Path) -> None:
         found = evaluation.evaluate_folder(segmentations, references, labels, settings["tolerance"], in_voxels)
         found = replace(found, settings={**found.settings, **source})
-        written = evaluation.write_evaluation(found, output_dir, settings["format"])
-        print(evaluation.text_table(evaluation.summarize(found.scores, found.labels)))
-        print("", *(f"wrote {file}" for file in written), sep="\n", flush=True)
+        evaluation.finish_evaluation(found, output_dir, settings["format"])
 
     print(f"\nAll {len(references)} cases of {len(folds)} folds, as segmented:\n", flush=True)
     write_tables(predictions, folder)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +13,7 @@ import numpy as np
 from ..data.io import ENDINGS, check_grid, file_ending, read_label, strip_ending
 from ..preprocessing.geometry import spacing_of
 
-__all__ = ["Pair", "files_by_case", "pair_cases", "read_pair"]
+__all__ = ["FileStates", "Pair", "file_state", "files_by_case", "naming_files", "pair_cases", "read_pair"]
 
 
 class Pair(NamedTuple):
@@ -20,6 +21,44 @@ class Pair(NamedTuple):
 
     prediction: str
     reference: str
+
+
+def file_state(path: str | PathLike) -> tuple[int, int] | None:
+    """Return size and time of modification (ns) of a file, by which a change is seen; ``None`` without a file."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns
+
+
+class FileStates:
+    """
+    The files of cases as they are now, to find out later which of them have been changed in the meantime.
+
+    Args:
+        files: the files of each case, by case id.
+    """
+
+    def __init__(self, files: Mapping[str, Sequence[str]]) -> None:
+        self.states = {case: {path: file_state(path) for path in paths} for case, paths in files.items()}
+
+    def changed(self) -> dict[str, str]:
+        """Return a message for each case of which a file has been changed, by case id."""
+        found = {}
+        for case, states in self.states.items():
+            paths = [path for path, state in states.items() if file_state(path) != state]
+            if paths:
+                found[case] = f"{paths[0]}: was changed while it was in use; run again when it is complete."
+        return found
+
+
+def naming_files(problems: Mapping[str, str], files: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """Return the messages of cases that failed, each with the first file of its case if it names none of its files."""
+    return {
+        case: text if any(path in text for path in files[case]) else f"{files[case][0]}: {text}"
+        for case, text in problems.items()
+    }
 
 
 def files_by_case(directory: str | PathLike) -> dict[str, str]:

@@ -1,7 +1,8 @@
 """
 The tables of an evaluation: ``metrics.csv``, a row per case and class, and ``metrics.json``, their statistics.
 
-``mednext evaluate-folder`` and the bundles' ``evaluating`` write them with :py:func:`write_evaluation`.
+``mednext evaluate-folder`` and the bundles' ``evaluating`` write them with :py:func:`finish_evaluation`, all cases at
+once or in parts.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from os import PathLike
-from os.path import realpath
+from os.path import abspath, realpath
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +24,22 @@ from .folder import Evaluation
 from .labels import Labels
 from .metrics import ClassScores
 from .nnunet import AUTHOR, SUMMARY, write_nnunet_summary
-from .summary import summarize
+from .parts import ADVICE, SOURCE, Part, check_parts, gather_parts, missing_parts, remove_other_parts, write_part
+from .summary import summarize, text_table
 
-__all__ = ["check_tables", "write_evaluation", "write_metrics"]
+__all__ = ["check_tables", "finish_evaluation", "print_missing", "write_evaluation", "write_metrics"]
 
 FORMATS = ("table", "nnunet")
 TABLE, STATISTICS = "metrics.csv", "metrics.json"
 COLUMNS = ["class" if field.name == "name" else field.name for field in fields(ClassScores)]
-SOURCE = ("prediction_dir", "label_dir", "checkpoint", "fold", "dataset_dir")  # settings: what was evaluated
 
 
 def check_tables(
-    output_dir: str | PathLike, settings: Mapping[str, Any], format: str = "table", overwrite: bool = False
+    output_dir: str | PathLike,
+    settings: Mapping[str, Any],
+    format: str = "table",
+    overwrite: bool = False,
+    part: Part | None = None,
 ) -> None:
     """
     Check that the tables of an evaluation replace only those of an earlier evaluation of the same segmentations.
@@ -44,6 +49,8 @@ def check_tables(
         settings: those that will be written, with the folders, or with checkpoint, fold and data set.
         format: ``"table"``, or ``"nnunet"`` for ``summary.json`` too. Defaults to ``"table"``.
         overwrite: whether other files may be replaced. Defaults to ``False``.
+        part: the part that will be evaluated; parts of another evaluation must not be there. Defaults to ``None``: all
+            cases.
 
     Raises:
         ValueError: if ``format`` is another one, or naming the file that would be replaced, and what it holds.
@@ -52,18 +59,71 @@ def check_tables(
         raise ValueError(f"format must be {' or '.join(FORMATS)}, got {format!r}.")
     if overwrite:
         return
+    if part is not None:
+        check_parts(output_dir, part)
     old = _read_json(Path(output_dir, STATISTICS))
     ours = old is not None and "mednext_monai" in _object(old, "versions")
-    advice = "choose another output_dir, or allow it to be replaced with --overwrite true."
     for name in (TABLE, STATISTICS, *([SUMMARY] if format == "nnunet" else [])):
         path = Path(output_dir, name)
-        if path.exists() and not (ours and _is_ours(path)):
-            raise ValueError(f"output_dir: {path} exists and is not a table of this package; {advice}")
+        if path.exists() and not _is_ours(path):
+            raise ValueError(f"output_dir: {path} exists and is not a table of this package; {ADVICE}")
     written = _object(old or {}, "settings")
     for key in SOURCE if ours else ():
         if key in written and not _same(written[key], settings.get(key)):
             path = Path(output_dir, STATISTICS)
-            raise ValueError(f"output_dir: {path} holds another evaluation, of {key} {written[key]}; {advice}")
+            raise ValueError(f"output_dir: {path} holds another evaluation, of {key} {written[key]}; {ADVICE}")
+
+
+def finish_evaluation(
+    evaluation: Evaluation,
+    output_dir: str | PathLike,
+    format: str = "table",
+    part: Part | None = None,
+    overwrite: bool = False,
+) -> Evaluation | None:
+    """
+    Write the tables of an evaluation, and print their summary and the files.
+
+    Of one part of an evaluation the rows are written, and the tables only if those of all other parts are there: then
+    the tables are those of an undivided evaluation. Otherwise, :py:func:`print_missing` says which are missing.
+
+    Args:
+        evaluation: the evaluation.
+        output_dir: folder of the files, which is created if it is missing.
+        format: see :py:func:`write_evaluation`. Defaults to ``"table"``.
+        part: the part. Defaults to ``None``: all cases.
+        overwrite: whether parts of another evaluation may be replaced. Defaults to ``False``.
+
+    Returns:
+        the evaluation of all cases, or ``None`` if parts are missing.
+
+    Raises:
+        ValueError: if no case of any part could be evaluated, or a part of another evaluation would be replaced.
+    """
+    written = []
+    if part is not None and part.count > 1:
+        written.append(write_part(evaluation, part, output_dir, overwrite))
+        whole = gather_parts(part, output_dir, evaluation.labels)
+        if whole is None:
+            print(f"{len(evaluation.files)} cases, wrote {written[0]}", flush=True)
+            return None
+        evaluation = whole
+    written += write_evaluation(evaluation, output_dir, format)
+    if part is not None and part.count > 1 and overwrite:
+        remove_other_parts(part, output_dir)
+    print(text_table(summarize(evaluation.scores, evaluation.labels)))
+    print("", *(f"wrote {file}" for file in written), sep="\n", flush=True)
+    return evaluation
+
+
+def print_missing(part: Part, output_dir: str | PathLike) -> None:
+    """Print which parts of an evaluation are still missing after one of them, if any are."""
+    missing = missing_parts(part, output_dir) if part.count > 1 else {}
+    if missing:
+        others = [file for file in missing.values() if file]
+        note = f" ({', '.join(others)}: of another evaluation, not used)" if others else ""
+        named = f"part{'s' * (len(missing) > 1)} {', '.join(map(str, missing))}"
+        print(f"part {part.index} of {part.count} is done; still missing: {named}{note}", flush=True)
 
 
 def write_evaluation(evaluation: Evaluation, output_dir: str | PathLike, format: str = "table") -> list[Path]:
@@ -101,7 +161,7 @@ def write_metrics(
         scores: the metrics of every case and class.
         labels: what was evaluated, with its classes.
         output_dir: folder of the files, which is created if it is missing.
-        settings: what determined the values. Defaults to ``None``.
+        settings: what determined the values; paths are written as absolute ones. Defaults to ``None``.
         problems: a message for each case that could not be evaluated. Defaults to ``None``.
 
     Returns:
@@ -110,7 +170,7 @@ def write_metrics(
     files = [Path(output_dir, TABLE), Path(output_dir, STATISTICS)]
     content = {
         "settings": {
-            **(settings or {}),
+            **{key: _absolute(key, value) for key, value in (settings or {}).items()},
             "classes": dict(labels.classes or {}),
             "regions": {name: list(values) for name, values in labels.regions.items()},
             "only_regions": labels.only_regions,
@@ -143,7 +203,9 @@ def _is_ours(path: Path) -> bool:
         with open(path, encoding="utf-8", errors="replace") as file:
             return file.readline().strip() == ",".join(COLUMNS)
     content = _read_json(path) or {}
-    return content.get("author") == AUTHOR if path.name == SUMMARY else "versions" in content
+    return (
+        content.get("author") == AUTHOR if path.name == SUMMARY else "mednext_monai" in (content.get("versions") or {})
+    )
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
@@ -158,6 +220,11 @@ def _read_json(path: Path) -> dict[str, Any] | None:
 def _object(content: Mapping[str, Any], key: str) -> dict[str, Any]:
     found = content.get(key)
     return found if isinstance(found, dict) else {}
+
+
+def _absolute(key: str, value: Any) -> Any:
+    """Return a setting as it is written: a path so that it is found from any working directory."""
+    return abspath(value) if key in SOURCE and key != "fold" and isinstance(value, (str, PathLike)) else value
 
 
 def _same(one: Any, other: Any) -> bool:

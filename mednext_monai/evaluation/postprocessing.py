@@ -26,7 +26,8 @@ from ..environment import package_versions
 from ..files import read_json, write_atomically
 from ..parallel import map_cases
 from ..preprocessing.geometry import spacing_of
-from .cases import Pair, files_by_case, pair_cases, read_pair
+from .cases import FileStates, Pair, files_by_case, naming_files, pair_cases, read_pair
+from .folder import refuse_unexpected
 from .labels import LARGEST_CLASS, Labels
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "Step",
     "apply_postprocessing",
     "apply_to_folder",
+    "check_decision",
     "find_postprocessing",
     "read_postprocessing",
 ]
@@ -140,14 +142,16 @@ def find_postprocessing(
 
     Raises:
         FileNotFoundError: if a folder does not exist.
-        ValueError: if an argument is invalid, or any case cannot be read: the decision is made on all cases or not at
-            all.
+        ValueError: if an argument is invalid, or any case cannot be read or is changed meanwhile: the decision is made
+            on all cases or not at all.
     """
     pairs, problems = pair_cases(prediction_dir, label_dir, allow_missing)
     _refuse(problems)
+    states = FileStates(pairs)
     labels = _with_classes(labels or Labels(), pairs, processes)
     compare = functools.partial(_compare, strict=strict, count_absent_as_one=count_absent_as_one)
     steps, results = _decide(_Trials(pairs, labels, processes, minimum_sizes), compare)
+    _refuse(states.changed())
     classes = dict(labels.classes or {})
     return Postprocessing(
         steps=tuple(steps),
@@ -242,7 +246,7 @@ def apply_to_folder(
     Apply a decision to all segmentations of a folder, which stay as they are.
 
     Results are ``<output_dir>/<case>.nii.gz`` with the header of their segmentation; the decision is written beside
-    them as ``postprocessing.json``. A case that cannot be read does not stop the others.
+    them as ``postprocessing.json``. A case that cannot be read, or is changed meanwhile, does not stop the others.
 
     Args:
         prediction_dir: folder of the segmentations.
@@ -256,16 +260,42 @@ def apply_to_folder(
 
     Raises:
         FileNotFoundError: if the folder of the segmentations does not exist.
-        ValueError: if a segmentation would be replaced.
+        ValueError: if a segmentation would be replaced, or a decision that this package did not write.
     """
     files = files_by_case(prediction_dir)
+    decision = Path(output_dir, "postprocessing.json")
+    check_decision(decision, overwrite)
     check_outputs([{"id": case, "image": file} for case, file in files.items()], str(output_dir), overwrite)
     targets = {case: (file, Path(output_dir, f"{case}.nii.gz")) for case, file in files.items()}
-    written, problems = map_cases(
+    postprocessing.write(decision)
+    sources = {case: [file] for case, file in files.items()}
+    states = FileStates(sources)
+    written, failed = map_cases(
         functools.partial(_apply_to_file, postprocessing=postprocessing), targets, processes, "post-processing"
     )
-    postprocessing.write(Path(output_dir, "postprocessing.json"))
-    return list(written.values()), problems
+    problems = {**naming_files(failed, sources), **states.changed()}
+    return [path for case, path in written.items() if case not in problems], problems
+
+
+def check_decision(path: str | PathLike, overwrite: bool = False) -> None:
+    """
+    Check that a decision replaces only another one of this package.
+
+    Raises:
+        ValueError: naming the file that would be replaced.
+    """
+    if overwrite or not Path(path).exists():
+        return
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        is_ours = "keep_largest_component" in content and "mednext_monai" in content["versions"]
+    except (OSError, ValueError, TypeError, KeyError):
+        is_ours = False
+    if not is_ours:
+        raise ValueError(
+            f"{path} exists and is not a decision of this package; choose another place, or allow it to be replaced "
+            "with --overwrite true."
+        )
 
 
 def _apply_to_file(files: tuple[str, Path], postprocessing: Postprocessing) -> Path:
@@ -318,7 +348,7 @@ def _decide(trials: _Trials, compare: Callable[..., int]) -> tuple[list[Step], d
 
 def _map(function: Callable, pairs: Mapping[str, Pair], processes: int | None, text: str) -> dict[str, Any]:
     results, problems = map_cases(function, pairs, processes, text)
-    _refuse(problems)
+    _refuse(naming_files(problems, pairs))
     return results
 
 
@@ -354,9 +384,7 @@ def _largest_sizes(pair: Pair, before: Sequence[Step], steps: Sequence[Step]) ->
 def _dice_after(pair: Pair, trials: Sequence[Sequence[Step]], labels: Labels) -> list[Dice]:
     prediction, reference, spacing = read_pair(pair)
     for path, array in zip(pair, (prediction, reference)):
-        unexpected = labels.unexpected([int(value) for value in np.unique(array) if value])
-        if unexpected:
-            raise ValueError(f"{path}: contains the label value(s) {unexpected}, which are not classes.")
+        refuse_unexpected(path, array, labels)
     results = []
     for steps in trials:
         segmentation = prediction.copy()

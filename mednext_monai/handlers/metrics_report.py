@@ -15,7 +15,7 @@ import torch.distributed as dist
 from ignite.engine import Events
 from monai.utils import ImageMetaKey, MetaKeys
 
-from ..evaluation import Evaluation, Labels, score_case, summarize, text_table, write_evaluation
+from ..evaluation import Evaluation, Labels, Part, finish_evaluation, score_case, summarize
 from ..evaluation.cases import Pair
 from ..evaluation.folder import surface_settings
 from ..options import switch
@@ -39,8 +39,9 @@ class MetricsReport:
 
     The output of the evaluator, after its postprocessing, must be a list of dictionaries with ``"pred"`` and
     ``"label"``, ``MetaTensor`` ``(1, X, Y, Z)`` of class indices on one grid. In a distributed run the first process
-    writes the tables of the cases of all processes. The means over classes (over regions, if only these are evaluated)
-    are the metrics of the evaluator: ``mean_dice``, ``mean_surface_dice`` and ``mean_hd95_mm``.
+    writes the tables of the cases of all processes; of a part of an evaluation the rows, and the tables if it is the
+    last part. The means over classes (over regions, if only these are evaluated) are the metrics of the evaluator:
+    ``mean_dice``, ``mean_surface_dice`` and ``mean_hd95_mm``.
 
     Args:
         output_dir: folder of the tables.
@@ -48,7 +49,9 @@ class MetricsReport:
         settings: what is evaluated, written to ``metrics.json``.
         tolerance: of the surface Dice, in mm. Defaults to 1.0.
         tolerance_in_voxels: see :py:func:`~mednext_monai.evaluation.score_case`. Defaults to ``False``.
-        format: see :py:func:`~mednext_monai.evaluation.write_evaluation`. Defaults to ``"table"``.
+        format: see :py:func:`~mednext_monai.evaluation.finish_evaluation`. Defaults to ``"table"``.
+        part: see there. Defaults to ``None``: all cases.
+        overwrite: see there. Defaults to ``False``.
     """
 
     def __init__(
@@ -59,6 +62,8 @@ class MetricsReport:
         tolerance: float = 1.0,
         tolerance_in_voxels: bool | str = False,
         format: str = "table",
+        part: Part | None = None,
+        overwrite: bool | str = False,
     ) -> None:
         self.output_dir = output_dir
         self.labels = labels
@@ -66,6 +71,8 @@ class MetricsReport:
         self.tolerance = tolerance
         self.tolerance_in_voxels = switch(tolerance_in_voxels=tolerance_in_voxels)
         self.format = format
+        self.part = part
+        self.overwrite = switch(overwrite=overwrite)
         self._cases: list[tuple[str, Pair, list[ClassScores]]] = []
 
     def attach(self, engine: Engine) -> None:
@@ -113,8 +120,8 @@ class MetricsReport:
         engine.state.metrics.update(found)
         if dist.is_initialized() and dist.get_rank() != 0:
             return
-        written = write_evaluation(evaluation, self.output_dir, self.format)
-        print("", text_table(summary), "", *(f"wrote {file}" for file in written), sep="\n", flush=True)
+        print()
+        finish_evaluation(evaluation, self.output_dir, self.format, self.part, bool(self.overwrite))
 
 
 def _gathered(items: list[T]) -> list[T]:

@@ -68,7 +68,7 @@ def test_cases_that_cannot_be_evaluated_are_named_and_do_not_stop_the_others(tmp
 
 def test_nothing_to_evaluate_is_an_error(tmp_path):
     folders = write_pairs(tmp_path, [(box(7), box(1))])
-    with pytest.raises(ValueError, match=r"no case could be evaluated:\n  case_0: contains the label value\(s\) \[7\]"):
+    with pytest.raises(ValueError, match=r"evaluated:\n  .*/pred/case_0.nii.gz: contains the label value\(s\) \[7\]"):
         evaluate_folder(*folders, Labels({"one": 1}), processes=1)
     with pytest.raises(ValueError, match="tolerance must be a number of at least 0, got -1"):
         evaluate_folder(*folders, tolerance=-1)

@@ -86,6 +86,15 @@ def test_tables_replace_only_those_of_the_same_segmentations(tmp_path):
         check_tables(tmp_path, source, "xml", True)
 
 
+def test_the_same_evaluation_is_recognized_from_another_folder(tmp_path, monkeypatch):
+    for folder, path in ((tmp_path, "bundle/model.pt"), (tmp_path / "bundle", "model.pt")):
+        folder.mkdir(exist_ok=True)
+        monkeypatch.chdir(folder)
+        check_tables(tmp_path / "eval", {"checkpoint": path, "fold": 0})
+        _, table = write_metrics(scores(), LABELS, tmp_path / "eval", {"checkpoint": path, "fold": 0})
+        assert json.loads(table.read_text())["settings"]["checkpoint"] == f"{tmp_path}/bundle/model.pt"
+
+
 @pytest.mark.parametrize("name", ["metrics.csv", "metrics.json", "summary.json"])
 def test_a_file_of_others_is_not_replaced(tmp_path, name):
     source = {"prediction_dir": "a", "label_dir": "b"}

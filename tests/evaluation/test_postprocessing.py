@@ -182,7 +182,7 @@ def test_a_decision_needs_all_cases(tmp_path):
     with pytest.raises(ValueError, match="no prediction in"):
         find_postprocessing(*folders, processes=1)
     assert find_postprocessing(*folders, processes=1, allow_missing=True).settings["cases"] == 2
-    with pytest.raises(ValueError, match=r"contains the label value\(s\) \[1\], which are not classes"):
+    with pytest.raises(ValueError, match=r"contains the label value\(s\) \[1\]; the classes are \[2\]"):
         find_postprocessing(*folders, Labels({"two": 2}), processes=1, allow_missing=True)
     empty = write_pairs(tmp_path / "empty", [(box * 0, box * 0)])
     with pytest.raises(ValueError, match="no foreground: there is nothing to decide"):
