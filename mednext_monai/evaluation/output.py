@@ -203,9 +203,7 @@ def _is_ours(path: Path) -> bool:
         with open(path, encoding="utf-8", errors="replace") as file:
             return file.readline().strip() == ",".join(COLUMNS)
     content = _read_json(path) or {}
-    return (
-        content.get("author") == AUTHOR if path.name == SUMMARY else "mednext_monai" in (content.get("versions") or {})
-    )
+    return content.get("author") == AUTHOR if path.name == SUMMARY else "mednext_monai" in _object(content, "versions")
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
