@@ -253,7 +253,8 @@ def _compose(rows: list[list[Image.Image]], name: str, headings: list[str], lege
 
 def _wrap(legend: Legend, width: int) -> list[list[tuple[int, Color, str]]]:
     """Break the legend into lines of ``(x, color, text)``."""
-    lines, x = [[]], 0
+    lines: list[list[tuple[int, Color, str]]] = [[]]
+    x = 0
     for color, text in legend:
         needed = int(_font().getlength(text)) + 42
         if x > 0 and x + needed > width:
@@ -270,5 +271,5 @@ def _vertical_text(text: str, length: int) -> Image.Image:
     return strip.rotate(90, expand=True)
 
 
-def _font(size: int = 14) -> ImageFont.FreeTypeFont:
+def _font(size: int = 14) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size=size)

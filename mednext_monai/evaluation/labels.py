@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from os import PathLike
 from typing import Any
 
+from ..data.label_names import parse_labels
 from ..files import read_json
 
 __all__ = ["LARGEST_CLASS", "Labels", "read_labels", "task_labels"]
@@ -97,8 +98,8 @@ def read_labels(
     Args:
         labels: a ``dataset.json`` of Decathlon, nnU-Net v1 or nnU-Net v2, or a plan of ``mednext plan`` (its
             ``labels``, ``regions`` and ``ignore_label``). If labels of nnU-Net v2 are lists, all of them are regions,
-            which are evaluated instead of the classes. Its label ``ignore`` is ignored. Defaults to ``None``: the
-            classes are the values found in the files.
+            which are evaluated beside the classes that they consist of, as in a bundle of the data set. Its label
+            ``ignore`` is ignored. Defaults to ``None``: the classes are the values found in the files.
         regions: a JSON file such as ``{"whole tumor": [1, 2, 3]}``; its regions replace those of ``labels``. Defaults
             to ``None``.
         only_regions: evaluate the regions instead of the classes. Defaults to ``False``.
@@ -114,8 +115,7 @@ def read_labels(
     source: str | PathLike | None = labels if labels is not None else regions
     try:
         if labels is not None:
-            classes, united, ignore, by_region = _parse(_object(contents[labels]))
-            only_regions = only_regions or by_region
+            classes, united, ignore = _parse(_object(contents[labels]))
         if regions is not None:
             source = regions
             united = _regions(_object(contents[regions]))
@@ -136,12 +136,12 @@ def _regions(content: Any) -> dict[str, Sequence[int]]:
     return {name: _as_list(values) for name, values in content.items()}
 
 
-def _parse(content: dict[str, Any]) -> tuple[dict[str, int], dict[str, Sequence[int]], int | None, bool]:
-    """Return classes, regions, ignored label and whether only regions are labelled."""
+def _parse(content: dict[str, Any]) -> tuple[dict[str, int], dict[str, Sequence[int]], int | None]:
+    """Return classes, regions and ignored label."""
     labels = content.get("labels")
     if isinstance(labels, list):  # a plan: names by value, background first
         united = _regions(content.get("regions") or {})
-        return {str(name): i for i, name in enumerate(labels) if i}, united, content.get("ignore_label"), False
+        return {str(name): i for i, name in enumerate(labels) if i}, united, content.get("ignore_label")
     if not isinstance(labels, dict):
         raise ValueError("needs 'labels', as in dataset.json or in a plan of mednext plan.")
     values = dict(_name_and_value(key, value) for key, value in labels.items())
@@ -150,10 +150,9 @@ def _parse(content: dict[str, Any]) -> tuple[dict[str, int], dict[str, Sequence[
         raise ValueError(f"the label 'ignore' must be one integer, got {ignore}.")
     foreground = {name: value for name, value in values.items() if value not in (0, [0])}
     if not any(isinstance(value, list) for value in foreground.values()):
-        return foreground, {}, ignore, False
-    regions: dict[str, Sequence[int]] = {name: _as_list(value) for name, value in foreground.items()}
-    classes = sorted({value for united in regions.values() for value in united})
-    return {str(value): value for value in classes}, regions, ignore, True
+        return foreground, {}, ignore
+    named = parse_labels(labels, content.get("regions_class_order"))
+    return {name: i for i, name in enumerate(named.classes) if i}, dict(named.regions), named.ignore_label
 
 
 def _name_and_value(key: str, value: Any) -> tuple[str, Any]:

@@ -33,7 +33,8 @@ def write_nnunet_summary(evaluation: Evaluation, output_dir: str | PathLike, tas
     Write ``summary.json``, atomically.
 
     The keys of the classes are their values; those of regions their names. The background is left out, as in the
-    original's ``evaluate_folder`` with the labels of the foreground.
+    original's ``evaluate_folder`` with the labels of the foreground. As there, a case whose prediction is in no file
+    has no key ``test``; its key ``reference`` tells which it is.
 
     Args:
         evaluation: the evaluation.
@@ -50,7 +51,7 @@ def write_nnunet_summary(evaluation: Evaluation, output_dir: str | PathLike, tas
     labels = list(next(iter(cases.values())))
     mean = {label: _mean([case[label] for case in cases.values()]) for label in labels}
     for case, pair in evaluation.files.items():
-        cases[case] |= {"test": pair.prediction, "reference": pair.reference}
+        cases[case] |= {key: file for key, file in (("test", pair.prediction), ("reference", pair.reference)) if file}
     content: dict[str, Any] = {
         "name": "",
         "description": "",

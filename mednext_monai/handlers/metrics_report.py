@@ -69,10 +69,10 @@ class MetricsReport:
         self.labels = labels
         self.settings = dict(settings)
         self.tolerance = tolerance
-        self.tolerance_in_voxels = switch(tolerance_in_voxels=tolerance_in_voxels)
+        self.tolerance_in_voxels = bool(switch(tolerance_in_voxels=tolerance_in_voxels))
         self.format = format
         self.part = part
-        self.overwrite = switch(overwrite=overwrite)
+        self.overwrite = bool(switch(overwrite=overwrite))
         self._cases: list[tuple[str, Pair, list[ClassScores]]] = []
 
     def attach(self, engine: Engine) -> None:
@@ -121,7 +121,7 @@ class MetricsReport:
         if dist.is_initialized() and dist.get_rank() != 0:
             return
         print()
-        finish_evaluation(evaluation, self.output_dir, self.format, self.part, bool(self.overwrite))
+        finish_evaluation(evaluation, self.output_dir, self.format, self.part, self.overwrite)
 
 
 def _gathered(items: list[T]) -> list[T]:

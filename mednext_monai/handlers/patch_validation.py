@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from ignite.engine import Engine
     from monai.engines import Evaluator
 
-    from ..transforms import EpochSampler
+    from ..data.patches import EpochSampler
 
 __all__ = ["PatchValidation"]
 

@@ -142,7 +142,7 @@ def measure(variant: str, kernel_size: int, out_channels: int, size: int = 128, 
         with counter:
             with torch.autocast("cpu", torch.bfloat16):
                 logits = network(image)
-            sum(loss(output.float()) for output in logits).backward()
+            torch.stack([loss(output.float()) for output in logits]).sum().backward()
         gradients = sum(p.grad.untyped_storage().nbytes() for p in network.parameters() if p.grad is not None)
     return (counter.peak - gradients) / (batch_size * size**3)
 

@@ -122,7 +122,7 @@ class Part:
         folder = dataset_dir or self.statistics().get("settings", {}).get("dataset_dir")
         if folder is None:
             raise ValueError("metrics.json does not name a data set; --dataset_dir does.")
-        found = [item for item in read_dataset(folder).cases if item["id"] == case]
+        found = [item for item in read_dataset(str(folder)).cases if item["id"] == case]
         if not found:
             raise ValueError(f"the data set {folder} has no case {case}.")
         return str(image_paths(found[0]["image"])[0]), str(prediction), str(found[0]["label"])

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from .. import __version__
-from ..data.dataset import cases_digest, read_dataset
+from ..data.dataset import DatasetError, cases_digest, read_dataset
 from ..environment import hardware, package_versions
 from ..evaluation.labels import Labels
 from ..options import patch_size
@@ -58,7 +58,9 @@ MAX_SHOWN = 3  # cases named in a message
 
 
 def task_settings(
-    stated: Mapping[str, Any], checkpoint: str | Path | Sequence[str | Path] | None = None
+    stated: Mapping[str, Any],
+    checkpoint: str | Path | Sequence[str | Path] | None = None,
+    dataset_dir: str | Path | None = None,
 ) -> dict[str, Any]:
     """
     Return the settings of a task: those that the checkpoint was trained with, or for a training the stated ones.
@@ -74,14 +76,18 @@ def task_settings(
             has no settings, those that are not stated are assumed to be the published ones, and a warning lists them. A
             file that does not exist or is the placeholder of a bundle is ignored here. Defaults to ``None``: a
             training, in which settings that are not stated are the published ones.
+        dataset_dir: the data set of a training or evaluation, whose ``dataset.json`` gives regions and ignore label if
+            neither what is stated nor the checkpoint does. One that cannot be read is left to the checks of the cases.
+            Defaults to ``None``: there are no labels.
 
     Returns:
         the seven settings, in the form of :py:func:`~mednext_monai.preprocessing.case.check_settings`, and
         ``regions`` and ``ignore_label``, each ``None`` if there is none.
 
     Raises:
-        ValueError: if a setting is invalid or contradicts the checkpoint, naming it, both values and what to do; or if
-            several checkpoints were trained with different settings.
+        ValueError: if a setting is invalid or contradicts the checkpoint, naming it, both values and what to do; if
+            ``out_channels`` counts the ignore label of the data set as a class; or if several checkpoints were trained
+            with different settings.
     """
     if checkpoint is not None and not isinstance(checkpoint, (str, Path)):
         settings, *others = [task_settings(stated, one) for one in checkpoint]
@@ -97,12 +103,12 @@ def task_settings(
     if isinstance(stated["spacing"], (int, float)):
         stated["spacing"] = [stated["spacing"]] * 3
     if checkpoint is None:
-        return _complete(stated)
+        return _complete(_with_annotation(stated, dataset_dir))
     if not Path(checkpoint).is_file() or is_placeholder(checkpoint):
-        return _complete(stated)  # loading the weights reports the file
+        return _complete(_with_annotation(stated, dataset_dir))  # loading the weights reports the file
     trained = read_settings(checkpoint)
     if trained is None:
-        settings = _complete(stated)
+        settings = _complete(_with_annotation(stated, dataset_dir))
         assumed = [f"{key} {settings[key]}" for key in TASK if stated[key] is None and key != "intensity"]
         if assumed:
             logger.warning(
@@ -111,7 +117,8 @@ def task_settings(
             )
         return settings
     _refuse_contradictions(stated, trained, checkpoint)
-    settings = _complete({key: trained[key] if value is None else value for key, value in stated.items()})
+    united = {key: trained[key] if value is None else value for key, value in stated.items()}
+    settings = _complete(_with_annotation(united, dataset_dir))
     if not same(settings["intensity"], trained["intensity"]):
         _refuse("intensity", settings["intensity"], trained["intensity"], checkpoint)
     shown = [f"{key} {trained[key]}" for key in TASK]
@@ -144,7 +151,7 @@ def training_settings(
         device: the device of the training. Defaults to ``"cpu"``.
 
     Returns:
-        the settings of the task, with the regions of ``dataset.json`` if it has none; ``variant``, ``kernel_size``,
+        the settings of the task; ``variant``, ``kernel_size``,
         ``channel_names`` and ``labels`` (background first), ``fold``, ``training_cases`` (their number and a hash of
         their ids), ``training_ids`` (a hash of each id: no id leaves the data set), ``package_version``, ``versions``
         and ``hardware``.
@@ -155,7 +162,7 @@ def training_settings(
     dataset = read_dataset(dataset_dir)
     return {
         **{key: task[key] for key in TASK},
-        "regions": task["regions"] or dataset.regions or None,
+        "regions": task["regions"],
         "ignore_label": task["ignore_label"],
         "variant": variant,
         "kernel_size": kernel_size,
@@ -271,6 +278,29 @@ def _complete(settings: Mapping[str, Any]) -> dict[str, Any]:
     )
     annotation = _annotation(settings.get("regions"), settings.get("ignore_label"), filled["out_channels"])
     return {**filled, **preprocessing, "patch_size": patch_size(filled["patch_size"]), **annotation}
+
+
+def _with_annotation(settings: Mapping[str, Any], dataset_dir: str | Path | None) -> dict[str, Any]:
+    """Return settings with the regions and the ignore label of the data set, if they have none."""
+    filled = dict(settings)
+    try:
+        dataset = None if dataset_dir is None else read_dataset(str(dataset_dir))
+    except DatasetError:
+        dataset = None
+    if dataset is None:
+        return filled
+    classes = PUBLISHED["out_channels"] if filled["out_channels"] is None else filled["out_channels"]
+    if filled["ignore_label"] is None and dataset.ignore_label is not None:
+        if isinstance(classes, int) and classes > dataset.ignore_label:
+            raise ValueError(
+                f"out_channels is {classes}, but in {dataset.directory / 'dataset.json'} the label "
+                f"{dataset.ignore_label} is 'ignore', that of voxels without annotation, and no class; set "
+                f"out_channels to {dataset.ignore_label}."
+            )
+        filled["ignore_label"] = dataset.ignore_label
+    if filled["regions"] is None and classes == len(dataset.labels):
+        filled["regions"] = dataset.regions or None
+    return filled
 
 
 def _annotation(regions: Any, ignore_label: Any, out_channels: int) -> dict[str, Any]:

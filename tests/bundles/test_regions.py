@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 from helpers.bundles import TINY
-from helpers.datasets import make_regions
+from helpers.datasets import describe, make_regions
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 
 from mednext_monai import bundles
+from mednext_monai.cli import main
 from mednext_monai.planning import plan
 from mednext_monai.weights import read_settings
 
@@ -74,7 +75,28 @@ def test_a_step_and_both_validations_take_no_notice_of_ignored_voxels(config):
     assert output["pred"].sum((1, 2, 3)).tolist() == [2, 6, 0, 0]
 
 
-def test_without_an_ignore_label_a_training_is_as_it_was(config):
+def test_without_a_plan_a_training_takes_both_from_the_data_set(tmp_path, config):
+    plain = ConfigParser()
+    plain.read_config(str(bundles.path("mednext_s_k3") / "configs" / "train.json"))
+    options = {"bundle_root": str(tmp_path), "dataset_dir": str(tmp_path / "data"), "patch_size": 32, "num_workers": 0}
+    plain.update({**options, "out_channels": 4, "network_def::base_channels": 2})
+    keys = ("regions", "ignore_label")
+    assert [plain.get_parsed_content("task")[key] for key in keys] == [REGIONS, 4]
+    assert plain.get_parsed_content("loss").loss.ignore_label == 4
+    assert plain.get_parsed_content("train::preprocessing").transforms[0].ignore_label == 4
+    assert plain.get_parsed_content("stored_settings") == config.get_parsed_content("stored_settings")
+
+
+def test_ignored_voxels_are_never_a_class(tmp_path, task, capfd):
+    bundle = bundles.copy("mednext_s_k3", tmp_path)
+    options = ["--dataset_dir", str(tmp_path / "data"), "--out_channels", "5"]
+    assert main(["train", str(bundle), *options]) == 1
+    error = capfd.readouterr().err.splitlines()[-1]
+    assert "out_channels is 5" in error and "'ignore'" in error and error.endswith("set out_channels to 4.")
+
+
+def test_without_an_ignore_label_a_training_is_as_it_was(tmp_path, config):
+    describe(tmp_path / "data", labels={"background": 0, "one": 1, "two": 2, "three": 3})
     config.update({"ignore_label": None, "regions": None})
     assert config.get_parsed_content("loss").loss.ignore_label is None
     assert config.get_parsed_content("train::preprocessing").transforms[0].ignore_label is None
@@ -149,7 +171,9 @@ def test_plan_train_and_evaluate_with_the_commands(tmp_path, task):
     mednext("evaluate-folder", tmp_path / "out", labels, *options)
     with open(tmp_path / "metrics.csv") as file:
         rows = {row["class"]: row for row in csv.DictReader(file)}
-    assert set(rows) == set(REGIONS)
+    assert set(rows) == {"whole without core", "core without center", *REGIONS}
+    with open(bundle / "eval/metrics.csv") as file:
+        assert {row["class"] for row in csv.DictReader(file)} == set(rows)  # those of the bundle
     truth = np.asarray(nib.load(labels / "case_3.nii.gz").dataobj)
     found = np.asarray(nib.load(tmp_path / "out" / "case_3.nii.gz").dataobj)
     whole, predicted = np.isin(truth, [1, 2, 3]), (found > 0) & (truth != 4)

@@ -29,11 +29,16 @@ def test_class_names_of_every_layout(tmp_path, content):
     assert labels.unexpected([1, 2, 3]) == [3]
 
 
-def test_region_based_labels_of_nnunet_v2_are_evaluated_as_regions(tmp_path):
+def test_region_based_labels_of_nnunet_v2_are_evaluated_as_classes_and_regions(tmp_path):
     brats = {"background": 0, "whole tumor": [1, 2, 3], "tumor core": [2, 3], "enhancing tumor": 3, "ignore": 4}
-    labels = read_labels(write(tmp_path / "dataset.json", {"labels": brats, "regions_class_order": [1, 2, 3]}))
-    assert labels.named_values() == {"whole tumor": (1, 2, 3), "tumor core": (2, 3), "enhancing tumor": (3,)}
+    file = write(tmp_path / "dataset.json", {"labels": brats, "regions_class_order": [1, 2, 3]})
+    labels, regions = read_labels(file), {"whole tumor": (1, 2, 3), "tumor core": (2, 3), "enhancing tumor": (3,)}
+    classes = {"whole tumor without tumor core": (1,), "tumor core without enhancing tumor": (2,)}
+    assert labels.named_values() == {**classes, **regions}
     assert labels.ignore == 4 and labels.unexpected([1, 4, 5]) == [5]
+    assert read_labels(file, only_regions=True).named_values() == regions
+    in_a_bundle = task_labels(["background", *classes, "enhancing tumor"], {**regions}, 4)
+    assert labels.named_values() == in_a_bundle.named_values()
 
 
 def test_regions_of_a_plan_are_evaluated_beside_the_classes(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from helpers.reference import load_reference
 from helpers.segmentations import make_component_set, write_pairs
 
 from mednext_monai.evaluation import Labels, evaluate_folder, write_nnunet_summary
+from mednext_monai.evaluation.cases import Pair
 
 RECORDED = load_reference("postprocessing")["summary"]
 
@@ -33,6 +35,15 @@ def test_values_and_keys_are_those_of_the_original(tmp_path):
             assert sorted(case[label]) == sorted(metrics)
             for name, value in metrics.items():
                 assert case[label][name] == pytest.approx(number(value), abs=1e-12, nan_ok=True), (label, name)
+
+
+def test_a_prediction_that_is_in_no_file_has_no_path(tmp_path):
+    _, pairs = make_component_set(RECORDED["seed"])
+    found = evaluate_folder(*write_pairs(tmp_path, pairs), processes=1)
+    unsaved = replace(found, files={case: Pair("", pair.reference) for case, pair in found.files.items()})
+    content = json.loads(write_nnunet_summary(unsaved, tmp_path).read_text())["results"]["all"]
+    assert [case["reference"] for case in content] == [pair.reference for pair in found.files.values()]
+    assert all("test" not in case and "1" in case for case in content)
 
 
 def test_a_metric_without_a_value_is_nan(tmp_path):

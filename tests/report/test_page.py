@@ -35,11 +35,14 @@ class Checker(HTMLParser):
         self.open: list[str] = []
         self.tags: list[str] = []
         self.texts: list[str] = []
+        self.ids: list[str] = []
 
     def handle_starttag(self, tag, attributes):
         self.tags.append(tag)
         for name, value in attributes:
             assert not name.startswith("on")
+            assert "url(" not in (value or "") and "javascript:" not in (value or "")
+            self.ids += [value] if name == "id" else []
             assert name not in ("src", "href") or value.startswith("data:image/png;base64,")
         if tag not in VOID:
             self.open.append(tag)
@@ -47,7 +50,14 @@ class Checker(HTMLParser):
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
 
+    def handle_startendtag(self, tag, attributes):  # <rect ... />, of SVG only
+        assert "svg" in self.open
+        self.handle_starttag(tag, attributes)
+        self.open.pop()
+
     def handle_data(self, data):
+        if self.open[-1:] == ["style"]:
+            assert "url(" not in data and "@import" not in data
         self.texts.append(data)
 
 
@@ -55,7 +65,9 @@ def check(page: Path) -> Checker:
     checker = Checker()
     checker.feed(page.read_text(encoding="utf-8"))
     checker.close()
-    assert not checker.open and "script" not in checker.tags
+    assert not checker.open and not {"script", "link", "iframe", "object", "embed"} & set(checker.tags)
+    assert len(set(checker.ids)) == len(checker.ids)
+    assert all(checker.tags.count(tag) == 1 for tag in ("html", "head", "body", "h1"))
     return checker
 
 

@@ -230,9 +230,30 @@ def test_a_checkpoint_from_before_there_were_regions_has_none(tmp_path, boxes):
 
 def test_without_a_plan_the_regions_are_those_of_the_data_set(tmp_path):
     regions = make_regions(tmp_path / "regions", 2)
-    settings = training_settings(task_settings({**STATED, "out_channels": 4}), "S", 3, 0, [], regions)
+    task = task_settings({**STATED, "out_channels": 4}, dataset_dir=regions)
+    settings = training_settings(task, "S", 3, 0, [], regions)
+    assert settings["ignore_label"] == 4
     assert settings["regions"] == {"whole": [1, 2, 3], "core": [2, 3], "center": [3]}
     assert settings["labels"] == ["background", "whole without core", "core without center", "center"]
+
+
+def test_what_is_stated_or_trained_comes_before_the_data_set(tmp_path, boxes):
+    regions = make_regions(tmp_path / "regions", 2)
+    stated = {**STATED, "out_channels": 4, "regions": {"one": [1]}, "ignore_label": 7}
+    found = task_settings(stated, dataset_dir=regions)
+    assert (found["regions"], found["ignore_label"]) == ({"one": [1]}, 7)
+    network, cases = small(), training_cases(str(boxes), 0)
+    write_checkpoint(network.state_dict(), tmp_path / "other.pt")
+    trained = task_settings({**STATED, "out_channels": 4})
+    carry_settings(network, training_settings(trained, "S", 3, 0, cases, boxes))
+    write_checkpoint(network.state_dict(), tmp_path / "model.pt")
+    for checkpoint in (tmp_path / "model.pt", tmp_path / "other.pt"):  # which know of no ignored voxels
+        found = task_settings({**NOTHING, "out_channels": 4}, checkpoint, regions)
+        assert found["ignore_label"] == 4 and list(found["regions"]) == ["whole", "core", "center"]
+    nowhere = task_settings(STATED, dataset_dir=tmp_path / "nowhere")
+    assert nowhere == task_settings(STATED)
+    with pytest.raises(ValueError, match=r"out_channels is 5, but in .*dataset.json the label 4 is 'ignore'"):
+        task_settings({**STATED, "out_channels": 5}, dataset_dir=regions)
 
 
 @pytest.mark.parametrize(
