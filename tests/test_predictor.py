@@ -103,7 +103,7 @@ def test_each_kind_of_image_gives_what_the_command_writes(kind, folder, predicto
     np.testing.assert_array_equal(probabilities.astype(np.float16), written)
 
 
-def test_header_of_a_file_is_that_of_its_segmentation(folder, predictor):
+def test_header_of_a_file_is_that_of_its_segmentation(folder, predictor, expected):
     written, found = nibabel.load(folder / "out" / "scan.nii.gz").header, predictor(folder / "scan.nii.gz").header
     for field in ("qform_code", "sform_code", "pixdim", "srow_x", "datatype", "xyzt_units", "scl_slope", "cal_max"):
         np.testing.assert_array_equal(found[field], written[field], field)
@@ -113,6 +113,7 @@ def test_header_of_a_file_is_that_of_its_segmentation(folder, predictor):
     found = predictor(file)
     assert (found.header.get_xyzt_units()[0], int(found.header["sform_code"])) == ("meter", 2)
     np.testing.assert_allclose(found.affine, file.affine)
+    np.testing.assert_array_equal(np.asarray(found.dataobj), expected)  # the same lengths, in meters
 
 
 def test_transforms_of_a_meta_tensor_can_be_inverted(folder, predictor, expected):
