@@ -446,6 +446,8 @@ def _call(function: Callable[..., Any], arguments: list[str], path: list[str]) -
             return _misused(path, stop.trace.elements[-1].ErrorAsStr())
         print(messages.getvalue())  # fire's own flags, such as `-- --trace`
         return 0
+    except SystemExit:  # of the parser of these flags
+        return _misused(path, messages.getvalue().strip().rpartition("error: ")[2])
     args, kwargs = calls[0]
     result = function(*args, **kwargs)
     return result if isinstance(result, int) else 0

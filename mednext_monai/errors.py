@@ -31,6 +31,8 @@ def diagnosis(error: BaseException) -> str | None:
     """
     Return the message of the error that this package raised, or ``None`` if none of the chained errors is ours.
 
+    If it is the cause that another error of ours names, the message of that one is returned, which says where.
+
     An error of a data loader's process is one text that contains the traceback there; the message is found in it.
 
     Args:
@@ -41,15 +43,21 @@ def diagnosis(error: BaseException) -> str | None:
     while following is not None and following not in chain:
         chain.append(following)
         following = following.__cause__ or (None if following.__suppress_context__ else following.__context__)
-    for item in reversed(chain):
-        frames = traceback.extract_tb(item.__traceback__)
-        if frames and isinstance(item, DIAGNOSED) and frames[-1].filename.startswith(PACKAGE + os.sep):
+    for place, item in reversed(list(enumerate(chain))):
+        if _is_ours(item):
+            while place and chain[place - 1].__cause__ is item and _is_ours(chain[place - 1]):
+                place, item = place - 1, chain[place - 1]
             return str(item)
         if START in str(item):
             sentence = _from_text(str(item))
             if sentence is not None:
                 return sentence
     return None
+
+
+def _is_ours(error: BaseException) -> bool:
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and isinstance(error, DIAGNOSED) and frames[-1].filename.startswith(PACKAGE + os.sep)
 
 
 def _from_text(text: str) -> str | None:

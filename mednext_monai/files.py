@@ -1,8 +1,9 @@
-"""Writing files atomically. Imports neither torch nor MONAI."""
+"""Writing files atomically, and reading JSON. Imports neither torch nor MONAI."""
 
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import tempfile
@@ -11,11 +12,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
-__all__ = ["atomic_path", "extend", "nameless_file", "naming_a_full_disk", "write_atomically"]
+__all__ = ["atomic_path", "extend", "nameless_file", "naming_a_full_disk", "read_json", "write_atomically"]
 
 FULL = 2**16  # bytes free at most on a disk that is full; libraries report this by errors of their own
+DEEPEST = 100  # levels of a JSON file, since functions that walk through it call themselves at each
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 NO_RESERVATION = {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}  # file systems that reserve no space
 ZEROS = bytes(2**20)
@@ -132,3 +134,38 @@ def extend(file: IO[bytes], size: int, folder: str | PathLike[str]) -> None:
             f"the disk is full: {start} bytes of temporary data are written, {size} more are needed, {free} are free"
         )
         raise OSError(errno.ENOSPC, message, str(folder)) from error
+
+
+def read_json(path: str | PathLike[str]) -> Any:
+    """
+    Return the content of a JSON file in UTF-8, with or without a byte order mark.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it cannot be read, is not valid, or is nested too deeply. The message names the file.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such file.")
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+        if _depth(content) > DEEPEST:
+            raise RecursionError(f"more than {DEEPEST} levels")
+        return content
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror or error}.") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not valid JSON in UTF-8: {error}") from error
+
+
+def _depth(content: Any) -> int:
+    """Return the number of lists and objects around the innermost value."""
+    depth, level = -1, [content]
+    while level:
+        depth += 1
+        level = [
+            item
+            for holder in level
+            if isinstance(holder, (dict, list))
+            for item in (holder.values() if isinstance(holder, dict) else holder)
+        ]
+    return depth

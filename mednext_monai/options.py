@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["literal", "parse_switch", "patch_size", "path", "plain", "switch"]
+__all__ = ["literal", "parse_switch", "patch_size", "path", "paths", "plain", "switch"]
 
 SWITCH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
@@ -65,6 +65,27 @@ def path(**option: Any) -> str | None:
             "with its folder, such as ./2024.10."
         )
     return str(value)
+
+
+def paths(**option: Any) -> list[str]:
+    """
+    Return an option that names files or folders as a list of texts; ``None`` is an empty list.
+
+    python-fire reads ``[a,b]`` as a list, but ``[/data/a,b]`` as a text.
+
+    Args:
+        option: the option by its name, one only: a path, a list of paths, or the text of such a list.
+
+    Raises:
+        ValueError: as for :py:func:`path`.
+    """
+    ((name, value),) = option.items()
+    if value is None:
+        return []
+    if isinstance(value, str) and value.startswith("[") and value.endswith("]"):
+        value = [part for item in value[1:-1].split(",") if (part := item.strip().strip("'\""))]
+    items = value if isinstance(value, (list, tuple)) else [value]
+    return [found for item in items if (found := path(**{name: item})) is not None]
 
 
 def _typed(name: str, value: Any) -> str | None:

@@ -114,6 +114,7 @@ def test_module_runs_as_a_program():
         (["bundle", "copy", "mednext_s_k3", "there", "too much"], "too much"),
         (["demo", "--epohcs", "3"], "--epohcs"),
         (["--nonsense"], "there is no command '--nonsense'"),
+        (["demo", "--", "--=0"], "ambiguous option: --=0"),
     ],
 )
 def test_misuse_ends_with_status_2_before_anything_is_done(capsys, monkeypatch, tmp_path, arguments, message):

@@ -8,6 +8,7 @@ from monai.bundle import ConfigParser
 
 from mednext_monai.data.io import read_image
 from mednext_monai.errors import diagnosis
+from mednext_monai.evaluation import read_labels
 from mednext_monai.options import switch
 
 
@@ -29,6 +30,12 @@ def test_an_error_of_ours_that_explains_one_of_python(tmp_path):
     broken.write_bytes(b"no image")
     sentence = diagnosis(arriving(lambda: read_image(broken)))
     assert sentence is not None and str(broken) in sentence
+
+
+def test_an_error_of_ours_that_names_the_file_of_another_of_ours(tmp_path):
+    labels = tmp_path / "labels.json"
+    labels.write_text('{"labels": {"background": 0, "one": -1}}')
+    assert str(diagnosis(arriving(lambda: read_labels(labels)))).startswith(f"{labels}: the classes must have")
 
 
 class Failing(torch.utils.data.Dataset):

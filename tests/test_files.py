@@ -10,7 +10,7 @@ from collections import namedtuple
 import pytest
 import torch
 
-from mednext_monai.files import atomic_path, write_atomically
+from mednext_monai.files import DEEPEST, atomic_path, read_json, write_atomically
 from mednext_monai.weights import write_checkpoint
 
 
@@ -65,3 +65,26 @@ def test_the_file_that_is_replaced_can_be_kept_under_another_name(tmp_path):
         raise RuntimeError
     assert (path.read_bytes(), previous.read_bytes()) == (b"3", b"2")
     assert sorted(os.listdir(tmp_path)) == ["last.previous.pt", "last.pt"]
+
+
+def test_json_is_read_with_or_without_a_mark_and_what_is_wrong_names_the_file(tmp_path):
+    path = tmp_path / "a.json"
+    for content in (b'{"a": 1}', b'\xef\xbb\xbf{"a": 1}'):
+        path.write_bytes(content)
+        assert read_json(path) == {"a": 1}
+    path.write_text("[" * DEEPEST + "]" * DEEPEST)
+    read_json(path)
+    for content in (b"", b"{", b'"\xe4"', b"[" * 100_000, b"[" * (DEEPEST + 2) + b"]" * (DEEPEST + 2)):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="a.json: not valid JSON in UTF-8: "):
+            read_json(path)
+    with pytest.raises(FileNotFoundError, match=f"{tmp_path}: no such file"):
+        read_json(tmp_path)
+
+
+def test_names_of_temporary_files_are_unique(tmp_path):
+    """Processes of two computers may have one number."""
+    with atomic_path(tmp_path / "a") as one, atomic_path(tmp_path / "a") as other:
+        assert one != other and {one.parent, other.parent} == {tmp_path}
+        one.touch()
+        other.touch()

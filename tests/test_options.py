@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from monai.bundle import ConfigParser
 
-from mednext_monai.options import literal, patch_size, path, plain, switch
+from mednext_monai.options import literal, patch_size, path, paths, plain, switch
 
 
 @pytest.mark.parametrize(
@@ -82,6 +82,22 @@ def test_a_path_is_what_stands_on_the_command_line(monkeypatch, typed, value):
         monkeypatch.setattr(sys, "argv", ["program", "run", "--epochs", "7", *arguments])
         assert path(ckpt_dir=value) == typed
     assert path(output_dir=7) == "7"  # not on the command line
+
+
+@pytest.mark.parametrize(
+    ("value", "names"),
+    [
+        (None, []),
+        ("/a b/c", ["/a b/c"]),
+        ("a,b", ["a,b"]),
+        (2024, ["2024"]),
+        (["a", 2024], ["a", "2024"]),
+        ("[/a/b, 'c d',2024]", ["/a/b", "c d", "2024"]),
+        ("[]", []),
+    ],
+)
+def test_paths_are_a_list_in_every_spelling(value, names):
+    assert paths(ensemble=value) == names
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 __all__ = ["parse"]
 
-SECTIONS = ("forward", "training", "memory", "window", "augmentation", "preprocessing")
+SECTIONS = ("forward", "training", "memory", "window", "augmentation", "preprocessing", "prediction")
 CONTESTANTS = ("ours", "plain", "monai", "original")
 QUICK = "--variants S_k3 --size 32 --repeats 3 --volume 48x32x32 --roi 32 --mirror off".split()
-QUICK += "--patch_size 48 --patches 16 --case_shape 96x96x24".split()
+QUICK += "--patch_size 48 --patches 16 --case_shape 96x96x24 --scan 64x48x48".split()
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -28,6 +28,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     options.size = _integers(options, "size", ",")
     options.volume = _integers(options, "volume", "x", 3)
     options.case_shape = _integers(options, "case_shape", "x", 3)
+    options.scan = _integers(options, "scan", "x", 3)
     _check(options)
     return options
 
@@ -66,6 +67,12 @@ def _parser() -> argparse.ArgumentParser:
     add("patches", 48, "augmented patches in a round, an even number")
     add("workers", 2, "worker processes of the augmentation")
     add("case_shape", "160x160x40", "size in voxels of the case to preprocess")
+    add("scan", "128x128x96", "size in voxels of the scan that is predicted from file to file")
+    add("scan_spacing", 0.8, "edge of its voxels in mm", type=float)
+    add("classes", 15, "classes of this prediction, background included")
+    add("accumulate", "float32", "of its probabilities", choices=("float32", "half"))
+    text = "windows that its network computes; their mean time counts for the others; default: all"
+    parser.add_argument("--scan_windows", type=int, help=text)
     add("output", "mednext_benchmark", "folder for benchmark.json and benchmark.png")
     parser.add_argument("--markdown", action="store_true", help="print the table in Markdown")
     parser.add_argument("--base_channels", type=int, default=32, help=argparse.SUPPRESS)  # for tests
@@ -91,7 +98,18 @@ def _integers(options: argparse.Namespace, option: str, separator: str, count: i
 def _check(options: argparse.Namespace) -> None:
     from mednext_monai.networks import SHAPE_FACTOR  # imports torch
 
-    for name in ("batch", "repeats", "warmup", "roi", "patch_size", "patches", "threads", "base_channels"):
+    positive = (
+        "batch",
+        "repeats",
+        "warmup",
+        "roi",
+        "patch_size",
+        "patches",
+        "threads",
+        "scan_windows",
+        "base_channels",
+    )
+    for name in (*positive, "base_channels"):
         value = getattr(options, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name} must be at least 1, got {value}.")
@@ -100,6 +118,10 @@ def _check(options: argparse.Namespace) -> None:
             raise ValueError(f"--{name} must be a multiple of {SHAPE_FACTOR}, got {','.join(map(str, sizes))}.")
     if options.patches % 2:
         raise ValueError(f"--patches must be even, got {options.patches}.")
+    if options.classes < 2:
+        raise ValueError(f"--classes must be at least 2, got {options.classes}.")
+    if not 0 < options.scan_spacing < float("inf"):
+        raise ValueError(f"--scan_spacing must be above 0, got {options.scan_spacing}.")
     if options.workers < 0:
         raise ValueError(f"--workers must be at least 0, got {options.workers}.")
     if "ours" not in options.contestants:

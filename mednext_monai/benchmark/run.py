@@ -23,6 +23,7 @@ from .augmentation import measure_augmentation
 from .contestants import build
 from .memory import measure_memory
 from .network import measure_networks, measure_window
+from .prediction import measure_prediction
 from .preprocessing import measure_preprocessing
 from .report import as_markdown, as_text, describe_machine, write_json
 from .timing import Measurement
@@ -37,6 +38,7 @@ SECTIONS = {
     "window": measure_window,
     "augmentation": measure_augmentation,
     "preprocessing": measure_preprocessing,
+    "prediction": measure_prediction,
 }
 
 

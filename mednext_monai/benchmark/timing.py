@@ -21,7 +21,7 @@ class Measurement:
 
     section: str  # one of options.SECTIONS
     case: str  # what was run, such as "S k3, 64^3"
-    unit: str  # "s" or "MiB"
+    unit: str  # "s", "MiB" or "%"
     values: dict[str, list[float]]  # by contestant, one number per round
     agreement: dict[str, dict[str, float]] = field(default_factory=dict)  # by contestant: errors by what is compared
     skipped: dict[str, str] = field(default_factory=dict)  # by contestant: why it is missing

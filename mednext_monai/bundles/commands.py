@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import ERROR_FILE, TRACEBACK
-from ..options import literal
+from ..files import read_json
+from ..options import literal, paths
 from .library import names, path
 from .task_bundle import refuse_code
 
@@ -261,7 +262,11 @@ def _keys(bundle: Path, workflow: Workflow) -> dict[str, Any]:
     """Return the top level of the configs of a workflow."""
     merged: dict[str, Any] = {}
     for config in workflow.configs:
-        merged.update(json.loads((bundle / "configs" / f"{config}.json").read_text(encoding="utf-8")))
+        file = bundle / "configs" / f"{config}.json"
+        content = read_json(file)
+        if not isinstance(content, dict):
+            raise ValueError(f"{file} must hold a JSON object, got {type(content).__name__}.")
+        merged.update(content)
     return merged
 
 
@@ -282,11 +287,7 @@ def _overlay(name: str, value: str) -> str:
     if not file.is_file():
         raise FileNotFoundError(f"--{name}: there is no file {value!r}.")
     if name == "plan":
-        try:
-            plan = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"--plan: {value} is not a JSON file: {error}.") from error
-        refuse_code(plan, file)
+        refuse_code(read_json(file), file)
     return value
 
 
@@ -310,6 +311,8 @@ def _value(name: str, values: Sequence[str]) -> Any:
         if option is not None and option.accepts is SWITCH.accepts:
             return True
         raise Misuse(f"--{name} needs a value.")
+    if option is not None and option.is_path and option.is_list:
+        return None if values in (["null"], ["None"]) else paths(**{name: values if len(values) > 1 else values[0]})
     if option is not None and option.is_path:
         if len(values) != 1:
             raise Misuse(f"--{name} takes one value, got {' '.join(values)}; quote a path that contains spaces.")

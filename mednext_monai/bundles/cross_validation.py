@@ -6,7 +6,6 @@ What a fold has written is found by its files, so that the same command continue
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import shutil
@@ -18,7 +17,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..files import atomic_path
+from ..files import atomic_path, read_json
 from ..options import literal
 from .commands import WORKFLOWS, Misuse, _keys, _parse, _split, _Typed, run_workflow
 
@@ -57,9 +56,10 @@ class Fold:
     def settings(self) -> dict[str, Any]:
         """Return the settings of its evaluation, or nothing if there is none."""
         try:
-            return json.loads((self.output_dir / "metrics.json").read_text(encoding="utf-8"))["settings"]
-        except (OSError, ValueError, KeyError):
+            settings = read_json(self.output_dir / "metrics.json")["settings"]
+        except (OSError, ValueError, KeyError, TypeError):
             return {}
+        return settings if isinstance(settings, dict) else {}
 
     def lacks(self, any_age: bool = False) -> str:
         """Return what is missing of an evaluation of the weights with segmentations, or an empty text."""
@@ -243,7 +243,10 @@ def _labels(folds: Sequence[Fold]) -> Labels:
                 f"folds {folds[0].index} and {fold.index} were evaluated with different classes or regions."
             )
     classes, regions, ignore, only_regions = found[0].values()
-    return Labels(classes, regions or {}, ignore, bool(only_regions))
+    try:
+        return Labels(classes, regions or {}, ignore, bool(only_regions))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{folds[0].output_dir / 'metrics.json'}: the settings are damaged: {error}") from error
 
 
 def _copy(folds: Sequence[Fold], target: Path) -> None:

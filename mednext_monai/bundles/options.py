@@ -158,6 +158,14 @@ OPTIONS: dict[str, Option] = {
             is_list=True,
         )
     ),
+    "ensemble": _or_null(
+        Option(
+            "a list of folders of bundles",
+            lambda value: isinstance(value, (str, Path)) or _is_list_of((str, int, Path), value),
+            is_path=True,
+            is_list=True,
+        )
+    ),
     "accumulate": _one_of("float32", "half"),
     "splits": _or_null(
         Option(
@@ -196,6 +204,7 @@ OPTIONS: dict[str, Option] = {
     "overwrite": SWITCH,
     "dicom_seg": SWITCH,
     "save_probabilities": SWITCH,
+    "save_regions": _or_null(SWITCH),
     "mirror": SWITCH,
     "tolerance": _number("of at least 0", lambda value: value >= 0),
     "tolerance_in_voxels": SWITCH,

@@ -157,6 +157,10 @@ def _texts(item: Any) -> Iterator[str]:
         yield item
 
 
+def _is_code(value: Any) -> bool:
+    return isinstance(value, str) and value.startswith(("$", "@", "%"))
+
+
 def _take_as_typed(workflow: ConfigWorkflow, overrides: Mapping[str, Any]) -> None:
     """
     Give the options of the command line the meaning that they had there.
@@ -170,7 +174,9 @@ def _take_as_typed(workflow: ConfigWorkflow, overrides: Mapping[str, Any]) -> No
         if value is not None and not isinstance(value, (str, list, dict)):
             changed[name] = literal(path(**{name: value}))
     for name, value in overrides.items():
-        if not isinstance(value, str) or value.startswith(("$", "@", "%")):
+        if isinstance(value, list) and name in OPTIONS and OPTIONS[name].is_path and OPTIONS[name].is_list:
+            changed[name] = [item if _is_code(item) else literal(item) for item in value]
+        if not isinstance(value, str) or _is_code(value):
             continue
         if name in OPTIONS and OPTIONS[name].is_path:
             changed[name] = literal(value)

@@ -20,6 +20,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from ..files import read_json
 from ..options import literal, plain
 from .library import bundle_name, names, path
 
@@ -78,7 +79,7 @@ def new_bundle(variant: str, kernel_size: int, plan: str | Path, output_dir: str
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise FileExistsError(f"output_dir: {target} exists already and is not empty; choose another folder.")
     content = _read_plan(Path(plan))
-    configs = {name: _load(source / "configs" / f"{name}.json") for name in ("train", "inference", "metadata")}
+    configs = {name: read_json(source / "configs" / f"{name}.json") for name in ("train", "inference", "metadata")}
     _refuse_unknown(content, (configs["train"], configs["inference"]), plan)
     for name in ("train", "inference"):
         configs[name].update({key: literal(value) for key, value in content.items() if key in configs[name]})
@@ -97,7 +98,8 @@ def new_bundle(variant: str, kernel_size: int, plan: str | Path, output_dir: str
         if splits:
             (bundle / "configs" / SPLITS).write_text(json.dumps(splits, indent=4) + "\n")
         page = bundle / "docs" / "README.md"
-        page.write_text(_page(page.read_text(encoding="utf-8"), content, configs), encoding="utf-8")
+        text = _page(page.read_text(encoding="utf-8"), content, configs)
+        page.write_bytes(text.encode("utf-8", "replace"))  # a name may have half a pair of surrogates
         _verify(bundle)
         if target.exists():  # empty
             target.rmdir()
@@ -118,10 +120,6 @@ def _name(variant: str, kernel_size: int) -> str:
     return name
 
 
-def _load(file: Path) -> dict:
-    return json.loads(file.read_text(encoding="utf-8"))
-
-
 def _save(file: Path, content: Mapping) -> None:
     file.write_text(json.dumps(content, indent=4) + "\n")  # ASCII: MONAI reads it in the encoding of the locale
 
@@ -131,10 +129,7 @@ def _read_plan(file: Path) -> dict:
     hint = f"create one with `mednext plan DATASET_DIR --output {file.name}`"
     if not file.is_file():
         raise FileNotFoundError(f"plan: the file {file} does not exist; {hint}.")
-    try:
-        content = _load(file)
-    except ValueError as error:
-        raise ValueError(f"plan: {file} is not valid JSON: {error}.") from error
+    content = read_json(file)
     if not isinstance(content, dict):
         raise ValueError(f"plan: {file} must hold a JSON object, got {type(content).__name__}; {hint}.")
     refuse_code(content, file)
@@ -154,23 +149,27 @@ def _read_plan(file: Path) -> dict:
     for key, kind, what in (("dataset_dir", str, "a path"), ("_plan_", dict, "an object")):
         if not isinstance(content[key], kind):
             raise ValueError(f"plan: {file}: {key} must be {what}, got {content[key]!r}.")
-    _check_annotation(content, file)
+    if not isinstance(content["_plan_"].get("cases", []), list):
+        raise ValueError(f"plan: {file}: the cases in _plan_ must be a list, got {content['_plan_']['cases']!r}.")
+    _check_settings(content, file)
     return content
 
 
-def _check_annotation(content: Mapping, file: Path) -> None:
-    """Check the regions and the ignore label of a plan, if it has any."""
-    from ..evaluation.labels import Labels  # imports scipy
+def _check_settings(content: Mapping, file: Path) -> None:
+    """Check the values of a plan as the runs of the bundle will."""
+    from ..data.folds import check_splits
+    from ..weights import task_settings  # imports torch
+    from .options import OPTIONS, check_option
 
-    regions, ignore, count = content.get("regions"), content.get("ignore_label"), content["out_channels"]
-    if ignore is not None and (type(ignore) is not int or ignore < count):
-        raise ValueError(f"plan: {file}: ignore_label must be an integer of at least {count}, got {ignore!r}.")
-    if regions is None:
-        return
-    if not isinstance(regions, dict) or not all(isinstance(values, list) for values in regions.values()):
-        raise ValueError(f"plan: {file}: regions must be lists of labels by name, got {regions!r}.")
     try:
-        Labels({str(value): value for value in range(1, count)}, regions, ignore)
+        for key in content:
+            if key in OPTIONS and not (key in REQUIRED and content[key] is None):
+                check_option(key, content[key])
+            elif key in OPTIONS:
+                raise ValueError(f"{key} must be {OPTIONS[key].allowed.removesuffix(', or null')}, got None.")
+        task_settings(content)
+        if content.get("splits") is not None:
+            check_splits(content["splits"], None, "splits")
     except ValueError as error:
         raise ValueError(f"plan: {file}: {error}") from error
 
@@ -275,10 +274,15 @@ def _page(generic: str, plan: Mapping, configs: Mapping[str, Mapping]) -> str:
         "data_source": metadata["data_source"],
         "channels": ", ".join(channels),
         "classes": ", ".join(_label_values(plan)) + _evaluated(plan),
-        "patch_size": " x ".join(map(str, plan["patch_size"])),
-        "spacing": " x ".join(f"{value:g}" for value in plan["spacing"]),
+        "patch_size": " x ".join(map(str, _three(plan["patch_size"]))),
+        "spacing": " x ".join(f"{value:g}" for value in _three(plan["spacing"])),
     }
     return Template(PAGE.read_text(encoding="utf-8")).substitute(fields) + generic[split:]
+
+
+def _three(value: Any) -> list:
+    """Return the values of the three axes, for which one may stand."""
+    return list(value) if isinstance(value, (list, tuple)) else [value] * 3
 
 
 def _verify(bundle: Path) -> None:

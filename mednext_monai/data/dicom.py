@@ -133,17 +133,19 @@ class DicomSeries(ImageSource):
             ValueError: as :py:meth:`grid`, or if a file cannot be read or decoded.
         """
         shape, affine = self.grid()
-        volume = np.empty(shape[::-1], np.float32)
+        volume: np.ndarray | None = None
         places: dict[str, list[tuple[int, Slice]]] = {}
         for place, one in enumerate(self.slices):
             places.setdefault(one.file, []).append((place, one))
         for file, wanted in places.items():
             frames = _decode(self, file)
+            if frames.shape[1:] != shape[1::-1] or len(frames) <= max(one.frame for _, one in wanted):
+                raise ValueError(f"{self}: {file} has changed: its pixels have the shape {frames.shape}.")
+            if volume is None:  # not before there are pixels of the size that the headers state
+                volume = np.empty(shape[::-1], np.float32)
             for place, one in wanted:
-                if frames[one.frame].shape != volume.shape[1:]:
-                    raise ValueError(f"{self}: {file} has changed: its pixels have the shape {frames.shape}.")
                 volume[place] = frames[one.frame] * one.slope + one.intercept
-        return volume.transpose(), affine
+        return volume.transpose(), affine  # type: ignore[union-attr]  # there are slices
 
 
 def import_package(name: str) -> Any:

@@ -23,6 +23,7 @@ NO_VOLUMES = (  # objects with rows and columns that are no images of a patient
     "1.2.840.10008.5.1.4.1.1.481.2",  # radiotherapy dose
 )
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
+STORED_CLASS = "MediaStorageSOPClassUID"
 VOLUMETRIC = ("CT", "MR", "PT", "NM")  # modalities whose images must have a position
 FILE = ("SOPClassUID", "SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "Modality", "FrameOfReferenceUID")
 PIXELS = ("Rows", "Columns", "NumberOfFrames", "PhotometricInterpretation", "SpecificCharacterSet")
@@ -113,14 +114,13 @@ def _stacks(files: Iterable[Path]) -> list[tuple[DicomSeries, str]]:
     for uid, members in series.items():
         head = members[0][0]
         description = f"{head.get('Modality', '')} {head.get('SeriesDescription', '')}".strip()
-        number = head.get("SeriesNumber")
         groups: list[list[Slice]] = []
         for one in (one for _, slices in members for one in slices):
             group = next((group for group in groups if _are_parallel(group[0], one)), None)
             groups.append([one]) if group is None else group.append(one)
         for group in groups:
             folder = os.path.commonpath([os.path.dirname(one.file) for one in group])
-            stack = DicomSeries(folder, uid, None if number is None else int(number), description, _sorted(group))
+            stack = DicomSeries(folder, uid, _integer(head.get("SeriesNumber")), description, _sorted(group))
             is_capture = str(head.get("SOPClassUID")).startswith(SECONDARY_CAPTURE)
             result.append((stack, _reason(stack, not is_capture and head.get("Modality") in VOLUMETRIC)))
     return result
@@ -131,18 +131,21 @@ def _read_header(file: Path) -> Any:
     pydicom = import_package("pydicom")
     tags = [*FILE, *PIXELS, *GEOMETRY, *MARKS, *GROUPS]
     try:
-        return pydicom.dcmread(file, stop_before_pixels=True, specific_tags=tags)
+        header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=tags)
+        list(header), header.file_meta.get(STORED_CLASS)  # decodes the values
+        return header
     except Exception as error:  # many kinds, for a damaged file
         raise ValueError(f"{file}: cannot be read as DICOM: {type(error).__name__}: {error}") from error
 
 
 def _is_image(header: Any, file: Path) -> bool:
     """Return whether an object is an image; one that should be, but has no matrix, is damaged."""
-    kind = header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID")
+    kind = header.get("SOPClassUID") or header.file_meta.get(STORED_CLASS)
     if "Rows" in header and "Columns" in header:
         return kind not in NO_VOLUMES
-    if kind is None or kind.name.endswith("Image Storage"):
-        raise ValueError(f"{file}: cannot be read as DICOM: it has no {'SOP class' if kind is None else 'matrix'}.")
+    name = getattr(kind, "name", None)  # of several UIDs there is none
+    if name is None or name.endswith("Image Storage"):
+        raise ValueError(f"{file}: cannot be read as DICOM: it has no {'SOP class' if name is None else 'matrix'}.")
     return False
 
 
@@ -150,6 +153,8 @@ def _slices(header: Any, file: str) -> list[Slice]:
     """Return the slice of a file, or one per frame of a multi-frame file."""
     try:
         frames = int(header.get("NumberOfFrames") or 1)
+        if not 0 < frames <= os.path.getsize(file):
+            raise ValueError(f"it cannot have {frames} frames")
         common = dict(_elements(header))
         for group in header.get("SharedFunctionalGroupsSequence") or []:
             common.update(_nested(group))
@@ -193,6 +198,14 @@ def _numbers(value: Any, count: int) -> tuple[float, ...] | None:
     """Return the numbers of an attribute, or ``None`` if it is missing, empty or incomplete."""
     numbers = () if value is None or isinstance(value, (str, float)) else tuple(float(number) for number in value)
     return numbers if len(numbers) == count and np.isfinite(numbers).all() else None
+
+
+def _integer(value: Any) -> int | None:
+    """Return the number of an attribute, or ``None`` if it is missing, or something else."""
+    try:
+        return int(value)
+    except (TypeError, ValueError):
+        return None
 
 
 def _text(value: Any) -> str:

@@ -7,12 +7,13 @@ random_state=12345)`` over the sorted case ids. Reproduced with NumPy, whose ``R
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from ..files import read_json
 
 __all__ = ["check_splits", "make_folds", "read_groups", "read_splits", "select_fold"]
 
@@ -88,11 +89,7 @@ def read_splits(path: str | Path, ids: Sequence[str], groups: Mapping[str, str] 
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"splits: {path} does not exist; expected a JSON file with the folds.")
-    try:
-        splits = json.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError) as e:
-        raise ValueError(f"{path}: not valid JSON in UTF-8: {e}") from e
-    return check_splits(splits, ids, path, groups)
+    return check_splits(read_json(path), ids, path, groups)
 
 
 def check_splits(

@@ -8,11 +8,14 @@ an ``ImageSource``.
 
 from __future__ import annotations
 
+import gzip
 import importlib.util
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -49,6 +52,8 @@ MILLIMETERS = {"meter": 1000.0, "micron": 0.001}  # in a unit of length that a N
 # In the header of what is written, by which it is recognized; a digest may follow, after a space. 80 bytes at most.
 DESCRIPTION = b"segmentation by mednext-monai"
 DESCRIPTION_SIZE = 80
+MAX_COMPRESSION = 1032  # of gzip: bytes for which one can stand
+USUAL_COMPRESSION, LARGE = 20, 2**30  # of images; bytes from which more is looked into
 AFFINE_TOLERANCE = 0.1  # voxels by which the corners of two files of a case may differ
 LABEL_TOLERANCE = 1e-3  # labels stored as floating point or with a scale factor may not be exact integers
 
@@ -128,7 +133,8 @@ def read_image(paths: Paths) -> tuple[np.ndarray, np.ndarray]:
     first_affine = np.eye(4)
     for path in files:
         stored, affine = read_stored(path)
-        array = np.ascontiguousarray(stored, dtype=np.float32)
+        with np.errstate(over="ignore"):  # becomes infinite
+            array = np.ascontiguousarray(stored, dtype=np.float32)
         if len(files) > 1 and len(array) > 1:
             raise ValueError(f"{path}: one of {len(files)} files of a case must have one channel, got {len(array)}.")
         if np.isinf(array).any():
@@ -251,7 +257,9 @@ def read_stored(path: str | PathLike) -> tuple[np.ndarray, np.ndarray]:
     if isinstance(path, ImageSource):
         array, affine = path.read()
     elif is_nifti(path):
-        return read_nifti(_open_nifti(path), path)
+        file = _open_nifti(path)
+        _check_size(file, path)
+        return read_nifti(file, path)
     else:
         array, affine = _read_other(path)
     array = array.reshape(_spatial_and_channels(array.shape, path))
@@ -385,6 +393,33 @@ def _open_nifti(path: str | PathLike) -> Nifti1Image:
         return nibabel.load(path)  # type: ignore[return-value]  # the stub names the base class of all formats
     except Exception as error:  # nibabel, gzip and zlib raise different errors for a damaged file
         raise ValueError(_unreadable(path, error)) from error
+
+
+def _check_size(file: Nifti1Image, path: str | PathLike) -> None:
+    """Refuse a header that states more voxels than the file has; nibabel fills memory before it reads them."""
+    values: Any = file.dataobj
+    stated = int(values.offset) + math.prod(map(int, values.shape)) * values.dtype.itemsize
+    size = Path(path).stat().st_size
+    if str(path).lower().endswith(".gz"):
+        is_usual = stated <= max(LARGE, USUAL_COMPRESSION * size)
+        size = MAX_COMPRESSION * size if is_usual or stated > MAX_COMPRESSION * size else _unpacked_size(path, stated)
+    if stated > size:
+        raise ValueError(
+            f"{path}: cannot be read as an image: its header states {stated} bytes, {' x '.join(map(str, file.shape))} "
+            f"voxels, of which there are at most {size}; the file is truncated or damaged."
+        )
+
+
+def _unpacked_size(path: str | PathLike, enough: int) -> int:
+    """Return the number of bytes in a gzip file, or less if there are ``enough``."""
+    size = 0
+    try:
+        with gzip.open(path) as file:
+            while size < enough and (part := len(file.read(2**20))):
+                size += part
+    except Exception as error:  # gzip and zlib raise different errors for a damaged file
+        raise ValueError(_unreadable(path, error)) from error
+    return size
 
 
 def _affine_in_mm(file: Nifti1Image) -> np.ndarray:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import Any, NamedTuple
 
 from .folds import shorten
@@ -16,6 +17,7 @@ from .folds import shorten
 __all__ = ["LabelNames", "parse_labels"]
 
 INTEGER = re.compile(r"-?[0-9]+")
+MAX_SHOWN = 10  # labels in a message
 IGNORE = "ignore"  # nnU-Net v2's name of the label of voxels without annotation
 
 
@@ -98,11 +100,12 @@ def _classes_of_regions(values: Mapping[str, Sequence[int]], order: Any) -> tupl
             f"{shorten(wrong or dict(values))}"
         )
     used = {value for united in regions.values() for value in united}
-    missing = sorted(set(range(1, max(used))) - used)
-    if missing:
+    if len(used) < max(used):
+        missing = list(islice((value for value in range(1, max(used)) if value not in used), MAX_SHOWN + 1))
+        more = ", ..." if len(missing) > MAX_SHOWN else ""
         raise ValueError(
-            f"the label(s) {', '.join(map(str, missing))} are in no region; all integers from 1 to the highest, "
-            f"{max(used)}, must be"
+            f"the label(s) {', '.join(map(str, missing[:MAX_SHOWN]))}{more} are in no region; all integers from 1 to "
+            f"the highest, {max(used)}, must be"
         )
     if order is not None and (not isinstance(order, list) or len(order) != len(regions)):
         raise ValueError(

@@ -49,6 +49,7 @@ import shutil
 import socket
 import time
 import uuid
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from os import PathLike
@@ -61,7 +62,7 @@ from ..files import naming_a_full_disk, write_atomically
 from ..parallel import map_cases
 from ..preprocessing.case import PreprocessedCase, check_settings, preprocess_case
 from ..preprocessing.foreground import foreground_locations
-from ..preprocessing.geometry import reorient, spacing_of
+from ..preprocessing.geometry import Geometry, reorient, spacing_of
 from ..preprocessing.resampling import resampled_shape
 from .io import ImageSource, check_grid, image_paths, read_grid, read_image, read_label
 
@@ -84,6 +85,9 @@ FORMAT_VERSION = 2  # increase it if results or format change: all cases are the
 MARKER = "case.json"
 TEMPORARY = ".tmp-"
 LOCKS = ".locks"
+CONTENT = re.compile("[0-9a-f]{32}")
+# What a damaged file of a stored case raises: it is then made again.
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, EOFError, zipfile.BadZipFile)
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}  # a file system without locks
 LEFT_BEHIND = 24 * 3600  # seconds without a change, after which a temporary folder belongs to no run
 META_IMAGE = re.compile(rb"^\s*ElementDataFile\s*=\s*(.+?)\s*$", re.IGNORECASE | re.MULTILINE)
@@ -251,11 +255,10 @@ def stored_content(case: Mapping, settings: Mapping, cache_dir: str | Path) -> t
         if place is None:
             return None
         marker = json.loads((place / MARKER).read_text())
-        channels = len(np.load(place / "image.npy", mmap_mode="r"))
-    except (OSError, ValueError):
+        labels = {max(int(value), 0) for value in marker["voxels_per_label"]}
+        return len(np.load(place / "image.npy", mmap_mode="r")), sorted(labels | {0})
+    except UNREADABLE:
         return None
-    labels = {max(int(value), 0) for value in marker["voxels_per_label"]}
-    return channels, sorted(labels | {0})
 
 
 def image_content(image: str | PathLike | Sequence[str | PathLike]) -> str:
@@ -463,7 +466,7 @@ def _known(case: Mapping, folder: Path) -> Path | None:
     except (OSError, ValueError):
         return None
     place = folder / case["id"] / content
-    return place if content and _is_complete(place) else None
+    return place if CONTENT.fullmatch(content) and _is_complete(place) else None
 
 
 def _recognized(case: Mapping, folder: Path) -> Path | None:
@@ -577,11 +580,18 @@ def _rename_folder(source: Path, target: Path) -> None:
 
 
 def _is_complete(place: Path) -> bool:
-    """Return whether a folder has a marker and the files that it lists, in their sizes."""
+    """Return whether a folder has a marker and the files that it lists, in their sizes and with headers that fit."""
     try:
-        files = json.loads((place / MARKER).read_text())["files"]
-        return all((place / name).stat().st_size == size for name, size in files.items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        marker = json.loads((place / MARKER).read_text())
+        files, shape = marker["files"], Geometry.from_dict(marker["geometry"]).resampled_shape
+        if not all((place / name).stat().st_size == size for name, size in files.items()):
+            return False
+        fits = np.load(place / "image.npy", mmap_mode="r").shape[1:] == shape
+        if not fits or "label.npy" not in files:
+            return fits
+        with np.load(place / "foreground.npz"):  # its directory
+            return np.load(place / "label.npy", mmap_mode="r").shape == (1, *shape)
+    except UNREADABLE:
         return False
 
 

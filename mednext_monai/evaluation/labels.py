@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 from ..data.label_names import parse_labels
+from ..files import read_json
 
-__all__ = ["Labels", "read_labels", "task_labels"]
+__all__ = ["LARGEST_CLASS", "Labels", "read_labels", "task_labels"]
+
+LARGEST_CLASS = 2**15 - 1  # of label maps, which are int16
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,8 @@ class Labels:
         only_regions: evaluate the regions instead of the classes. Defaults to ``False``.
 
     Raises:
-        ValueError: if a value is not a positive integer, two classes have the same value, a region contains a value
-            that is not a class, or a region has the name of a class but is another set of voxels.
+        ValueError: if a value is not a positive integer that fits int16, two classes have the same value, a region
+            contains a value that is not a class, or a region has the name of a class but is another set of voxels.
     """
 
     classes: Mapping[str, int] | None = None
@@ -110,35 +111,36 @@ def read_labels(
     classes: dict[str, int] | None = None
     united: dict[str, Sequence[int]] = {}
     ignore = None
+    contents = {path: read_json(path) for path in (labels, regions) if path is not None}
     source: str | PathLike | None = labels if labels is not None else regions
     try:
         if labels is not None:
-            classes, united, ignore = _parse(_read_object(labels))
+            classes, united, ignore = _parse(_object(contents[labels]))
         if regions is not None:
             source = regions
-            united = {name: _as_list(values) for name, values in _read_object(regions).items()}
+            united = _regions(_object(contents[regions]))
         return Labels(classes, united, ignore, only_regions)
     except (ValueError, TypeError) as error:
         raise ValueError(str(error) if source is None else f"{source}: {error}") from error
 
 
-def _read_object(path: str | PathLike) -> dict[str, Any]:
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such file.")
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except ValueError as error:
-        raise ValueError(f"not valid JSON: {error}") from error
+def _object(content: Any) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"must contain an object, got {type(content).__name__}.")
     return content
+
+
+def _regions(content: Any) -> dict[str, Sequence[int]]:
+    if not isinstance(content, dict):
+        raise ValueError(f'regions must be an object such as {{"whole tumor": [1, 2, 3]}}, got {content!r}.')
+    return {name: _as_list(values) for name, values in content.items()}
 
 
 def _parse(content: dict[str, Any]) -> tuple[dict[str, int], dict[str, Sequence[int]], int | None]:
     """Return classes, regions and ignored label."""
     labels = content.get("labels")
     if isinstance(labels, list):  # a plan: names by value, background first
-        united: dict[str, Sequence[int]] = {n: _as_list(v) for n, v in (content.get("regions") or {}).items()}
+        united = _regions(content.get("regions") or {})
         return {str(name): i for i, name in enumerate(labels) if i}, united, content.get("ignore_label")
     if not isinstance(labels, dict):
         raise ValueError("needs 'labels', as in dataset.json or in a plan of mednext plan.")
@@ -166,21 +168,28 @@ def _as_list(values: Any) -> list[int]:
     return list(values) if isinstance(values, (list, tuple)) else [values]
 
 
+def _is_class(value: Any) -> bool:
+    return type(value) is int and 0 < value <= LARGEST_CLASS
+
+
 def _check_classes(classes: Mapping[str, int], ignore: int | None) -> None:
-    wrong = {name: value for name, value in classes.items() if type(value) is not int or value < 1 or value == ignore}
+    wrong = {name: value for name, value in classes.items() if not _is_class(value) or value == ignore}
     if wrong or len(set(classes.values())) < len(classes) or not classes:
         raise ValueError(
-            f"the classes must have different positive integers{'' if ignore is None else f', without {ignore}'}; "
-            f"got {wrong or dict(classes)}."
+            f"the classes must have different positive integers up to {LARGEST_CLASS}"
+            f"{'' if ignore is None else f', without {ignore}'}; got {wrong or dict(classes)}."
         )
 
 
 def _check_region(name: str, values: Sequence[int], known: set[int] | None, ignore: int | None) -> None:
-    integers = all(type(value) is int and value > 0 and value != ignore for value in values)
+    integers = all(_is_class(value) and value != ignore for value in values)
     if name.isdigit():
         raise ValueError(f"the name of a region must not be a number, got {name!r}: classes without names have such.")
     if not values or not integers or len(set(values)) < len(values):
-        raise ValueError(f"the region {name!r} must be a list of different positive integers, got {list(values)}.")
+        raise ValueError(
+            f"the region {name!r} must be a list of different positive integers up to {LARGEST_CLASS}, got "
+            f"{list(values)}."
+        )
     if known is not None and set(values) - known:
         raise ValueError(
             f"the region {name!r} contains {sorted(set(values) - known)}; the classes are {sorted(known)}."

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ..environment import package_versions
-from ..files import write_atomically
+from ..files import read_json, write_atomically
 from .folder import Evaluation
 from .labels import Labels
 from .metrics import ClassScores
@@ -62,12 +62,12 @@ def check_tables(
     if part is not None:
         check_parts(output_dir, part)
     old = _read_json(Path(output_dir, STATISTICS))
-    ours = old is not None and "mednext_monai" in (old.get("versions") or {})
+    ours = old is not None and "mednext_monai" in _object(old, "versions")
     for name in (TABLE, STATISTICS, *([SUMMARY] if format == "nnunet" else [])):
         path = Path(output_dir, name)
         if path.exists() and not _is_ours(path):
             raise ValueError(f"output_dir: {path} exists and is not a table of this package; {ADVICE}")
-    written = (old or {}).get("settings") or {}
+    written = _object(old or {}, "settings")
     for key in SOURCE if ours else ():
         if key in written and not _same(written[key], settings.get(key)):
             path = Path(output_dir, STATISTICS)
@@ -203,18 +203,21 @@ def _is_ours(path: Path) -> bool:
         with open(path, encoding="utf-8", errors="replace") as file:
             return file.readline().strip() == ",".join(COLUMNS)
     content = _read_json(path) or {}
-    return (
-        content.get("author") == AUTHOR if path.name == SUMMARY else "mednext_monai" in (content.get("versions") or {})
-    )
+    return content.get("author") == AUTHOR if path.name == SUMMARY else "mednext_monai" in _object(content, "versions")
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
     """Return the object in a JSON file, or ``None`` if there is none."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except (OSError, ValueError):
         return None
     return content if isinstance(content, dict) else None
+
+
+def _object(content: Mapping[str, Any], key: str) -> dict[str, Any]:
+    found = content.get(key)
+    return found if isinstance(found, dict) else {}
 
 
 def _absolute(key: str, value: Any) -> Any:
@@ -224,4 +227,8 @@ def _absolute(key: str, value: Any) -> Any:
 
 def _same(one: Any, other: Any) -> bool:
     """Return whether two settings are equal; they may be paths, written in different ways."""
-    return str(one) == str(other) or (None not in (one, other) and realpath(str(one)) == realpath(str(other)))
+    return str(one) == str(other) or (None not in (one, other) and _real(one) == _real(other))
+
+
+def _real(path: Any) -> str:
+    return str(path) if "\0" in str(path) else realpath(str(path))  # which no path has

@@ -23,12 +23,12 @@ from scipy import ndimage
 from ..data.checks import check_outputs
 from ..data.io import read_label, write_segmentation
 from ..environment import package_versions
-from ..files import write_atomically
+from ..files import read_json, write_atomically
 from ..parallel import map_cases
 from ..preprocessing.geometry import spacing_of
 from .cases import FileStates, Pair, files_by_case, naming_files, pair_cases, read_pair
 from .folder import refuse_unexpected
-from .labels import Labels
+from .labels import LARGEST_CLASS, Labels
 
 __all__ = [
     "Postprocessing",
@@ -179,17 +179,35 @@ def read_postprocessing(path: str | PathLike) -> Postprocessing:
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such file; mednext find-postprocessing writes one.")
+    content = read_json(path)
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        json.dumps(content, allow_nan=False)  # raises
         if "for_which_classes" in content:
             steps = _original_steps(content)
         else:
             steps = [Step(tuple(s["classes"]), s["minimum_size_mm3"]) for s in content["keep_largest_component"]]
-        if not all(step.classes and all(type(c) is int and c > 0 for c in step.classes) for step in steps):
-            raise ValueError("the classes of a step must be positive integers")
-    except (ValueError, TypeError, KeyError, SyntaxError) as error:
-        raise ValueError(f"{path}: is not a decision about post-processing: {error}.") from error
-    return Postprocessing(tuple(steps), content.get("dice", {}), content.get("settings", {}))
+        for step in steps:
+            _check_step(step)
+        dice, settings = content.get("dice", {}), content.get("settings", {})
+        if not isinstance(settings, dict) or not isinstance(dice, dict) or not all(map(_is_dice, dice.values())):
+            raise ValueError("dice must hold numbers by class and trial, and settings must be an object")
+    except (ValueError, TypeError, KeyError, SyntaxError, AttributeError, MemoryError, RecursionError) as error:
+        raise ValueError(f"{path}: is not a decision about post-processing: {error!s}.") from error
+    return Postprocessing(tuple(steps), dice, settings)
+
+
+def _check_step(step: Step) -> None:
+    if not step.classes or not all(type(c) is int and 0 < c <= LARGEST_CLASS for c in step.classes):
+        raise ValueError(f"the classes of a step must be integers from 1 to {LARGEST_CLASS}, got {step.classes}")
+    size = step.minimum_size_mm3
+    if size is not None and (isinstance(size, bool) or not isinstance(size, (int, float)) or not 0 <= size < math.inf):
+        raise ValueError(f"a minimum size must be a number of mm³ or null, got {size!r}")
+
+
+def _is_dice(trials: Any) -> bool:
+    """Return whether the Dice of a class is that of a decision: a number, or none, by trial."""
+    numbers = (int, float, type(None))
+    return isinstance(trials, dict) and all(isinstance(value, numbers) for value in trials.values())
 
 
 def apply_postprocessing(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,7 +17,9 @@ from ..data.probabilities import DiskProbabilities, ProbabilityStore
 from ..transforms.preprocess import case_name, class_map_from_slabs, file_shape, slab_axes
 from .sliding_window import MedNeXtInferer
 
-__all__ = ["ClassMapInferer"]
+__all__ = ["ClassMapInferer", "restore_while_predicting"]
+
+Result = TypeVar("Result")
 
 
 class ClassMapInferer(Inferer):
@@ -68,24 +71,8 @@ class ClassMapInferer(Inferer):
     def _class_map(
         self, image: MetaTensor, network: Callable[..., torch.Tensor], args: tuple, kwargs: dict
     ) -> MetaTensor:
-        axis = self.inferer.slab_axis(image.shape[1:], slab_axes(image))
-        if self.inferer.windows == "monai":
-            slabs = iter([self.inferer(image[None], network, *args, **kwargs)[0]])
-        else:
-            slabs = self.inferer.slabs(image[None], network, *args, along=axis, **kwargs)
-        kept = self._kept(image)
-        on_cpu = torch.device(self.inferer.device or image.device).type == "cpu"
-        if on_cpu if self.in_thread is None else not self.in_thread:
-            return class_map_from_slabs(image, (slab.numpy(force=True) for slab in slabs), axis, kept)
-
-        def restore(arrays: Iterator[np.ndarray]) -> MetaTensor:
-            return class_map_from_slabs(image, arrays, axis, kept)
-
-        with Background(restore) as restoring:
-            for slab in slabs:
-                array = slab.numpy(force=True)
-                restoring.put(array.copy() if slab.device.type == "cpu" else array)  # the next slab may overwrite it
-            return restoring.result()
+        restore = partial(class_map_from_slabs, image, probabilities=self._kept(image))
+        return restore_while_predicting(self.inferer, image, network, restore, self.in_thread, *args, **kwargs)
 
     def _kept(self, image: MetaTensor) -> DiskProbabilities | None:
         """Return where the probabilities of an image are stored, if they are kept."""
@@ -95,3 +82,45 @@ class ClassMapInferer(Inferer):
         kept = DiskProbabilities(store.folder, file_shape(image), store.dtype)
         store.put(case_name(image.meta), kept)
         return kept
+
+
+def restore_while_predicting(
+    inferer: MedNeXtInferer,
+    image: MetaTensor,
+    network: Callable[..., torch.Tensor],
+    restore: Callable[[Iterator[np.ndarray], int], Result],
+    in_thread: bool | None = None,
+    *args: Any,
+    **kwargs: Any,
+) -> Result:
+    """
+    Hand the probabilities of an image, slab by slab, to a function that restores the grid of its file.
+
+    Args:
+        inferer: the sliding windows.
+        image: an image that :py:class:`~mednext_monai.transforms.Preprocessd` has transformed, ``(C, *spatial)``.
+        network: as for the inferer.
+        restore: function of an iterator over slabs ``(K, ...)`` and their axis.
+        in_thread: as for :py:class:`ClassMapInferer`. Defaults to ``None``.
+        args, kwargs: passed to ``network``.
+
+    Returns:
+        what ``restore`` returns.
+    """
+    axis = inferer.slab_axis(image.shape[1:], slab_axes(image))
+    if inferer.windows == "monai":
+        slabs = iter([inferer(image[None], network, *args, **kwargs)[0]])
+    else:
+        slabs = inferer.slabs(image[None], network, *args, along=axis, **kwargs)
+    on_cpu = torch.device(inferer.device or image.device).type == "cpu"
+    if on_cpu if in_thread is None else not in_thread:
+        return restore((slab.numpy(force=True) for slab in slabs), axis)
+
+    def restored(arrays: Iterator[np.ndarray]) -> Result:
+        return restore(arrays, axis)
+
+    with Background(restored) as restoring:
+        for slab in slabs:
+            array = slab.numpy(force=True)
+            restoring.put(array.copy() if slab.device.type == "cpu" else array)  # the next slab may overwrite it
+        return restoring.result()

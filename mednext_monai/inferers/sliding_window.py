@@ -319,10 +319,11 @@ class _Averages:
         total, weight_sum = self.total[image][(slice(None), *place)], self.weight_sum[image][tuple(place)]
         weight_sum += self.weights
         if self.dtype == torch.float32:
-            total += value * self.weights
+            total.addcmul_(value, self.weights)
         else:
-            mean = total.float()
-            total.copy_(mean + (value - mean) * (self.weights / weight_sum))
+            share = self.weights / weight_sum
+            for mean, new in zip(total, value):  # class by class, with little memory
+                mean.copy_(torch.lerp(mean.float(), new, share))
 
     def mean(self, planes: int) -> torch.Tensor:
         """Return the averages of the first planes, in place; nothing may be added to them any more."""

@@ -7,6 +7,8 @@ borders.
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
@@ -44,6 +46,7 @@ __all__ = [
     "spacing_of",
 ]
 
+MAX_EXTENT = 2**15 - 1  # voxels per axis that NIfTI-1 can hold
 Box = tuple[slice, slice, slice]
 Keep = Callable[[int, Box, np.ndarray], None]  # takes the values of a class, by its index, in a box of the volume
 
@@ -98,17 +101,44 @@ def plan_geometry(
     stop: Sequence[int],
     target_spacing: Sequence[float] = (1.0, 1.0, 1.0),
 ) -> Geometry:
-    """Return the geometry of a case that is cropped to a box and resampled to the target spacing in mm."""
+    """
+    Return the geometry of a case that is cropped to a box and resampled to the target spacing in mm.
+
+    Raises:
+        ValueError: if a spacing is not a positive number, or the resampled case could not be held in memory.
+    """
     spacing = spacing_of(affine)
     cropped = [high - low for low, high in zip(start, stop)]
+    resampled = resampled_shape(cropped, spacing, target_spacing)
+    _check_size(resampled, spacing, target_spacing)
     return Geometry(
         shape=tuple(int(count) for count in shape),
         affine=tuple(tuple(float(value) for value in row) for row in np.asarray(affine)),
         start=tuple(start),
         stop=tuple(stop),
-        resampled_shape=resampled_shape(cropped, spacing, target_spacing),
+        resampled_shape=resampled,
         axis=separate_axis(spacing, target_spacing),
     )
+
+
+def _check_size(shape: Sequence[int], spacing: Sequence[float], target_spacing: Sequence[float]) -> None:
+    """Refuse a resampled case that is too large, as of an image that states its spacing in a wrong unit."""
+    size = 4 * math.prod(shape)  # bytes of a channel
+    if max(shape) > MAX_EXTENT or size > _installed_memory():
+        old, new = (" x ".join(f"{value:.4g}" for value in values) for values in (spacing, target_spacing))
+        raise ValueError(
+            f"with a spacing of {old} mm, resampled to {new} mm, it would have {' x '.join(map(str, shape))} voxels, "
+            f"{size / 2**30:.3g} GiB per channel: more than the memory of this computer, or than {MAX_EXTENT} along an "
+            "axis. Is the unit of length right?"
+        )
+
+
+def _installed_memory() -> float:
+    """Return the memory of this computer in bytes; infinite where the system does not say it."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return math.inf
 
 
 def spacing_of(affine: np.ndarray) -> tuple[float, ...]:
@@ -323,6 +353,9 @@ class _Planes:
     def __call__(self, planes: slice) -> np.ndarray:
         while self.held and self.start + self.held[0].shape[self.axis] <= planes.start:
             self.start += self.held.pop(0).shape[self.axis]
+        if self.held and self.stop < planes.stop:  # the next slab takes memory, so keep only what is still needed
+            self.held[0] = self.held[0][(*self.before, slice(planes.start - self.start, None))].copy()
+            self.start = planes.start
         while self.stop < planes.stop:
             slab = next(self.slabs, None)
             if slab is None:

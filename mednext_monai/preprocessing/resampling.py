@@ -196,9 +196,11 @@ def most_probable(classes: Iterable[np.ndarray]) -> np.ndarray:
     largest = next(arrays, None)
     if largest is None:
         raise ValueError("there must be at least one class.")
-    labels = np.zeros(largest.shape, dtype=np.int16)
+    labels = np.zeros_like(largest, dtype=np.int16)  # in the memory order of the values
+    is_larger = np.empty_like(largest, dtype=bool)
     for index, values in enumerate(arrays, start=1):
-        labels[values > largest] = index
+        np.greater(values, largest, out=is_larger)
+        np.copyto(labels, np.int16(index), where=is_larger)
         np.maximum(largest, values, out=largest)
     return labels
 
@@ -256,12 +258,15 @@ def classes_by_slab(
         dropped, old[axis] = _nearest(old[axis], new[axis]), new[axis]
     elif axis is not None and new[axis] > old[axis]:
         repeated, new[axis] = _nearest(old[axis], new[axis]), old[axis]
-    order = _axis_order(old, new)
+    # The few planes of a slab come first in memory: products along the other axes are then of large matrices.
+    first = [along, *(other for other in range(len(old)) if other != along)]
+    order = _axis_order([old[other] for other in first], [new[other] for other in first])
 
     def resampled(planes: np.ndarray, weights: Sequence[np.ndarray | None]) -> Iterator[np.ndarray]:
         for values in planes:
             values = values if dropped is None else values.take(dropped, axis=axis)
-            yield _apply(values.astype(np.float32), weights, order)
+            values = np.moveaxis(values, along, 0).astype(np.float32, order="C")
+            yield np.moveaxis(_apply(values, [weights[other] for other in first], order), 0, along)
 
     def whole(array: np.ndarray) -> np.ndarray:
         return array if repeated is None else array.take(repeated, axis=axis)

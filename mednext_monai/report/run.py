@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -13,9 +12,12 @@ from typing import Any
 
 from ..data.dataset import read_dataset
 from ..data.io import image_paths
+from ..files import read_json
 
 __all__ = ["Part", "parts_of"]
 
+METRICS = ("dice", "surface_dice")  # of which the report has figures
+STATISTICS = (*METRICS, "hd95_mm", "volume_difference_ml")  # of which it has means
 WEIGHTS = ("model.pt", "model_best.pt", "last.pt")  # in the order in which they are looked for
 
 
@@ -35,21 +37,42 @@ class Part:
     models: Path | None
 
     def rows(self) -> list[dict[str, str]]:
-        """Return the rows of ``metrics.csv``, none if there is no such file of this package."""
+        """
+        Return the rows of ``metrics.csv``, none if there is no such file of this package.
+
+        Raises:
+            ValueError: naming the file and the line, if a cell is missing or a metric is not a number.
+        """
         file = self.folder / "metrics.csv"
         if not file.is_file():
             return []
-        with open(file, newline="", encoding="utf-8") as opened:
-            rows = list(csv.DictReader(opened))
-        return rows if rows and {"case", "class", "dice", "surface_dice"} <= set(rows[0]) else []
+        try:
+            with open(file, newline="", encoding="utf-8") as opened:
+                rows = list(csv.DictReader(opened, strict=True))
+        except (OSError, ValueError, csv.Error) as error:
+            raise ValueError(f"{file}: cannot be read as a table: {error}.") from error
+        if not rows or not {"case", "class", *METRICS} <= set(rows[0]):
+            return []
+        for line, row in enumerate(rows, start=2):
+            if None in row or None in row.values() or not all(_is_number(row[name]) for name in METRICS):
+                raise ValueError(
+                    f"{file}: line {line} is damaged: it must have {len(rows[0])} cells, with numbers or nothing in "
+                    f"{' and '.join(METRICS)}."
+                )
+        return rows
 
     def statistics(self) -> dict[str, Any]:
-        """Return the content of ``metrics.json``, or nothing."""
-        try:
-            content = json.loads((self.folder / "metrics.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return content if isinstance(content, dict) else {}
+        """
+        Return the content of ``metrics.json``, or nothing if there is no such file.
+
+        Raises:
+            ValueError: naming the file, if it is not one of this package.
+        """
+        file = self.folder / "metrics.json"
+        content = read_json(file) if file.is_file() else {}
+        if not isinstance(content, dict) or not _are_statistics(content):
+            raise ValueError(f"{file}: is damaged, or not a table of mednext evaluate; evaluate again, or remove it.")
+        return content
 
     def has_curves(self) -> bool:
         """Return whether a training has written curves."""
@@ -132,6 +155,36 @@ def parts_of(run_dir: str | PathLike) -> list[Part]:
 def number(text: str) -> float:
     """Return the number in a cell of a table; an empty one is NaN."""
     return float(text) if text else math.nan
+
+
+def _are_statistics(content: Mapping[str, Any]) -> bool:
+    """Return whether what the report shows of ``metrics.json`` has the types that an evaluation writes."""
+    settings, worst = content.get("settings", {}), content.get("worst_cases", [])
+    groups = [content.get(key, {}) for key in ("classes", "regions", "versions")]
+    if not isinstance(settings, dict) or not isinstance(worst, list) or not all(isinstance(g, dict) for g in groups):
+        return False
+    classes, ignored = settings.get("classes", {}), settings.get("ignore_label")
+    if not isinstance(classes, dict) or not all(isinstance(v, (int, type(None))) for v in (ignored, *classes.values())):
+        return False
+    if not isinstance(settings.get("dataset_dir", ""), str) or not all(isinstance(row, dict) for row in worst):
+        return False
+    numbers = [(row, ("dice", "hd95_mm")) for row in worst]
+    for metrics in (entry for group in groups[:2] for entry in group.values()):
+        if not isinstance(metrics, dict) or not all(isinstance(metrics.get(key), dict) for key in STATISTICS):
+            return False
+        numbers += [(metrics["dice"], ("mean", "sd", "median")), *((metrics[key], ("mean",)) for key in STATISTICS)]
+        if "values" not in metrics["dice"] or "cases" not in content:
+            return False
+    texts = [row.get(key) for row in worst for key in ("case", "class", "note")]
+    shown = [values.get(name, "") for values, names in numbers for name in names]
+    return all(isinstance(v, (int, float, type(None))) for v in shown) and all(isinstance(v, str) for v in texts)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return not math.isinf(number(text))
+    except ValueError:
+        return False
 
 
 def _mean(values: Sequence[float]) -> float:

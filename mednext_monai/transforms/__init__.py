@@ -1,9 +1,11 @@
 """MONAI transforms: preprocessing and its inverse, and sampling and augmentation of training patches.
 
 - ``preprocess``: ``Preprocessd``, the way back to a class map, and saving it; for inference and evaluation.
+- ``others``: preprocessing for other networks of an ensemble.
 - ``dicom``: saving a class map as DICOM-SEG.
 - ``components``: post-processing of a class map.
 - ``probabilities``: saving class probabilities.
+- ``regions``: saving unions of classes as masks.
 - ``patch``: drawing a patch from a stored case.
 - ``spatial``: rotation and scaling in one interpolation.
 - ``intensity``: smoothing, lower resolution and gamma per channel.
@@ -17,9 +19,11 @@ from .components import KeepComponentsd
 from .dicom import SaveDicomSegd
 from .ignore import ExcludeIgnoredd
 from .intensity import RandChannelGammad, RandChannelLowResolutiond, RandChannelSmoothd
+from .others import PreprocessOthersd
 from .patch import RandPatchd
 from .preprocess import LoadLabeld, Preprocessd, RestoreClassesd, SaveImageOnSourceGridd
 from .probabilities import SaveProbabilitiesd
+from .regions import SaveRegionsd, region_folders
 from .spatial import RandRotateScaled
 
 __all__ = [
@@ -27,6 +31,7 @@ __all__ = [
     "KeepComponentsd",
     "ExcludeIgnoredd",
     "LoadLabeld",
+    "PreprocessOthersd",
     "Preprocessd",
     "RandChannelGammad",
     "RandChannelLowResolutiond",
@@ -37,6 +42,8 @@ __all__ = [
     "SaveDicomSegd",
     "SaveImageOnSourceGridd",
     "SaveProbabilitiesd",
+    "SaveRegionsd",
     "patch_transforms",
+    "region_folders",
     "training_augmentation",
 ]

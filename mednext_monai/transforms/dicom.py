@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Hashable, Mapping, Sequence
 from os import PathLike
@@ -16,6 +15,7 @@ from .. import __version__
 from ..data.dicom import DicomSeries
 from ..data.dicom_seg import is_our_seg, write_dicom_seg
 from ..data.segments import Segment, make_segments
+from ..files import read_json
 from ..options import plain
 from ..weights import read_settings
 from .preprocess import CASE_ID, DICOM
@@ -84,21 +84,24 @@ class SaveDicomSegd(MapTransform):
 def _read_metadata(file: str | PathLike | None) -> dict:
     if file is None or not Path(file).is_file():
         return {}
-    try:
-        content = plain(json.loads(Path(file).read_text(encoding="utf-8")))
-    except ValueError as error:
-        raise ValueError(f"{file} is not a JSON file: {error}.") from error
-    return content if isinstance(content, dict) else {}
+    return _mapping(plain(read_json(file)))
+
+
+def _mapping(content: Any, *keys: str) -> Any:
+    """Return an object, or what is in it under one key in another; nothing if there is no object."""
+    for key in keys:
+        content = content.get(key) if isinstance(content, Mapping) else None
+    return content if isinstance(content, Mapping) else {}
 
 
 def _segments(
     metadata: Mapping, checkpoint: str | PathLike | Sequence[str | PathLike] | None, classes: int, where: str
 ) -> list[Segment]:
     """Return the classes with the names of the checkpoint or of the metadata, and the codes of the metadata."""
-    pred: Any = metadata.get("network_data_format", {}).get("outputs", {}).get("pred", {})
+    pred = _mapping(metadata, "network_data_format", "outputs", "pred")
     paths = [checkpoint] if checkpoint is None or isinstance(checkpoint, (str, PathLike)) else list(checkpoint)
     settings = None if paths[0] is None or not Path(paths[0]).is_file() else read_settings(str(paths[0]))
-    described = pred.get("channel_def", {})
+    described = _mapping(pred, "channel_def")
     for names in (settings["labels"] if settings else [], [described.get(str(i), "") for i in range(len(described))]):
         if len(names) == classes:
             break

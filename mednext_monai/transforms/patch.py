@@ -7,8 +7,10 @@ Source: nnU-Net v1's ``DataLoader3D`` as MIC-DKFZ/MedNeXt uses it, reimplemented
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+import zipfile
+import zlib
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from os import PathLike
 from typing import Any
 
@@ -28,7 +30,22 @@ __all__ = ["RandPatchd", "read_box"]
 
 def _opened(value: Any) -> Any:
     """Return an array or tensor unchanged, and memory-map the ``.npy`` file of a path."""
-    return np.load(value, mmap_mode="r") if isinstance(value, (str, PathLike)) else value
+    if not isinstance(value, (str, PathLike)):
+        return value
+    with _damage_explained(value):
+        return np.load(value, mmap_mode="r")
+
+
+@contextmanager
+def _damage_explained(path: str | PathLike) -> Iterator[None]:
+    """Say which file of a stored case is damaged, and what to do."""
+    try:
+        yield
+    except (OSError, ValueError, EOFError, KeyError, IndexError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(
+            f"{path} of a stored case cannot be read: {error}. Delete the folder that it is in; the next run "
+            "preprocesses the case again."
+        ) from error
 
 
 def read_box(
@@ -188,7 +205,11 @@ class RandPatchd(MapTransform, Randomizable):
         foreground = d.pop(self.foreground_key, None)
         shape = next(iter(shapes.values()))
         if forced or self.ignore_label is not None:
-            with self._locations(foreground, volumes) as locations:
+            is_file = isinstance(foreground, (str, PathLike))
+            with (
+                _damage_explained(foreground) if is_file else nullcontext(),
+                self._locations(foreground, volumes) as locations,
+            ):
                 self.randomize(shape, locations if self.ignore_label is None else _eligible(locations, forced))
         else:
             self.randomize(shape, None)

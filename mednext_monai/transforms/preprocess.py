@@ -56,6 +56,7 @@ __all__ = [
     "class_map_from_slabs",
     "file_shape",
     "slab_axes",
+    "volume_of",
 ]
 
 CASE_ID = "case_id"  # in the metadata of the image: the case id, which names the segmentation file
@@ -133,7 +134,7 @@ class Preprocessd(MapTransform, InvertibleTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
         for key in self.key_iterator(d):
-            image, affine, meta = _volume(d, key)
+            image, affine, meta = volume_of(d, key)
             name = meta.get(ImageMetaKey.FILENAME_OR_OBJ, key)
             label = None
             if self.label_key is not None and self.label_key in d:
@@ -372,7 +373,7 @@ class SaveImageOnSourceGridd(SaveImaged):
         return d
 
 
-def _volume(data: Mapping[Hashable, Any], key: Hashable) -> tuple[np.ndarray, np.ndarray, dict]:
+def volume_of(data: Mapping[Hashable, Any], key: Hashable) -> tuple[np.ndarray, np.ndarray, dict]:
     """Return volume ``(C, X, Y, Z)``, affine ``(4, 4)`` and metadata of an image given as path, tensor or array."""
     value = data[key]
     if isinstance(value, (str, PathLike)) or (

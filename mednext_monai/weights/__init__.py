@@ -10,11 +10,14 @@ from .description import NetworkDescription, describe
 from .kernel_interpolation import UpKernReport, upkern
 from .load import load_weights
 from .locate import find_checkpoint, find_checkpoints, fold_folder, fold_name
+from .members import Group, Members, find_members
 from .settings import carry_settings, check_fold, read_settings, task_settings, training_settings
 from .state_dict import read_checkpoint, read_state_dict, write_checkpoint
 
 __all__ = [
     "Conversion",
+    "Group",
+    "Members",
     "NetworkDescription",
     "UpKernReport",
     "carry_settings",
@@ -23,6 +26,7 @@ __all__ = [
     "describe",
     "find_checkpoint",
     "find_checkpoints",
+    "find_members",
     "fold_folder",
     "fold_name",
     "load_weights",

@@ -34,6 +34,7 @@ __all__ = [
     "carry_settings",
     "check_fold",
     "read_settings",
+    "same",
     "settings_of",
     "task_settings",
     "training_settings",
@@ -52,6 +53,7 @@ PREPROCESSING = ("spacing", "orientation", "normalization", "intensity")
 TASK = ("in_channels", "out_channels", *PREPROCESSING, "patch_size")
 ANNOTATION = ("regions", "ignore_label")  # of the labels, so they may differ from those of the training
 MAX_LABEL = 255  # patches hold labels as uint8
+LARGEST = {"in_channels": 10000, "out_channels": 2**15}  # file names have four digits for it; label maps are int16
 MAX_SHOWN = 3  # cases named in a message
 
 
@@ -91,7 +93,7 @@ def task_settings(
         settings, *others = [task_settings(stated, one) for one in checkpoint]
         for one, other in zip(checkpoint[1:], others):
             for key in TASK:
-                if not _same(other[key], settings[key]):
+                if not same(other[key], settings[key]):
                     raise ValueError(
                         f"{one} was trained with {key} {other[key]!r}, {checkpoint[0]} with {settings[key]!r}: their "
                         "probabilities cannot be averaged."
@@ -117,12 +119,12 @@ def task_settings(
     _refuse_contradictions(stated, trained, checkpoint)
     united = {key: trained[key] if value is None else value for key, value in stated.items()}
     settings = _complete(_with_annotation(united, dataset_dir))
-    if not _same(settings["intensity"], trained["intensity"]):
+    if not same(settings["intensity"], trained["intensity"]):
         _refuse("intensity", settings["intensity"], trained["intensity"], checkpoint)
     shown = [f"{key} {trained[key]}" for key in TASK]
     shown += [f"{key} {settings[key]}" for key in ANNOTATION if settings[key] is not None]
     logger.info(f"settings of {checkpoint}: {', '.join(shown)}")
-    if not _same(settings["patch_size"], trained["patch_size"]):
+    if not same(settings["patch_size"], trained["patch_size"]):
         logger.info(f"windows of {settings['patch_size']} voxels; trained on patches of {trained['patch_size']}")
     return settings
 
@@ -266,9 +268,9 @@ def _read_settings(path: str, modified: int, size: int) -> dict[str, Any] | None
 def _complete(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Fill in what is ``None`` as published, and check and normalize the result."""
     filled = {key: PUBLISHED[key] if settings[key] is None else settings[key] for key in PUBLISHED}
-    for key in ("in_channels", "out_channels"):
-        if isinstance(filled[key], bool) or not isinstance(filled[key], int) or filled[key] < 1:
-            raise ValueError(f"{key} must be a positive integer, got {filled[key]!r}.")
+    for key, largest in LARGEST.items():
+        if type(filled[key]) is not int or not 1 <= filled[key] <= largest:
+            raise ValueError(f"{key} must be a positive integer up to {largest}, got {filled[key]!r}.")
     channels = filled["in_channels"]
     schemes = ["zscore"] * channels if settings["normalization"] is None else settings["normalization"]
     preprocessing = check_settings(
@@ -321,7 +323,7 @@ def _annotation(regions: Any, ignore_label: Any, out_channels: int) -> dict[str,
 
 def _refuse_contradictions(stated: Mapping[str, Any], trained: Mapping[str, Any], checkpoint: str | Path) -> None:
     for key in ("in_channels", "out_channels", "spacing", "orientation", "normalization"):
-        if stated[key] is not None and not _same(stated[key], trained[key]):
+        if stated[key] is not None and not same(stated[key], trained[key]):
             _refuse(key, stated[key], trained[key], checkpoint)
 
 
@@ -332,12 +334,12 @@ def _refuse(key: str, stated: Any, trained: Any, checkpoint: str | Path) -> None
     )
 
 
-def _same(one: Any, other: Any) -> bool:
-    """Compare plain values; numbers may differ by rounding, lists and tuples are equal."""
+def same(one: Any, other: Any) -> bool:
+    """Return whether plain values are equal: numbers up to rounding, a list and a tuple by their items."""
     if isinstance(one, Mapping) and isinstance(other, Mapping):
-        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
     if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
-        return len(one) == len(other) and all(map(_same, one, other))
+        return len(one) == len(other) and all(map(same, one, other))
     if isinstance(one, (int, float)) and isinstance(other, (int, float)):
         return math.isclose(one, other, rel_tol=1e-6)
     return one == other

@@ -119,6 +119,13 @@ def test_preprocessing_needs_a_bundle_or_the_folder_to_fill(started, bundle, cap
         assert read_by_monai(command) == {"config_file": files, "bundle_root": str(folder), **typed, **added}
 
 
+@pytest.mark.parametrize("content", ["{", "[]"])
+def test_a_bundle_whose_config_is_damaged_is_named(started, bundle, capsys, content):
+    (bundle / "configs" / "train.json").write_text(content)
+    assert main(["train", str(bundle)]) == 1 and started == []
+    assert "train.json" in capsys.readouterr().err
+
+
 def test_the_command_is_shown_before_it_is_started(started, bundle, capsys, tmp_path):
     plan = tmp_path / "my plan.json"
     plan.write_text("{}")

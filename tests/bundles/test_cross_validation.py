@@ -150,6 +150,19 @@ def test_collecting_alone_says_what_is_missing(runs, bundle, dataset, capsys):
 
 
 @pytest.mark.parametrize(
+    ("settings", "message"), [([1], "fold 0: it is not evaluated"), ({"classes": {"one": "1"}}, "settings are damaged")]
+)
+def test_damaged_tables_of_a_fold_are_named(runs, bundle, dataset, capsys, settings, message):
+    run(bundle, dataset, "--folds", "0")
+    file = bundle / "eval/metrics.json"
+    content = json.loads(file.read_text())
+    content["settings"] = {**content["settings"], **settings} if isinstance(settings, dict) else settings
+    file.write_text(json.dumps(content))
+    assert run(bundle, dataset, "--folds", "0", "--collect_only") == 1
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("options", "status", "message"),
     [
         (("--fold", "1"), 2, "--fold is set by cross-validate itself"),

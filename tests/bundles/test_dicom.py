@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 from helpers.bundles import make_trained
 from helpers.datasets import save
 from helpers.dicom import OBLIQUE, write_series
-from monai.bundle import ConfigWorkflow
+from monai.bundle import ConfigParser, ConfigWorkflow
 
 pydicom = pytest.importorskip("pydicom")
 highdicom = pytest.importorskip("highdicom")
@@ -84,8 +85,8 @@ def test_predict_names_a_gap_as_its_last_line_and_segments_the_other_series(bund
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["p1_ct.nii.gz"]
 
 
-def run_checks(bundle: Path, images: Path, output: Path, **options: object) -> None:
-    """Evaluate the checks of a run in this process."""
+def start(bundle: Path, images: Path, output: Path, **options: object) -> ConfigParser:
+    """Initialize a run in this process."""
     workflow = ConfigWorkflow(
         str(bundle / "configs" / "inference.json"),
         str(bundle / "configs" / "metadata.json"),
@@ -99,7 +100,29 @@ def run_checks(bundle: Path, images: Path, output: Path, **options: object) -> N
         **options,
     )
     workflow.initialize()
-    workflow.parser.get_parsed_content("checks")
+    return workflow.parser
+
+
+def run_checks(*arguments: Path, **options: object) -> None:
+    """Evaluate the checks of a run in this process."""
+    start(*arguments, **options).get_parsed_content("checks")
+
+
+def test_an_ensemble_of_different_preprocessing_writes_dicom_seg(bundle, export, tmp_path):
+    other = shutil.copytree(bundle, tmp_path / "other")
+    config = json.loads((other / "configs" / "inference.json").read_text())
+    changes = {"spacing": [2.0, 2.0, 1.0], "patch_size": 32}
+    (other / "configs" / "inference.json").write_text(json.dumps({**config, **changes}))
+    options = {"ensemble": str(other), "dicom_seg": True, "mirror": False, "num_workers": 0}
+    parser = start(bundle, export, tmp_path / "out", **options)
+    assert len(parser.get_parsed_content("members").groups) == 2
+    parser.get_parsed_content("evaluator").run()
+    for name in ("p1", "p2"):
+        classes = np.asarray(nibabel.load(tmp_path / "out" / f"{name}_ct.nii.gz").dataobj)
+        found = highdicom.seg.segread(tmp_path / "out" / f"{name}_ct.seg.dcm")
+        uids = [pydicom.dcmread(file).SOPInstanceUID for file in sorted((export / name / "ct").glob("IM*"))]
+        planes = found.get_pixels_by_source_instance(uids, combine_segments=True, assert_missing_frames_are_empty=True)
+        np.testing.assert_array_equal(planes.transpose(), classes)
 
 
 def test_dicom_seg_of_nifti_is_an_error_before_the_first_case(bundle, export, tmp_path):

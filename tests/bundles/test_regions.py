@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import subprocess
 import sys
 
@@ -104,6 +105,36 @@ def test_without_an_ignore_label_a_training_is_as_it_was(tmp_path, config):
     assert set(settings) == {"spacing", "orientation", "normalization", "intensity"}
 
 
+def test_a_prediction_saves_the_regions_raw_and_postprocessed(tmp_path, example_files):
+    decision = tmp_path / "decision.json"
+    decision.write_text(json.dumps({"keep_largest_component": [{"classes": [3], "minimum_size_mm3": None}]}))
+    parser = ConfigParser()
+    parser.read_config(str(bundles.path("mednext_s_k3") / "configs" / "inference.json"))
+    options = {"regions": REGIONS, "out_channels": 4, "output_dir": str(tmp_path / "out"), "postprocess": str(decision)}
+    parser.update(
+        {**options, "input": example_files["image"], "in_channels": 2, "checkpoint": str(tmp_path / "none.pt")}
+    )
+    image = parser.get_parsed_content("preprocessing")({"image": example_files["image"], "id": "image_1"})["image"]
+    probabilities = np.random.RandomState(0).dirichlet(np.ones(4), image.shape[1:]).transpose(3, 0, 1, 2)
+    parser.get_parsed_content("postprocessing")({"image": image, "pred": torch.from_numpy(probabilities)})
+    center = []
+    for folder in (tmp_path / "out", tmp_path / "out" / "postprocessed"):
+        classes = np.asarray(nib.load(folder / "image_1.nii.gz").dataobj)
+        masks = {path.name: path / "image_1.nii.gz" for path in (folder / "regions").iterdir()}
+        assert set(masks) == set(REGIONS)
+        for name, file in masks.items():
+            np.testing.assert_array_equal(np.asarray(nib.load(file).dataobj), np.isin(classes, REGIONS[name]))
+        center.append((classes == 3).sum())
+    assert center[0] > center[1] > 0
+    masks["whole"].write_bytes(b"of others")
+    with pytest.raises(Exception) as error:
+        [parser.get_parsed_content(f"checks::{index}") for index in range(2, len(parser["checks"]))]
+    assert f"{masks['whole']} exists and was not written by this package" in str(error.value.__cause__)
+    parser.update({"save_regions": "false"})
+    transforms = parser.get_parsed_content("postprocessing").transforms
+    assert [type(transform).__name__ for transform in transforms if "Region" in type(transform).__name__] == []
+
+
 @pytest.mark.slow
 def test_plan_train_and_evaluate_with_the_commands(tmp_path, task):
     bundle = bundles.new_bundle("S", 3, task, tmp_path / "bundle")
@@ -129,6 +160,10 @@ def test_plan_train_and_evaluate_with_the_commands(tmp_path, task):
     images = tmp_path / "data" / "imagesTr"
     mednext("predict", bundle, images / "case_3_0000.nii.gz", tmp_path / "out", *base)
     (prediction,) = (tmp_path / "out").glob("*.nii.gz")
+    classes = np.asarray(nib.load(prediction).dataobj)
+    for name, values in REGIONS.items():  # which the checkpoint knows
+        mask = nib.load(tmp_path / "out" / "regions" / name / prediction.name)
+        np.testing.assert_array_equal(np.asarray(mask.dataobj), np.isin(classes, values))
     prediction.rename(tmp_path / "out" / "case_3.nii.gz")
     assert set(np.unique(nib.load(tmp_path / "out" / "case_3.nii.gz").dataobj)) <= {0, 1, 2, 3}  # dense, not ignored
     labels, description = tmp_path / "data" / "labelsTr", tmp_path / "data" / "dataset.json"

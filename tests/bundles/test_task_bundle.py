@@ -97,6 +97,13 @@ def test_channels_and_few_cases_reach_configs_and_metadata(tmp_path):
         ({"in_channels": "1"}, r"task.json: in_channels must be a positive integer, got '1'"),
         ({"learning_rat": 0.1}, r"task.json: 'learning_rat' is neither a top-level key of train.json"),
         ({"kernel_size": 3}, r"task.json: kernel_size cannot be set by a plan"),
+        ({"spacing": ["", 1, 1]}, "task.json: spacing must be one or three positive numbers"),
+        ({"patch_size": [32, 32]}, "task.json: patch_size must be one or three positive multiples of 16"),
+        ({"normalization": ["zscore", "CT"]}, "normalization must be a list of 1 string"),
+        ({"intensity": [{"mean": "x"}], "normalization": ["CT"]}, "task.json: .*intensity"),
+        ({"splits": [{"train": ["a"]}]}, "task.json: splits: fold 0"),
+        ({"_plan_": {"cases": 3}}, "task.json: the cases in _plan_ must be a list, got 3"),
+        ({"learning_rate": -1}, "task.json: learning_rate must be a number above 0"),
         ({"learning_rate": 0.0001}, None),
     ],
 )
@@ -113,6 +120,12 @@ def test_a_plan_is_checked_key_by_key_and_nothing_is_left_behind(tmp_path, task,
     assert sorted(tmp_path.iterdir()) == before
 
 
+def test_a_required_setting_that_is_null_is_refused(tmp_path, task):
+    task.write_text(json.dumps({**load(task), "spacing": None}))
+    with pytest.raises(ValueError, match=r"task.json: spacing must be one or three positive numbers \(mm\), got None"):
+        bundles.new_bundle("S", 3, task, tmp_path / "new")
+
+
 def test_unknown_variants_files_and_full_folders_are_refused(tmp_path, task):
     with pytest.raises(
         ValueError, match="variant must be one of S, B, M, L and kernel_size one of 3, 5; got variant 'XL'"
@@ -125,7 +138,7 @@ def test_unknown_variants_files_and_full_folders_are_refused(tmp_path, task):
     with pytest.raises(FileExistsError, match="exists already and is not empty"):
         bundles.new_bundle("S", 3, task, task.parent)
     task.write_text("{")
-    with pytest.raises(ValueError, match="task.json is not valid JSON"):
+    with pytest.raises(ValueError, match="task.json: not valid JSON"):
         bundles.new_bundle("S", 3, task, tmp_path / "new")
 
 
@@ -153,9 +166,15 @@ def test_regions_and_ignore_label_reach_config_metadata_and_page(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"ignore_label": 2}, "task.json: ignore_label must be an integer of at least 3, got 2"),
-        ({"regions": {"all": [1, 3]}}, r"task.json: the region 'all' contains \[3\]; the classes are \[1, 2\]"),
-        ({"regions": {"all": 1}}, "task.json: regions must be lists of labels by name, got"),
+        (
+            {"ignore_label": 2},
+            "task.json: ignore_label must be an integer above the labels of the classes, 3 to 255, got 2",
+        ),
+        (
+            {"regions": {"all": [1, 3]}},
+            r"task.json: regions: the region 'all' contains \[3\]; the classes are \[1, 2\]",
+        ),
+        ({"regions": {"all": 1}}, "task.json: regions must be lists of labels by the name of the region, such as"),
     ],
 )
 def test_regions_and_ignore_label_of_a_plan_are_checked(tmp_path, task, change, message):

@@ -319,3 +319,11 @@ def test_a_case_of_which_nothing_is_annotated_or_only_background_is_reported(tmp
     save(directory / "labelsTr/case_2.nii.gz", label, BOX_AFFINE)
     check_cases(read_dataset(directory).cases, 1, 4, ignore_label=4)
     assert "case_1.nii.gz: has no annotated voxel" in caplog.text and "case_2.nii.gz: has no foreground" in caplog.text
+
+
+@pytest.mark.parametrize(("value", "message"), [(1e-300, "every voxel is zero"), (1e300, "NaN or infinite")])
+def test_values_are_checked_as_the_network_sees_them(cases, value, message):
+    """In float32, which cannot hold all values of a file."""
+    rewrite(cases[1]["image"], lambda x: np.full(x.shape, value))
+    with pytest.raises(ValueError, match=f"box_1.nii.gz: .*{message}"):
+        check_cases(cases, 1, 3)

@@ -285,3 +285,13 @@ def test_without_pydicom_the_command_that_installs_it_is_named(tmp_path, monkeyp
         import_package("pydicom")
     with pytest.raises(ValueError, match=r'pip install "mednext-monai\[dicom\]"'):
         inference_cases("nowhere", tmp_path / "a")
+
+
+def test_memory_is_taken_only_for_pixels_that_a_file_has(tmp_path, monkeypatch):
+    def change(i, image):
+        image.Rows = image.Columns = 65535
+
+    write_series(tmp_path / "a", change=change)
+    monkeypatch.setattr(np, "empty", lambda *_: pytest.fail("memory was taken"))
+    with pytest.raises(ValueError, match="the pixels of .*IM0000 cannot be decoded"):
+        read_image(only(tmp_path / "a"))

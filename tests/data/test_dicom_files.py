@@ -184,3 +184,28 @@ def test_a_number_that_is_none_is_named(tmp_path):
     files[1].write_bytes(content.replace(b"-90.5", b"-9x.5"))
     with pytest.raises(ValueError, match="IM0001: cannot be read as DICOM: ValueError: could not convert"):
         found(tmp_path / "p")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [("SOPClassUID", ["1.2", "1.3"], "it has no SOP class"), ("NumberOfFrames", 2**31 - 1, "cannot have 2147483647")],
+)
+def test_an_attribute_with_an_impossible_value_is_named(tmp_path, name, value, message):
+    def change(i, image):
+        if i == 1:
+            setattr(image, name, value)
+            if name == "SOPClassUID":
+                del image.Rows
+
+    write_series(tmp_path / "p", change=change)
+    with pytest.raises(ValueError, match=f"IM0001: cannot be read as DICOM: .*{message}"):
+        found(tmp_path / "p")
+
+
+@pytest.mark.parametrize("number", ["", None, "1\\2"])
+def test_a_series_without_a_valid_number_has_none(tmp_path, number):
+    def change(i, image):
+        image.SeriesNumber = number
+
+    write_series(tmp_path / "p", change=change)
+    assert found(tmp_path / "p")["p"].number is None

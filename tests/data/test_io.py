@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import importlib.util
 import os
 import shutil
@@ -15,6 +16,7 @@ from helpers.datasets import make_decathlon, rotated_affine
 from mednext_monai.data import (
     check_cases,
     inference_cases,
+    io,
 )
 from mednext_monai.data.io import read_grid, read_image, read_label, strip_ending, write_segmentation
 
@@ -205,3 +207,24 @@ def test_without_a_nifti_image_both_forms_of_the_affine_are_written(tmp_path):
     for affine, code in (saved.get_sform(coded=True), saved.get_qform(coded=True)):
         assert code == 1
         np.testing.assert_allclose(affine, rotated_affine(), atol=1e-4)
+
+
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+@pytest.mark.parametrize("large", [True, False])
+def test_memory_is_taken_only_for_voxels_that_the_file_has(tmp_path, monkeypatch, ending, large):
+    """nibabel fills as much as the header states with zeros before it reads."""
+    path = tmp_path / f"a{ending}"
+    values = np.random.default_rng(0).normal(size=(8, 9, 10)).astype(np.float32)
+    nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), path)
+    np.testing.assert_array_equal(read_image(path)[0][0], values)
+    content = bytearray(path.read_bytes() if ending == ".nii" else gzip.decompress(path.read_bytes()))
+    content[42:44] = (32000 if large else 9).to_bytes(2, "little")  # voxels along the first axis
+    content[44:46] = (32000 if large else 9).to_bytes(2, "little")
+    path.write_bytes(content if ending == ".nii" else gzip.compress(content))
+    monkeypatch.setattr(io, "LARGE", 0)
+    monkeypatch.setattr(io, "USUAL_COMPRESSION", 0)
+    monkeypatch.setattr(nibabel.arrayproxy, "array_from_file", None)
+    for read in (read_image, read_label):
+        with pytest.raises(ValueError, match=f"a{ending}: .* header states .* voxels, .* truncated or damaged"):
+            read(path)
+    assert read_grid(path)[0][1] == (32000 if large else 9)

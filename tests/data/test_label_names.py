@@ -59,6 +59,11 @@ def test_plain_classes_with_an_ignore_label(labels):
     [
         ({**BRATS, "tumor core": [3]}, None, None),
         ({"background": 0, "whole": [1, 4], "core": 2}, None, r"the label\(s\) 3 are in no region"),
+        (
+            {"background": 0, "whole": [1, 2**60], "core": 3},
+            None,
+            r"the label\(s\) 2, 4, 5, 6, 7, 8, 9, 10, 11, 12, ... are in no region",
+        ),
         ({"background": 0, "whole": [1, "x"]}, None, r"label 'whole': \[1, 'x'\] has no integer value"),
         ({"background": 0, "whole": [1, 1.5]}, None, "label 'whole': .* has no integer value"),
         ({"background": 0, "whole": [1, 1]}, None, "label 'whole': .* contains a value twice"),

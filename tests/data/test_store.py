@@ -338,6 +338,24 @@ def test_missing_or_damaged_files_are_made_again(cases, tmp_path, prepared):
     assert all(np.load(case["image"]).shape == (1, 12, 12, 18) for case in stored)
 
 
+@pytest.mark.parametrize("name", ["image.npy", "label.npy", "foreground.npz", "case.json", "reference"])
+def test_damage_that_keeps_the_size_is_noticed(cases, tmp_path, prepared, name):
+    stored = run(cases, tmp_path / "cache")
+    place = Path(stored[0]["info"]).parent
+    if name == "reference":
+        file = next(place.parent.glob("*.ref"))
+        file.write_text(f"../case_1/{Path(stored[1]['info']).parent.name}")
+    elif name == "case.json":
+        (place / name).write_text('{"files": {}}')  # says nothing about labels and geometry
+    else:
+        content = (place / name).read_bytes()
+        (place / name).write_bytes(bytes(len(content)))
+    assert store.stored_content(cases[0], PLAN, tmp_path / "cache") is None
+    prepared.clear()
+    assert run(cases, tmp_path / "cache") == stored
+    assert prepared == ([] if name == "reference" else ["case_0"])
+
+
 def test_all_problems_are_listed_and_the_rest_is_stored(cases, tmp_path):
     cases[0]["label"] = str(tmp_path / "shorter.nii.gz")
     nibabel.save(nibabel.Nifti1Image(np.zeros((10, 12, 8), np.uint8), AFFINE), cases[0]["label"])

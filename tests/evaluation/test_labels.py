@@ -59,15 +59,16 @@ def test_a_file_of_regions_with_and_without_classes(tmp_path):
     ("labels", "regions", "message"),
     [
         ({"labels": {"background": 0, "a": 1, "b": 1}}, None, "dataset.json: the classes must have different"),
-        ({"labels": {"background": 0, "a": -1}}, None, "positive integers; got {'a': -1}"),
-        ({"labels": {"background": 0, "a": 1.5}}, None, "positive integers; got {'a': 1.5}"),
+        ({"labels": {"background": 0, "a": -1}}, None, "positive integers up to 32767; got {'a': -1}"),
+        ({"labels": {"background": 0, "a": 1.5}}, None, "positive integers up to 32767; got {'a': 1.5}"),
         ({"labels": {"background": 0, "a": 1, "ignore": [2]}}, None, "'ignore' must be one integer"),
         ({"labels": {"background": 0, "a": 1, "ignore": 1}}, None, "without 1"),
         ({"name": "x"}, None, "needs 'labels'"),
         ([], None, "must contain an object, got list"),
         ({"labels": ["background", "a"]}, {"r": [1, 2]}, r"regions.json: the region 'r' contains \[2\]; the classes"),
         ({"labels": ["background", "a", "b"]}, {"a": [1, 2]}, "the region 'a' has the name of the class 1"),
-        (None, {"r": []}, "the region 'r' must be a list of different positive integers, got"),
+        ({"labels": {"background": 0, "a": 10**9}}, None, "positive integers up to 32767; got {'a': 1000000000}"),
+        (None, {"r": []}, "the region 'r' must be a list of different positive integers up to 32767, got"),
         (None, {"r": [1, 1]}, "the region 'r' must be"),
         (None, {"r": [0]}, "the region 'r' must be"),
         (None, {"2": [1]}, "the name of a region must not be a number"),
@@ -85,6 +86,9 @@ def test_invalid_files_are_named_with_the_reason(tmp_path, labels, regions, mess
 def test_missing_and_broken_files(tmp_path):
     with pytest.raises(FileNotFoundError, match="absent.json: no such file"):
         read_labels(tmp_path / "absent.json")
+    write(tmp_path / "plan.json", {"labels": ["background", "one"], "regions": 1})
+    with pytest.raises(ValueError, match="plan.json: regions must be an object"):
+        read_labels(tmp_path / "plan.json")
     (tmp_path / "broken.json").write_text("{")
     with pytest.raises(ValueError, match="broken.json: not valid JSON"):
         read_labels(tmp_path / "broken.json")

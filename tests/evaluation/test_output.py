@@ -106,3 +106,15 @@ def test_a_file_of_others_is_not_replaced(tmp_path, name):
     check_tables(tmp_path, source, "nnunet", overwrite=True)
     if name == "summary.json":
         check_tables(tmp_path, source)
+
+
+@pytest.mark.parametrize("change", [{"versions": 1}, {"settings": [1]}, {"settings": {"label_dir": "a\0b"}}])
+def test_damaged_statistics_are_no_table_of_ours_or_of_another_evaluation(tmp_path, change):
+    source = {"prediction_dir": "a", "label_dir": "b"}
+    _, file = write_metrics(scores(), LABELS, tmp_path, source)
+    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+    if "versions" in change or "label_dir" in change["settings"]:
+        with pytest.raises(ValueError, match="not a table of this package|holds another evaluation, of label_dir"):
+            check_tables(tmp_path, source)
+    else:
+        check_tables(tmp_path, source)  # states no other evaluation

@@ -196,10 +196,21 @@ def test_a_decision_survives_its_file(tmp_path):
     assert found.steps[0].classes == (1, 2) and found.steps[0].minimum_size_mm3 == 12.0
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"keep_largest_component": [{"classes": [0]}]}', "3"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("{", "[]", "{}", "3", "\\xff", '{"keep_largest_component": [{"classes": [0]}]}', '{"for_which_classes": 1}'),
+        '{"keep_largest_component": [{"classes": [1], "minimum_size_mm3": "2"}]}',
+        '{"keep_largest_component": [{"classes": [], "minimum_size_mm3": null}]}',
+        '{"keep_largest_component": [], "dice": null}',
+        '{"keep_largest_component": [], "dice": {"a": {"raw": "high"}}}',
+        '{"keep_largest_component": [], "settings": [1e999]}',
+        '{"for_which_classes": [1], "min_valid_object_sizes": "(((((" }',
+    ],
+)
 def test_files_that_are_no_decision_are_named(tmp_path, text):
     (tmp_path / "pp.json").write_text(text)
-    with pytest.raises(ValueError, match="pp.json: is not a decision about post-processing"):
+    with pytest.raises(ValueError, match="pp.json: (is not a decision about post-processing|not valid JSON)"):
         read_postprocessing(tmp_path / "pp.json")
     with pytest.raises(FileNotFoundError, match="absent.json: no such file"):
         read_postprocessing(tmp_path / "absent.json")

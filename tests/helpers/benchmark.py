@@ -11,7 +11,7 @@ from mednext_monai.benchmark.timing import Measurement
 MACHINE = {"cpu": "a processor", "cores": 2, "threads": 2, "torch": "2", "monai": "1", "backend": "auto"}
 TINY = ["--variants", "S_k3", "--size", "32", "--base_channels", "2", "--repeats", "2", "--threads", "1"]
 TINY += ["--volume", "40x32x32", "--roi", "32", "--patch_size", "16", "--patches", "2", "--workers", "0"]
-TINY += ["--case_shape", "24x24x12"]
+TINY += ["--case_shape", "24x24x12", "--scan", "60x44x40"]
 
 
 def run(folder: Path, *arguments: str) -> list[dict]:

@@ -8,13 +8,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from mednext_monai import bundles
 from mednext_monai.networks import create_mednext
+from mednext_monai.weights.settings import attach_settings
 
-__all__ = ["TINY", "BundleRunner", "make_trained"]
+__all__ = ["TINY", "BundleRunner", "make_member", "make_trained"]
 
 TINY = [
     "--patch_size",
@@ -28,6 +30,20 @@ TINY = [
     "--pseudo_dice_batches",
     "2",
 ]
+TRAINED = {
+    "spacing": [1.0, 1.0, 1.0],
+    "orientation": None,
+    "patch_size": [32, 32, 32],
+    "normalization": None,
+    "intensity": None,
+    "regions": None,
+    "ignore_label": None,
+    "channel_names": ["MRI"],
+    "labels": ["background", "outer", "inner"],
+    "fold": 0,
+    "training_cases": [0, ""],
+    "training_ids": [],
+}
 SILENT = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
 
 
@@ -79,6 +95,35 @@ def make_trained(name: str, directory: Path, base_channels: int = 8) -> Path:
         content = json.loads(file.read_text())
         content["network_def"]["base_channels"] = base_channels
         file.write_text(json.dumps(content))
+    return folder
+
+
+def make_member(name: str, directory: Path, seed: int = 0, base_channels: int = 4, **settings: Any) -> Path:
+    """
+    Copy a bundle and give it random weights for three classes that say how they were trained; return its folder.
+
+    Args:
+        name: the bundle.
+        directory: the folder of the copy.
+        seed: of the weights.
+        base_channels: of the network.
+        settings: those that differ from the published ones, with windows of 32 voxels. ``stated=False``: the
+            checkpoint has none.
+    """
+    folder = bundles.copy(name, directory)
+    torch.manual_seed(seed)
+    channels = {"in_channels": settings.get("in_channels", 1), "out_channels": settings.get("out_channels", 3)}
+    variant, kernel_size = name.split("_")[1].upper(), int(name[-1])
+    network = create_mednext(variant, kernel_size, **channels, deep_supervision=True, base_channels=base_channels)
+    for tensor in network.parameters():
+        tensor.data *= 2  # for different classes
+    content = {**TRAINED, **channels, "variant": variant, "kernel_size": kernel_size, **settings}
+    state = network.state_dict()
+    torch.save(attach_settings(state, content) if settings.get("stated", True) else state, folder / "models/model.pt")
+    file = folder / "configs" / "inference.json"
+    config = json.loads(file.read_text())
+    config["network_def"]["base_channels"] = base_channels
+    file.write_text(json.dumps(config))
     return folder
 
 

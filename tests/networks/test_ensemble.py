@@ -48,3 +48,12 @@ def test_one_member_is_the_network_itself_and_several_are_separate():
     assert not torch.equal(net.stem.weight, three.members[1].stem.weight)
     with pytest.raises(ValueError, match="count must be positive, got 0"):
         ensemble(net, 0)
+
+
+def test_a_group_is_the_mean_of_its_members_and_one_member_is_itself():
+    nets, x = members(3), torch.rand(1, 1, 16, 16, 16)
+    grouped = ensemble(nets[0], 1, nets[1:], [[0, 2], [1]])
+    with torch.no_grad():
+        torch.testing.assert_close(grouped(x).softmax(1), (nets[0](x).softmax(1) + nets[2](x).softmax(1)) / 2)
+        assert torch.equal(grouped(x, group=1), nets[1](x))
+    assert list(grouped.members) == nets and ensemble(nets[0], 1, (), [[0]]) is nets[0]

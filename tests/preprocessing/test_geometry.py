@@ -86,3 +86,14 @@ def test_classes_are_those_of_the_restored_probabilities(spacing, slab_voxels, m
     whole = restore_image(probabilities, geometry)
     assert whole.shape == (5, 14, 22, 17) and whole.dtype == np.float32
     np.testing.assert_array_equal(restore_probabilities(probabilities, geometry), whole.argmax(0))
+
+
+@pytest.mark.parametrize(
+    ("spacing", "message"),
+    [((1000, 1000, 1000), "10000 x 10000 x 10000 voxels"), ((1e5, 1, 1), "1000000 x 10 x 10 voxels, .* 32767 along")],
+)
+def test_a_case_that_no_memory_holds_is_refused_before_it_is_resampled(spacing, message):
+    """As of a file in millimeters that states meters."""
+    image = np.ones((2, 10, 10, 10), np.float32)
+    with pytest.raises(ValueError, match=f"resampled to 1 x 1 x 1 mm, it would have {message}.*unit of length right"):
+        preprocess_case(image, None, np.diag([*spacing, 1.0]), SETTINGS)

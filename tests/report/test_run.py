@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from helpers.events import write_scalars
 
@@ -45,3 +47,42 @@ def test_best_median_and_worst_case_are_chosen_among_those_with_a_value(tmp_path
     assert part.chosen_cases() == {"best": "a"}
     (tmp_path / "eval/metrics.csv").write_text("other,table\n1,2\n")
     assert part.rows() == [] and part.chosen_cases() == {}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda text: text.replace("0.25", "0.2x"), "metrics.csv: line 2 is damaged: .* numbers or nothing in dice"),
+        (lambda text: text[:-20], "metrics.csv: line 3 is damaged: it must have 14 cells"),
+        (lambda text: text + "\udcff", "metrics.csv: cannot be read as a table"),
+        (lambda text: text + '"', "metrics.csv: cannot be read as a table"),
+    ],
+)
+def test_a_damaged_table_is_named(tmp_path, change, message):
+    write_dice(tmp_path / "eval", a=0.25, b=0.75)
+    file = tmp_path / "eval/metrics.csv"
+    file.write_text(change(file.read_text()), errors="surrogateescape")
+    with pytest.raises(ValueError, match=message):
+        parts_of(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"settings": 1},
+        {"settings": {"classes": [1]}},
+        {"settings": {"dataset_dir": 2}},
+        {"settings": {"ignore_label": []}},
+        {"versions": []},
+        {"classes": {"one": {}}},
+        {"worst_cases": [{"case": "a", "class": "one", "dice": "x", "note": ""}]},
+    ],
+)
+def test_damaged_statistics_are_named(tmp_path, change):
+    write_dice(tmp_path / "eval", a=0.25)
+    (part,) = parts_of(tmp_path)
+    content = part.statistics()
+    assert content["classes"]["one"]["dice"]["mean"] == 0.25
+    (tmp_path / "eval/metrics.json").write_text(json.dumps({**content, **change}))
+    with pytest.raises(ValueError, match="metrics.json: is damaged, or not a table of mednext evaluate"):
+        part.statistics()

@@ -103,8 +103,10 @@ def test_wrong_codes_in_the_metadata_are_an_error_before_the_first_case(tmp_path
         ValueError, match="metadata.json: segment_codes must be an object whose keys are classes, 1; got"
     ):
         SaveDicomSegd("pred", metadata=file)
+    file.write_text('{"network_data_format": {"outputs": [{"pred": 1}]}}')  # says nothing about classes
+    assert [segment.name for segment in SaveDicomSegd("pred", metadata=file).segments] == ["class_1"]
     file.write_text("{")
-    with pytest.raises(ValueError, match="metadata.json is not a JSON file"):
+    with pytest.raises(ValueError, match="metadata.json: not valid JSON"):
         SaveDicomSegd("pred", metadata=file)
 
 

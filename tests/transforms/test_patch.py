@@ -299,3 +299,11 @@ def test_the_ignore_label_survives_augmentation_as_a_label_like_any_other():
     assert values[IGNORE] > values[0] > values[1] > 0
     expected = patch_transforms(16, ignore_label=IGNORE)
     assert expected.transforms[0].ignore_label == IGNORE
+
+
+@pytest.mark.parametrize("name", ["image", "label", "foreground"])
+def test_a_damaged_file_is_named_with_what_to_do(stored, name):
+    with open(stored[name], "rb+") as file:
+        file.write(bytes(64))
+    with pytest.raises(ValueError, match=f"{stored[name]} of a stored case cannot be read: .* Delete the folder"):
+        RandPatchd(KEYS, 16)({**stored, "force_foreground": True})

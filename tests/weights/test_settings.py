@@ -76,8 +76,10 @@ def test_for_a_training_what_is_not_stated_is_as_published():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"in_channels": 0}, "in_channels must be a positive integer, got 0"),
-        ({"out_channels": "3"}, "out_channels must be a positive integer, got '3'"),
+        ({"in_channels": 0}, "in_channels must be a positive integer up to 10000, got 0"),
+        ({"out_channels": "3"}, "out_channels must be a positive integer up to 32768, got '3'"),
+        ({"in_channels": 2**40}, "in_channels must be a positive integer up to 10000, got 1099511627776"),
+        ({"out_channels": 2**40, "regions": {"a": [1]}}, "out_channels must be a positive integer up to 32768, got"),
         ({"spacing": [1, 1]}, "spacing must be three positive numbers"),
         ({"normalization": ["CT"]}, "intensity of channel 0"),
         ({"in_channels": 2, "normalization": ["zscore"]}, "normalization lists 1 channels"),
