@@ -168,7 +168,7 @@ def _are_statistics(content: Mapping[str, Any]) -> bool:
         return False
     if not isinstance(settings.get("dataset_dir", ""), str) or not all(isinstance(row, dict) for row in worst):
         return False
-    numbers = [(row, ("dice", "hd95_mm")) for row in worst]
+    numbers: list[tuple[dict, tuple[str, ...]]] = [(row, ("dice", "hd95_mm")) for row in worst]
     for metrics in (entry for group in groups[:2] for entry in group.values()):
         if not isinstance(metrics, dict) or not all(isinstance(metrics.get(key), dict) for key in STATISTICS):
             return False
