@@ -320,6 +320,19 @@ def _narrow(bundle: Path) -> None:
         file.write_text(json.dumps(content))
 
 
+def test_every_command_of_the_authors_package_has_its_equivalent():
+    """Those in the ``setup.py`` of MIC-DKFZ/MedNeXt; four of them, about weights that do not exist, share a row."""
+    page = (ROOT / "configs" / "bundle_readme.md").read_text(encoding="utf-8")
+    table = page.split("## Coming from the authors' code", 1)[1]
+    for name in (
+        *("convert_decathlon_task", "plan_and_preprocess", "train", "train_DP", "train_DDP", "predict", "ensemble"),
+        *("find_best_configuration", "determine_postprocessing", "evaluate_folder", "region_based_evaluation"),
+        *("export_model_to_zip", "install_pretrained_model_from_zip", "change_trainer_class", "plot_task_pngs"),
+        "download_pretrained_model",
+    ):
+        assert re.search(rf"^\| .*`mednextv1_{name}\b[^|]*\| [^|]*\w", table, re.MULTILINE), name
+
+
 def test_blocks_of_data_are_valid():
     blocks = [block for page in USERS for block in read_page(page).data]
     assert len(blocks) == 1 and all(json.loads(f"{{{block}}}") for block in blocks)
