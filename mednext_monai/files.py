@@ -1,8 +1,9 @@
-"""Writing files atomically, and reading JSON. Imports neither torch nor MONAI."""
+"""Writing files atomically, reading JSON, and hashes of files. Imports neither torch nor MONAI."""
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -14,7 +15,16 @@ from os import PathLike
 from pathlib import Path
 from typing import IO, Any
 
-__all__ = ["atomic_path", "extend", "nameless_file", "naming_a_full_disk", "read_json", "write_atomically"]
+__all__ = [
+    "atomic_path",
+    "extend",
+    "hash_file",
+    "json_object",
+    "nameless_file",
+    "naming_a_full_disk",
+    "read_json",
+    "write_atomically",
+]
 
 FULL = 2**16  # bytes free at most on a disk that is full; libraries report this by errors of their own
 DEEPEST = 100  # levels of a JSON file, since functions that walk through it call themselves at each
@@ -155,6 +165,31 @@ def read_json(path: str | PathLike[str]) -> Any:
         raise ValueError(f"{path}: cannot be read: {error.strerror or error}.") from error
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not valid JSON in UTF-8: {error}") from error
+
+
+def json_object(path: str | PathLike[str]) -> dict[str, Any]:
+    """Return the object in a JSON file; an empty one if there is none, or no such file."""
+    try:
+        content = read_json(path)
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def hash_file(path: str | PathLike[str]) -> tuple[int, str]:
+    """
+    Return the size of a file in bytes and a hash of them, 32 hexadecimal digits. The file is read in parts.
+
+    ``hashlib.file_digest`` needs Python 3.11.
+
+    Raises:
+        OSError: if the file cannot be read.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+        return file.tell(), digest.hexdigest()
 
 
 def _depth(content: Any) -> int:

@@ -167,9 +167,10 @@ def _settings(typed: _Typed, fold: int) -> dict[str, Any]:
     parser.read_config([str(typed.bundle / "configs" / f"{name}.json") for name in WORKFLOW.configs] + typed.overlays)
     typed_options = {key: literal(value) for key, value in typed.options.items()}
     parser.update({**typed_options, "bundle_root": literal(str(typed.bundle)), "fold": fold})
-    keys = ("dataset_dir", "splits", "ckpt_dir", "output_dir", "tolerance", "tolerance_in_voxels", "format")
+    keys = ("dataset_dir", "splits", "ckpt_dir", "output_dir", "tolerance", "format")
     found = {key: parser.get_parsed_content(key) for key in keys}
-    return {**found, "mirror": parser.get_parsed_content("evaluated::mirror")}
+    in_voxels = parser.get_parsed_content("measures_in_voxels")
+    return {**found, "mirror": parser.get_parsed_content("evaluated::mirror"), "in_voxels": in_voxels}
 
 
 def _complete(fold: Fold, typed: _Typed, given: Sequence[tuple[str, list[str]]]) -> int:
@@ -212,10 +213,11 @@ def _collect(folds: Sequence[Fold], typed: _Typed) -> int:
         "folds": [fold.index for fold in folds],
         "checkpoints": [str(fold.weights) for fold in folds],
     }
-    in_voxels = str(settings["tolerance_in_voxels"]).lower() in ("true", "yes", "1")
 
     def write_tables(segmentations: Path, output_dir: Path) -> None:
-        found = evaluation.evaluate_folder(segmentations, references, labels, settings["tolerance"], in_voxels)
+        found = evaluation.evaluate_folder(
+            segmentations, references, labels, settings["tolerance"], settings["in_voxels"]
+        )
         found = replace(found, settings={**found.settings, **source})
         evaluation.finish_evaluation(found, output_dir, settings["format"])
 

@@ -441,9 +441,8 @@ def _unreadable(path: str | PathLike, error: Exception) -> str:
 def _read_other(path: str | PathLike) -> tuple[np.ndarray, np.ndarray]:
     """Read a format that MONAI's readers support: array with the file's axis order, channels last, and affine."""
     _check_exists(path)
-    if is_dicom(path) or str(path).lower().endswith(
-        (".dcm", ".dicom")
-    ):  # ITK would read one slice of a series as the volume
+    # ITK would read one slice of a series as the volume.
+    if is_dicom(path) or str(path).lower().endswith((".dcm", ".dicom")):
         raise ValueError(f"{path}: {DICOM_HINT}.")
     from monai.data import ImageReader, ITKReader, NrrdReader  # slow to import, only needed for these formats
 

@@ -22,6 +22,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ..files import hash_file
+from .checks import check_outputs
 from .io import is_nifti, read_digest, read_stored
 from .store import image_content
 
@@ -29,6 +31,7 @@ __all__ = ["VERSION", "Output", "Results"]
 
 VERSION = 1  # increase it if the same settings give other results: all cases are then segmented again
 DIGEST_SIZE = 12  # bytes of each of the two parts
+CHECKED = (".nii.gz", ".npz")  # endings of the files that `check_outputs` recognizes as those of this package
 THREADS = 4  # that read images which may be finished
 # Attributes of an inferer on which the result does not depend.
 WITHOUT_EFFECT = {"sw_batch_size", "sw_device", "device", "progress", "cpu_thresh", "buffer_steps", "buffer_dim"}
@@ -79,7 +82,7 @@ class Results:
         content = {
             "version": VERSION,
             "settings": _plain(self.settings),
-            "files": [_file_hash(file) for file in self.files],
+            "files": [_content(file) for file in self.files],
             "outputs": [output.ending for output in self.outputs],
         }
         return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=DIGEST_SIZE).hexdigest()
@@ -93,6 +96,23 @@ class Results:
         """
         content = image_content(case["image"]).encode()
         return f"{self.settings_digest}-{hashlib.blake2b(content, digest_size=DIGEST_SIZE).hexdigest()}"
+
+    def check(self, cases: Sequence[Mapping], overwrite: bool = False) -> None:
+        """
+        Check that the files replace no image, and none that this package did not write.
+
+        Those of DICOM-SEG are left to :py:func:`~mednext_monai.data.check_dicom_seg`, which knows them.
+
+        Args:
+            cases: the cases, dictionaries with ``id`` and ``image``.
+            overwrite: whether files of others may be replaced. Defaults to ``False``.
+
+        Raises:
+            ValueError: naming the files that would be replaced.
+        """
+        for output in self.outputs:
+            if output.ending in CHECKED:
+                check_outputs(cases, output.folder, overwrite, output.ending)
 
     def is_finished(self, case: Mapping) -> bool:
         """Return whether all files of a case are there and have the digest that this run would give them."""
@@ -125,16 +145,12 @@ def _flat(items: Sequence[Any]) -> list[Any]:
     return flat
 
 
-def _file_hash(path: str | PathLike) -> str | None:
+def _content(path: str | PathLike) -> str | None:
     """Return a hash of the content of a file, or ``None`` if there is none; whatever uses it reports that."""
     try:
-        with open(path, "rb") as file:
-            digest = hashlib.blake2b()
-            while block := file.read(2**20):
-                digest.update(block)
+        return hash_file(path)[1]
     except OSError:
         return None
-    return digest.hexdigest()
 
 
 def _plain(value: Any, is_attribute: bool = False) -> Any:

@@ -58,7 +58,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from ..files import naming_a_full_disk, write_atomically
+from ..files import hash_file, naming_a_full_disk, write_atomically
 from ..parallel import map_cases
 from ..preprocessing.case import PreprocessedCase, check_settings, preprocess_case
 from ..preprocessing.foreground import foreground_locations
@@ -610,13 +610,9 @@ def _content(case: Mapping) -> tuple[str, list[dict]]:
     files, parts = [], []
     for source in _sources(case):
         for number, path in enumerate(_with_data(source)):
-            digest = hashlib.blake2b(digest_size=16)
-            with open(path, "rb") as file:
-                while block := file.read(2**20):
-                    digest.update(block)
-                size = file.tell()
-            files.append({"path": os.path.realpath(path), "size": size, "hash": digest.hexdigest()})
-            parts.append([number, size, digest.hexdigest()])
+            size, digest = hash_file(path)
+            files.append({"path": os.path.realpath(path), "size": size, "hash": digest})
+            parts.append([number, size, digest])
     return _short_hash({"labeled": bool(case.get("label")), "files": parts}), files
 
 

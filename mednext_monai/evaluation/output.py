@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ..environment import package_versions
-from ..files import read_json, write_atomically
+from ..files import json_object, write_atomically
 from .folder import Evaluation
 from .labels import Labels
 from .metrics import ClassScores
@@ -61,13 +61,13 @@ def check_tables(
         return
     if part is not None:
         check_parts(output_dir, part)
-    old = _read_json(Path(output_dir, STATISTICS))
-    ours = old is not None and "mednext_monai" in _object(old, "versions")
+    old = json_object(Path(output_dir, STATISTICS))
+    ours = "mednext_monai" in _object(old, "versions")
     for name in (TABLE, STATISTICS, *([SUMMARY] if format == "nnunet" else [])):
         path = Path(output_dir, name)
         if path.exists() and not _is_ours(path):
             raise ValueError(f"output_dir: {path} exists and is not a table of this package; {ADVICE}")
-    written = _object(old or {}, "settings")
+    written = _object(old, "settings")
     for key in SOURCE if ours else ():
         if key in written and not _same(written[key], settings.get(key)):
             path = Path(output_dir, STATISTICS)
@@ -202,17 +202,8 @@ def _is_ours(path: Path) -> bool:
     if path.name == TABLE:
         with open(path, encoding="utf-8", errors="replace") as file:
             return file.readline().strip() == ",".join(COLUMNS)
-    content = _read_json(path) or {}
+    content = json_object(path)
     return content.get("author") == AUTHOR if path.name == SUMMARY else "mednext_monai" in _object(content, "versions")
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    """Return the object in a JSON file, or ``None`` if there is none."""
-    try:
-        content = read_json(path)
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None
 
 
 def _object(content: Mapping[str, Any], key: str) -> dict[str, Any]:

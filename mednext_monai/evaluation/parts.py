@@ -21,7 +21,7 @@ from typing import Any
 from ..data.dataset import select_part
 from ..data.io import image_paths
 from ..environment import package_versions
-from ..files import write_atomically
+from ..files import hash_file, json_object, write_atomically
 from .cases import Pair, file_state, pair_cases
 from .folder import Evaluation, complete_rows, refuse_nothing
 from .labels import Labels
@@ -101,7 +101,7 @@ def evaluation_part(
         "number of parts": str(parts),
         "cases": f"{len(cases)} cases, {_hash(files)}",
         "classes and regions": _hash(_plain(labels)),
-        "checkpoint": "" if checkpoint is None else _content_hash(checkpoint),
+        "checkpoint": "" if checkpoint is None else hash_file(checkpoint)[1],
         **{key: str(value) for key, value in settings.items() if key not in SOURCE},
     }
     return Part(part, parts, own, evaluation)
@@ -265,12 +265,8 @@ def _scores(case: str, row: Mapping[str, Any]) -> ClassScores:
 
 def _read(file: Path) -> dict[str, Any]:
     """Return the content of the file of a part; nothing if it is not there or not one."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    is_ours = isinstance(content, dict) and content.get("format") == VERSION and "evaluation" in content
-    return content if is_ours else {}
+    content = json_object(file)
+    return content if content.get("format") == VERSION and "evaluation" in content else {}
 
 
 def _difference(content: Mapping[str, Any], part: Part) -> str:
@@ -298,11 +294,3 @@ def _is_nan(value: Any) -> bool:
 
 def _hash(value: Any) -> str:
     return hashlib.blake2b(json.dumps(value).encode(), digest_size=16).hexdigest()
-
-
-def _content_hash(path: str | PathLike) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    with open(path, "rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()

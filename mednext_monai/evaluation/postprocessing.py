@@ -23,7 +23,7 @@ from scipy import ndimage
 from ..data.checks import check_outputs
 from ..data.io import read_label, write_segmentation
 from ..environment import package_versions
-from ..files import read_json, write_atomically
+from ..files import json_object, read_json, write_atomically
 from ..parallel import map_cases
 from ..preprocessing.geometry import spacing_of
 from .cases import FileStates, Pair, files_by_case, naming_files, pair_cases, read_pair
@@ -286,12 +286,9 @@ def check_decision(path: str | PathLike, overwrite: bool = False) -> None:
     """
     if overwrite or not Path(path).exists():
         return
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-        is_ours = "keep_largest_component" in content and "mednext_monai" in content["versions"]
-    except (OSError, ValueError, TypeError, KeyError):
-        is_ours = False
-    if not is_ours:
+    content = json_object(path)
+    versions = content.get("versions")
+    if "keep_largest_component" not in content or not isinstance(versions, dict) or "mednext_monai" not in versions:
         raise ValueError(
             f"{path} exists and is not a decision of this package; choose another place, or allow it to be replaced "
             "with --overwrite true."

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from os import PathLike
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 from ignite.engine import Events
 from monai.utils import ImageMetaKey, MetaKeys
 
+from ..distributed import gather
 from ..evaluation import Evaluation, Labels, Part, finish_evaluation, score_case, summarize
 from ..evaluation.cases import Pair
 from ..evaluation.folder import surface_settings
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 __all__ = ["MetricsReport"]
 
-T = TypeVar("T")
 SHOWN = {"dice": "mean_dice", "surface_dice": "mean_surface_dice", "hd95_mm": "mean_hd95_mm"}
 
 
@@ -106,7 +106,7 @@ class MetricsReport:
         Args:
             engine: the evaluator.
         """
-        cases = sorted(_gathered(self._cases), key=lambda case: case[0])
+        cases = sorted((case for part in gather(self._cases) for case in part), key=lambda case: case[0])
         evaluation = Evaluation(
             scores=[row for _, _, rows in cases for row in rows],
             labels=self.labels,
@@ -122,12 +122,3 @@ class MetricsReport:
             return
         print()
         finish_evaluation(evaluation, self.output_dir, self.format, self.part, self.overwrite)
-
-
-def _gathered(items: list[T]) -> list[T]:
-    """Return the items of all processes; ``string_list_all_gather`` of MONAI and ignite gather texts and tensors."""
-    if not dist.is_initialized():
-        return items
-    parts: list[list[T]] = [[] for _ in range(dist.get_world_size())]
-    dist.all_gather_object(parts, items)
-    return [item for part in parts for item in part]

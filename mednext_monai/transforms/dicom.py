@@ -18,7 +18,7 @@ from ..data.segments import Segment, make_segments
 from ..files import read_json
 from ..options import plain
 from ..weights import read_settings
-from .preprocess import CASE_ID, DICOM
+from .preprocess import DICOM, case_name
 
 __all__ = ["SaveDicomSegd"]
 
@@ -70,9 +70,9 @@ class SaveDicomSegd(MapTransform):
         for key in self.key_iterator(d):
             meta = d[key].meta
             if DICOM not in meta:
-                raise ValueError(f"{meta.get(CASE_ID, key)}: its image is no DICOM series, to which DICOM-SEG refers.")
+                raise ValueError(f"{case_name(meta, key)}: its image is no DICOM series, to which DICOM-SEG refers.")
             series = DicomSeries.from_json(meta[DICOM])
-            target = self.output_dir / f"{meta.get(CASE_ID) or Path(series.folder).name}.seg.dcm"
+            target = self.output_dir / f"{case_name(meta, key)}.seg.dcm"
             labels = d[key].numpy(force=True)[0]
             if not write_dicom_seg(labels, series, target, self.segments, self.algorithm):
                 if is_our_seg(target):

@@ -244,6 +244,13 @@ def the_python(launcher: subprocess.Popen) -> int:
     return wait_for(lambda: children_of(launcher.pid))[0]
 
 
+def start_and_write_some(bundle: Path, scans: Path, out: Path, *options: str) -> subprocess.Popen:
+    """Start a prediction and wait until it has written a few cases."""
+    launcher = start(bundle, scans, out, *options)
+    wait_for(lambda: len(list(out.glob("*.nii.gz"))) > 3 or launcher.poll() is not None, seconds=100)
+    return launcher
+
+
 def complete(bundle: Path, scans: Path, out: Path, many: list[str]) -> None:
     """What is there is whole; the same command completes it and skips what is there."""
     visible = sorted(file.name for file in out.glob("*.nii.gz") if file.name[0] != ".")
@@ -291,8 +298,7 @@ def test_a_disk_that_is_really_full_ends_the_run_and_keeps_what_is_finished(bund
 @pytest.mark.slow
 def test_control_c_ends_the_run_when_the_case_that_is_made_is_written(bundle, scans, many, tmp_path):
     out = tmp_path / "out"
-    launcher = start(bundle, scans, out, "--num_workers", "1")
-    wait_for(lambda: len(list(out.glob("*.nii.gz"))) > 3 or launcher.poll() is not None, seconds=100)
+    launcher = start_and_write_some(bundle, scans, out, "--num_workers", "1")
     os.killpg(launcher.pid, signal.SIGINT)  # as a terminal does
     _, errors = launcher.communicate(timeout=60)
     assert launcher.returncode == 130 and errors.splitlines()[-1] == "mednext: interrupted"
@@ -303,8 +309,7 @@ def test_control_c_ends_the_run_when_the_case_that_is_made_is_written(bundle, sc
 @pytest.mark.slow
 def test_the_loss_of_a_process_that_reads_is_explained(bundle, scans, many, tmp_path):
     out = tmp_path / "out"
-    launcher = start(bundle, scans, out, "--num_workers", "2")
-    wait_for(lambda: len(list(out.glob("*.nii.gz"))) > 3 or launcher.poll() is not None, seconds=100)
+    launcher = start_and_write_some(bundle, scans, out, "--num_workers", "2")
     workers = children_of(the_python(launcher))
     os.kill(workers[-1], signal.SIGKILL)
     _, errors = launcher.communicate(timeout=60)

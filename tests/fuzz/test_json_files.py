@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -97,12 +99,19 @@ def test_dataset_json_of_nnunet(nnunet, content):
     read_all(nnunet, content)
 
 
+@contextmanager
+def only_ours_of(factory, name: str, content: bytes) -> Iterator[Path]:
+    """Write a damaged file, whose name the errors in the block must have."""
+    file = factory.getbasetemp() / name
+    file.write_bytes(content)
+    with only_ours(str(file)):
+        yield file
+
+
 @bounded(900)
 @given(content=damaged_json(SPLITS))
 def test_splits(tmp_path_factory, content):
-    file = tmp_path_factory.getbasetemp() / "splits_final.json"
-    file.write_bytes(content)
-    with only_ours(str(file)):
+    with only_ours_of(tmp_path_factory, "splits_final.json", content) as file:
         for split in read_splits(file, IDS):
             assert split["train"] and split["val"] and set(split["train"] + split["val"]) <= set(IDS)
 
@@ -171,9 +180,7 @@ METADATA = {
 @bounded(700)
 @given(content=damaged_json(METADATA))
 def test_metadata(tmp_path_factory, content):
-    file = tmp_path_factory.getbasetemp() / "metadata.json"
-    file.write_bytes(content)
-    with only_ours(str(file)):
+    with only_ours_of(tmp_path_factory, "metadata.json", content) as file:
         saver = SaveDicomSegd("pred", metadata=file)
         assert all(type(segment.name) is str for segment in saver.segments)
 
