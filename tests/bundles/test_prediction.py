@@ -17,7 +17,7 @@ import pytest
 import torch
 from helpers.bundles import make_trained
 from helpers.datasets import make_case, save
-from helpers.processes import children_of, is_running, wait_for
+from helpers.processes import children_of, free_port, is_running, wait_for
 from monai.bundle import run
 
 from mednext_monai import files
@@ -341,3 +341,31 @@ def test_several_processes_share_the_cases_and_list_all_that_failed(bundle, scan
             sentence = errors.split("mednext: error: ")[-1]
             assert sentence.startswith("1 of 5 cases could not be segmented:\n  case_1: ")
         assert sorted(state(out)) == [f"{case}.nii.gz" for case in IDS if status == 0 or case != "case_1"]
+
+
+@pytest.mark.slow
+def test_computers_of_one_torchrun_share_the_cases(bundle, scans, tmp_path):
+    """Two launchers, each of which knows only its own process and the address of the first one."""
+    out, port = tmp_path / "out", free_port()
+    files = [str(bundle / "configs" / f"{name}.json") for name in ("inference", "multi_gpu_inference")]
+    options = {"bundle_root": bundle, "input": scans, "output_dir": out, **OPTIONS}
+
+    def run_both() -> list[tuple[int, str]]:
+        launchers = []
+        for rank in range(2):
+            command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--node_rank", str(rank)]
+            command += ["--nproc_per_node", "1", "--master_addr", "127.0.0.1", "--master_port", str(port)]
+            command += ["-m", "monai.bundle", "run", "inferring", "--config_file", str(files)]
+            command += [text for name, value in options.items() for text in (f"--{name}", str(value))]
+            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+            launchers.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
+        ended = [launcher.communicate(timeout=200)[1] for launcher in launchers]
+        return [(launcher.returncode, errors) for launcher, errors in zip(launchers, ended)]
+
+    (scans / "case_3.nii.gz").write_bytes(b"damaged")
+    (first, errors), (second, _) = run_both()
+    assert first == second == 1
+    assert "mednext: error: 1 of 5 cases could not be segmented:\n" in errors.replace("[rank0]: ", "")
+    write_scan(scans / "case_3.nii.gz", 3)
+    assert [status for status, _ in run_both()] == [0, 0]
+    assert sorted(state(out)) == [f"{case}.nii.gz" for case in IDS]
