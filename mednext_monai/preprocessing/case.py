@@ -62,6 +62,7 @@ def preprocess_case(
     if ignore_label is not None:  # says nothing about the image: the mask is that of background in its place
         annotated = mark_outside(np.where(cropped == ignore_label, 0, cropped), filled)
         inside = resample_labels(annotated, geometry.resampled_shape, geometry.axis) >= 0
+    del mask, cropped, filled  # a large scan takes memory in the next step
     image = resample_image(crop(image, start, stop), geometry.resampled_shape, geometry.axis)
     image = normalize_channels(image, settings["normalization"], settings["intensity"], inside=inside)
     return PreprocessedCase(image, label, geometry)

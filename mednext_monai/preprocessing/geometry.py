@@ -353,10 +353,8 @@ class _Planes:
     def __call__(self, planes: slice) -> np.ndarray:
         while self.held and self.start + self.held[0].shape[self.axis] <= planes.start:
             self.start += self.held.pop(0).shape[self.axis]
-        if self.held and self.stop < planes.stop:  # the next slab takes memory, so keep only what is still needed
-            self.held[0] = self.held[0][(*self.before, slice(planes.start - self.start, None))].copy()
-            self.start = planes.start
         while self.stop < planes.stop:
+            self._copy_needed(planes)
             slab = next(self.slabs, None)
             if slab is None:
                 raise ValueError(f"the slabs end after {self.stop} planes, {planes.stop} are needed.")
@@ -365,9 +363,15 @@ class _Planes:
                 self.start = self.stop + low
             self.stop += slab.shape[self.axis]
             if self.stop > planes.start:
-                self.held.append(slab[(*self.before, slice(low, None))].copy())
+                self.held.append(slab[(*self.before, slice(low, None))])
         found = [part[(*self.before, self._within(part, first, planes))] for part, first in self._parts()]
         return found[0] if len(found) == 1 else np.concatenate(found, axis=self.axis)
+
+    def _copy_needed(self, planes: slice) -> None:
+        """Copy the planes that are still needed, before the next slab overwrites them; the last slab is a view."""
+        needed = [part[(*self.before, self._within(part, first, planes))] for part, first in self._parts()]
+        self.start = max(self.start, planes.start) if self.held else self.start
+        self.held = [part.copy() for part in needed]
 
     def _parts(self) -> Iterator[tuple[np.ndarray, int]]:
         first = self.start

@@ -367,7 +367,7 @@ def _resample_channel(channel: np.ndarray, shape: tuple[int, ...], axis: int | N
     values = _apply(channel, weights, _axis_order(channel.shape, plane_shape))
     others = tuple(other for other in range(channel.ndim) if other != axis)
     low, high = (reduce(axis=others, keepdims=True) for reduce in (channel.min, channel.max))
-    values = np.clip(values, low, high)
+    values = np.clip(values, low, high, out=values if values is not channel else None)
     return values if picks is None else values.take(picks, axis=axis)
 
 
