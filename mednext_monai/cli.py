@@ -111,6 +111,25 @@ def bundle_zip(bundle: str, output: str | None = None) -> None:
         print(f"mednext: note: {folder} has no weights yet, and neither has the zip", file=sys.stderr)
 
 
+def bundle_release(bundle: str, output_dir: str, half: bool = True, data_license: str | None = None) -> None:
+    """
+    Write the weights of a trained and evaluated bundle for others.
+
+    The released bundle has the weights in half precision, which it evaluates again, and says in models/model.json, in
+    its metadata and on its page how they were trained and how good they are. It has no images and no case ids.
+
+    Args:
+        bundle: folder of the bundle, after `mednext train` and `mednext evaluate` of fold 0.
+        output_dir: a new folder, or a bundle of the same variant and kernel size without weights of yours.
+        half: half precision; false: as they are.
+        data_license: a text file with source and license of the data, for docs/data_license.txt.
+    """
+    from . import bundles
+
+    folder = bundles.release(bundle, output_dir, half, data_license)
+    print(f"{folder}: models/model.pt, with what is known about it in models/model.json and docs/README.md")
+
+
 def _report_zip(folder: Path) -> None:
     """Say what a zip of the bundle does not contain, and what it contains that may not be for others."""
     from . import bundles
@@ -361,6 +380,7 @@ COMMANDS: dict[str, Any] = {
         "copy": bundle_copy,
         "new": bundle_new,
         "build": bundle_build,
+        "release": bundle_release,
         "zip": bundle_zip,
     },
     "evaluate-folder": evaluate_folder,

@@ -130,7 +130,7 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture
 def checked(folder, monkeypatch):
     """Check a command as it would be run in a bundle's folder or, for the README, in the folder that holds it."""
-    monkeypatch.setattr(commands, "_run", lambda command, name: 0)
+    monkeypatch.setattr(commands, "run_command", lambda command, name: 0)
     monkeypatch.setattr(cross_validation, "_folds", lambda *_: [])
     monkeypatch.setattr(cross_validation, "_collect", lambda *_: 0)
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):  # set by torchrun

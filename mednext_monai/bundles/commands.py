@@ -28,7 +28,16 @@ from ..options import literal, paths
 from .library import names, path
 from .task_bundle import refuse_code
 
-__all__ = ["ENVIRONMENT", "WORKFLOWS", "Misuse", "Workflow", "bundle_command", "help_text", "run_workflow"]
+__all__ = [
+    "ENVIRONMENT",
+    "WORKFLOWS",
+    "Misuse",
+    "Workflow",
+    "bundle_command",
+    "help_text",
+    "run_command",
+    "run_workflow",
+]
 
 # On Linux, keep freed memory in the process, since returning it to the system after every operation doubles the
 # run time, and let idle threads yield their core.
@@ -150,7 +159,7 @@ def run_workflow(name: str, arguments: Sequence[str]) -> int:
     command = _command(WORKFLOWS[name], typed)
     shown = ["python", *command[1:]] if typed.gpus is None else ["torchrun", *command[3:]]
     print(f"$ {shlex.join(shown)}", flush=True)
-    return _run(command, name)
+    return run_command(command, name)
 
 
 def bundle_command(
@@ -345,7 +354,7 @@ def _command(workflow: Workflow, typed: _Typed) -> list[str]:
     return command
 
 
-def _run(command: list[str], name: str) -> int:
+def run_command(command: list[str], name: str) -> int:
     """Run the command; when it has failed, print the diagnosis that it left as the last line."""
     with tempfile.TemporaryDirectory(prefix="mednext.") as folder:
         file = Path(folder, "error")

@@ -24,7 +24,7 @@ SOURCES = ("common", "train", "preprocess", "evaluate", "inference")
 def started(monkeypatch) -> list[list[str]]:
     """The commands that were started; none is."""
     calls: list[list[str]] = []
-    monkeypatch.setattr(commands, "_run", lambda command, name: calls.append(command) or 0)
+    monkeypatch.setattr(commands, "run_command", lambda command, name: calls.append(command) or 0)
     return calls
 
 

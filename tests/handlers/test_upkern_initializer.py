@@ -117,7 +117,7 @@ def test_heads_and_stem_can_be_skipped(pretrained):
 
 
 def test_missing_checkpoint_is_an_error_when_the_handler_is_made(tmp_path):
-    with pytest.raises(FileNotFoundError, match="the checkpoint for UpKern, .*none.pt, does not exist"):
+    with pytest.raises(FileNotFoundError, match="the checkpoint to start from, .*none.pt, does not exist"):
         UpKernInitializer(str(tmp_path / "none.pt"), tiny())
 
 
