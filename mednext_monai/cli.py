@@ -35,7 +35,7 @@ def bundle_list() -> None:
 
     for name in bundles.names():
         folder = bundles.path(name)
-        print(f"{name}  {'trained' if bundles.has_weights(folder) else 'without weights'}  {folder}")
+        print(f"{name}  {'with weights   ' if bundles.has_weights(folder) else 'without weights'}  {folder}")
 
 
 def bundle_copy(name: str, output_dir: str = ".") -> None:

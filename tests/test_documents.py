@@ -67,6 +67,7 @@ my_bundle/postprocessing.json my_bundle/out/postprocessing.json my_bundle/models
 RUN_ELSEWHERE = {
     "bundle build": ("test_cli.py", "test_a_build_can_zip_every_bundle", '"bundle", "build"'),
     "bundle copy": ("test_cli.py", "test_bundles_are_listed_copied_and_zipped", '"bundle", "copy"'),
+    "bundle list": ("test_cli.py", "test_bundles_are_listed_copied_and_zipped", '"bundle", "list"'),
     "bundle release": (
         "bundles/test_release.py",
         "test_what_does_not_belong_together_is_not_released",

@@ -12,7 +12,8 @@ from .library import PACKAGE
 
 __all__ = ["bundle_files", "left_out", "zip_bundle"]
 
-STATES = ("last*.pt", "nonfinite.pt", ".*")  # in models/: large, and nonfinite.pt holds images
+# In models/: large, of another task, or, nonfinite.pt, with images.
+STATES = ("last*.pt", "nonfinite.pt", "pretrained.*", ".*")
 
 
 def zip_bundle(bundle_dir: str | Path, output: str | Path | None = None) -> Path:
