@@ -36,6 +36,17 @@ def texts(item) -> list[str]:
     return [text for value in item for text in texts(value)] if isinstance(item, list) else [str(item)]
 
 
+def test_a_new_bundle_inherits_nothing_of_weights_for_another_task(task, tmp_path):
+    assert bundles.has_weights(bundles.path("mednext_s_k3"))
+    bundle = bundles.new_bundle("S", 3, task, tmp_path / "boxes")
+    assert [file.name for file in (bundle / "models").iterdir()] == ["model.pt"] and not bundles.has_weights(bundle)
+    assert [file.name for file in (bundle / "docs").iterdir()] == ["README.md"]
+    assert not {"weights", "eval_metrics"} & set(load(bundle / "configs" / "metadata.json"))
+    for file in (bundle / "configs").iterdir():
+        assert "Anterior" not in file.read_text(), file
+    assert "Anterior" not in (bundle / "docs" / "README.md").read_text()
+
+
 def test_a_new_bundle_says_what_the_task_is_and_trains_loads_and_zips(tmp_path, task):
     bundle = bundles.new_bundle("s", 3, task, tmp_path / "deep" / "boxes_s")
     planned, generic = load(task), bundles.path("mednext_s_k3") / "configs"
@@ -45,7 +56,7 @@ def test_a_new_bundle_says_what_the_task_is_and_trains_loads_and_zips(tmp_path, 
     assert train["batch_dice"] is False and load(bundle / "configs" / "splits.json") == planned["splits"]
     assert train["splits"] == "$@bundle_root + '/configs/splits.json'"
     changed = {key for key, value in load(generic / "train.json").items() if train[key] != value}
-    assert changed <= set(planned)
+    assert changed - {"released_task"} <= set(planned) and train["released_task"] is None
     for overlay in ("evaluate.json", "multi_gpu_train.json", "multi_gpu_inference.json"):
         assert (bundle / "configs" / overlay).read_bytes() == (generic / overlay).read_bytes()
     assert load(bundle / "configs" / "task.json") == planned
