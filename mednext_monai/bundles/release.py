@@ -106,7 +106,7 @@ def _check_target(source: Path, target: Path, config: Mapping[str, Any]) -> None
 
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
-    if target.exists() and source.exists() and target.samefile(source):
+    if target.samefile(source):
         raise ValueError(f"output_dir: {target} is the bundle itself; name another folder.")
     other = _config(target)
     for key in ("variant", "kernel_size"):
@@ -119,6 +119,7 @@ def _check_target(source: Path, target: Path, config: Mapping[str, Any]) -> None
 def _trained(source: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """Return the tensors, what they carry, and how they were trained according to the state of the training."""
     from ..weights import read_checkpoint, read_settings, read_state_dict
+    from ..weights.state_dict import find_state_dict, plain_names
 
     weights, last = source / "models" / "model.pt", source / "models" / "last.pt"
     tensors, settings = read_state_dict(weights), read_settings(weights)
@@ -127,7 +128,7 @@ def _trained(source: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, An
             f"{weights} does not say how it was trained: only weights of a bundle's training are released."
         )
     state = read_checkpoint(last)
-    final = read_state_dict(last)
+    final = plain_names(find_state_dict(state, last))
     if tensors.keys() != final.keys() or not all((tensors[name] == final[name]).all() for name in tensors):
         raise ValueError(f"{last} is not the state in which {weights} was written: release the end of a training.")
     trainer, optimizer = state["trainer"], state["optimizer"]["param_groups"][0]
