@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import subprocess
 import sys
@@ -39,6 +40,7 @@ def test_processes_wait_for_each_other_beyond_the_groups_timeout(tmp_path):
 
 def _gathering_process(rank: int, folder: str, port: int) -> None:
     os.environ.update(RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    atexit.register(lambda: dist.is_initialized() or Path(folder, "disconnected").touch())  # after ours
     start_processes(torch.device("cpu"))
     assert gather({"rank": rank}) == [{"rank": 0}, {"rank": 1}]
     if rank == 1:
@@ -52,6 +54,7 @@ def test_values_of_all_processes_are_gathered(tmp_path):
     assert gather("alone") == ["alone"]
     spawn(_gathering_process, str(tmp_path), free_port())
     assert (tmp_path / "noticed").exists()
+    assert (tmp_path / "disconnected").exists()  # a thread of gloo must not outlive the interpreter
 
 
 def _ending_process(rank: int, folder: str, port: int) -> None:
