@@ -13,6 +13,7 @@ import yaml
 
 from .. import __version__
 from ..files import write_atomically
+from .label_table import LABEL_TABLE, label_table
 from .library import PLACEHOLDER, bundle_name, checkout_root, has_weights
 
 __all__ = ["build", "check", "render"]
@@ -89,6 +90,9 @@ def render(variant: str, kernel_size: int, source_dir: Path) -> dict[str, bytes]
     files["docs/README.md"] = fill("bundle_readme.md").encode()
     files["LICENSE"] = (source_dir.parent / "LICENSE").read_bytes()
     files["models/model.pt"] = PLACEHOLDER
+    table = label_table(configs["metadata"])
+    if table is not None:
+        files[LABEL_TABLE] = table.encode()
     return files
 
 

@@ -15,13 +15,15 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from string import Template
 from typing import Any
 
+from ..data.segment_codes import known_codes
 from ..files import read_json
 from ..options import literal, plain
+from .label_table import LABEL_TABLE, label_table
 from .library import bundle_name, names, path
 
 __all__ = ["PLAN_KEYS", "new_bundle", "refuse_code"]
@@ -95,6 +97,9 @@ def new_bundle(variant: str, kernel_size: int, plan: str | Path, output_dir: str
             _save(bundle / "configs" / f"{name}.json", configs[name])
         _save(bundle / "configs" / "metadata.json", literal(configs["metadata"]))
         _save(bundle / "configs" / PLAN_COPY, literal(content))
+        table = label_table(configs["metadata"])
+        if table is not None:
+            (bundle / LABEL_TABLE).write_bytes(table.encode("utf-8", "replace"))
         if splits:
             (bundle / "configs" / SPLITS).write_text(json.dumps(splits, indent=4) + "\n")
         page = bundle / "docs" / "README.md"
@@ -224,7 +229,9 @@ def _metadata(generic: dict, plan: Mapping, name: str, train: Mapping) -> dict:
     image = {**generic["network_data_format"]["inputs"]["image"]}
     image.update(modality=channel_list, num_channels=len(channels), channel_def=_numbered(channels))
     pred = {**generic["network_data_format"]["outputs"]["pred"]}
-    pred.update(num_channels=len(classes), channel_def=_numbered(classes))
+    pred.update(num_channels=len(classes), channel_def=_numbered(_distinct(classes)))
+    if codes := known_codes(classes):
+        pred["segment_codes"] = codes
     return {
         **generic,
         "version": "0.1.0",
@@ -255,6 +262,17 @@ def _evaluated(plan: Mapping) -> str:
     regions = plan.get("regions") or {}
     named = ", ".join(f"{name} ({' + '.join(map(str, values))})" for name, values in regions.items())
     return f". Evaluated as the regions {named}" if named else ""
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    """
+    Return names of classes that differ in more than their case; one that does not is followed by its value.
+
+    MONAI Label finds a class by its name in lower case, and takes every ``background`` for the first one.
+    """
+    lower = [name.lower() for name in names]
+    taken = {name for name in lower if lower.count(name) > 1} | {"background"}
+    return [f"{name}_{value}" if value and name.lower() in taken else name for value, name in enumerate(names)]
 
 
 def _numbered(items: Iterable[str]) -> dict[str, str]:

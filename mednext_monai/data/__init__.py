@@ -1,6 +1,7 @@
 """Data sets on disk: layouts, folds, image files, checks, preprocessed cases, and the sequence of training patches.
 
 - ``dataset``: the supported layouts, and the lists of cases for training and inference.
+- ``case_lists``: these lists, made when they are first used.
 - ``label_names``: classes, regions and the ignore label in ``dataset.json``.
 - ``folds``: splitting cases into training and validation.
 - ``io``: the only reader and writer of images.
@@ -16,6 +17,7 @@
 Importing this package imports neither torch nor MONAI, so that worker processes start quickly.
 """
 
+from .case_lists import CaseList, InferenceCases, TrainingCases
 from .checks import check_cases, check_dicom_seg, check_folders, check_outputs
 from .dataset import (
     Dataset,
@@ -35,12 +37,15 @@ from .results import Output, Results
 from .store import CasesError, preprocess_dataset, preprocessed_cases
 
 __all__ = [
+    "CaseList",
     "CasesError",
     "Dataset",
     "DatasetError",
+    "InferenceCases",
     "Output",
     "ProbabilityStore",
     "Results",
+    "TrainingCases",
     "cases_digest",
     "check_cases",
     "check_dicom_seg",
