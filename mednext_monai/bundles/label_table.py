@@ -9,9 +9,8 @@ from typing import Any
 
 from ..data.segments import Code, Segment, make_segments
 
-__all__ = ["LABEL_TABLE", "label_table"]
+__all__ = ["label_table"]
 
-LABEL_TABLE = "models/labels.csv"  # in a bundle
 GENERIC = ["background", "foreground"]  # of a bundle that is for any task
 SEQUENCES = (
     "SegmentedPropertyCategoryCodeSequence",
@@ -23,7 +22,7 @@ SEQUENCES = (
 FIELDS = ("CodingSchemeDesignator", "CodeValue", "CodeMeaning")
 
 
-def label_table(metadata: Mapping[str, Any]) -> str | None:
+def label_table(metadata: Mapping[str, Any]) -> bytes | None:
     """
     Return the table of the classes that the metadata of a bundle name.
 
@@ -34,7 +33,7 @@ def label_table(metadata: Mapping[str, Any]) -> str | None:
         metadata: with ``channel_def`` and, optionally, ``segment_codes`` of the output ``pred``.
 
     Returns:
-        the content of the file, or ``None`` if the metadata are those of a bundle for any task.
+        the content of the file, UTF-8, or ``None`` if the metadata are those of a bundle for any task.
     """
     pred = metadata["network_data_format"]["outputs"]["pred"]
     described = {int(value): str(name) for value, name in pred["channel_def"].items()}
@@ -45,7 +44,7 @@ def label_table(metadata: Mapping[str, Any]) -> str | None:
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(["LabelValue", "Name", *(f"{sequence}.{field}" for sequence in SEQUENCES for field in FIELDS)])
     rows.writerows(_row(segment) for segment in make_segments(names, pred.get("segment_codes")))
-    return text.getvalue()
+    return text.getvalue().encode("utf-8", "replace")  # a name may have half a pair of surrogates
 
 
 def _row(segment: Segment) -> list:
