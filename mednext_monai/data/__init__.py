@@ -10,6 +10,7 @@
 - ``segments``, ``dicom_seg``: what the classes are, and segmentations as DICOM-SEG.
 - ``checks``: the only place that decides whether a file is valid.
 - ``store``: preprocesses every case once and stores it as memory-mapped arrays.
+- ``stored_cases``: what is stored for the cases of a training; ``stored_dataset``: as a data set, not imported here.
 - ``prepare``: does so for a whole data set, or for a part of it, before a training.
 - ``results``: which cases of a prediction are finished.
 - ``patches``: which case fills which slot of a batch; not imported here, since it needs torch and MONAI.
@@ -17,7 +18,7 @@
 Importing this package imports neither torch nor MONAI, so that worker processes start quickly.
 """
 
-from .case_lists import CaseList, InferenceCases, TrainingCases
+from .case_lists import CaseList, InferenceCases
 from .checks import check_cases, check_dicom_seg, check_folders, check_outputs
 from .dataset import (
     Dataset,
@@ -26,6 +27,7 @@ from .dataset import (
     class_names,
     fold_count,
     inference_cases,
+    named_cases,
     read_dataset,
     training_cases,
 )
@@ -35,6 +37,7 @@ from .prepare import prepare_cases
 from .probabilities import ProbabilityStore
 from .results import Output, Results
 from .store import CasesError, preprocess_dataset, preprocessed_cases
+from .stored_cases import StoredCases
 
 __all__ = [
     "CaseList",
@@ -45,7 +48,7 @@ __all__ = [
     "Output",
     "ProbabilityStore",
     "Results",
-    "TrainingCases",
+    "StoredCases",
     "cases_digest",
     "check_cases",
     "check_dicom_seg",
@@ -55,6 +58,7 @@ __all__ = [
     "fold_count",
     "inference_cases",
     "make_folds",
+    "named_cases",
     "prepare_cases",
     "preprocess_dataset",
     "preprocessed_cases",

@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, overload
 
-from .dataset import inference_cases, training_cases
+from .dataset import inference_cases
 
-__all__ = ["CaseList", "InferenceCases", "TrainingCases"]
+__all__ = ["CaseList", "InferenceCases"]
 
 
 class CaseList(Sequence[dict]):
@@ -42,18 +42,6 @@ class CaseList(Sequence[dict]):
 
     def __len__(self) -> int:
         return len(self._list())
-
-
-class TrainingCases(CaseList):
-    """
-    The list of :py:func:`~mednext_monai.data.training_cases`.
-
-    Args:
-        kwargs: its arguments.
-    """
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(training_cases, **kwargs)
 
 
 class InferenceCases(CaseList):

@@ -33,6 +33,7 @@ __all__ = [
     "class_names",
     "fold_count",
     "inference_cases",
+    "named_cases",
     "read_dataset",
     "select_part",
     "training_cases",
@@ -236,6 +237,23 @@ def class_names(dataset_dir: str, out_channels: int) -> list[str]:
     if len(names) != out_channels:
         return [f"class_{value}" for value in range(out_channels)]
     return [name if names.count(name) == 1 else f"{name}_{value}" for value, name in enumerate(names)]
+
+
+def named_cases(cases: Sequence[Mapping]) -> list[dict]:
+    """
+    Return cases that all have an id: that of a case without one is the name of its image file, or of its first channel.
+
+    Args:
+        cases: dictionaries with ``image``, and ``id`` or not, such as the lists of MONAI's tools.
+    """
+    named = []
+    for case in cases:
+        image = case["image"]
+        files = [image] if isinstance(image, (str, PathLike)) else list(image)
+        name = strip_ending(files[0])
+        match = CHANNEL_FILE.fullmatch(name) if len(files) > 1 else None
+        named.append({"id": match[1] if match else name, **case})
+    return named
 
 
 def cases_digest(cases: Sequence[Mapping]) -> str:

@@ -14,7 +14,8 @@ from .random_states import RandomStates, set_seed
 from .tensorboard_overlay import TensorBoardOverlay
 from .training_checkpoint import TrainingCheckpoint, check_start
 from .upkern_initializer import UpKernInitializer
-from .weights_loader import WeightsLoader
+from .use import use
+from .weights_loader import SharedCheckpointLoader, WeightsLoader
 
 __all__ = [
     "BestCheckpoint",
@@ -25,6 +26,7 @@ __all__ = [
     "NonFiniteLoss",
     "PatchValidation",
     "RandomStates",
+    "SharedCheckpointLoader",
     "TensorBoardOverlay",
     "TrainingCheckpoint",
     "UpKernInitializer",
@@ -32,4 +34,5 @@ __all__ = [
     "best_metric",
     "check_start",
     "set_seed",
+    "use",
 ]
