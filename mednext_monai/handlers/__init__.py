@@ -5,6 +5,7 @@ One file for each handler, together with the functions that configure it.
 
 from .best_checkpoint import BestCheckpoint, best_metric
 from .gradient_clipping import GradientClipping
+from .learning_rate import LearningRate
 from .mean_loss import MeanLoss
 from .metrics_report import MetricsReport
 from .moving_average import MovingAverage
@@ -20,6 +21,7 @@ from .weights_loader import SharedCheckpointLoader, WeightsLoader
 __all__ = [
     "BestCheckpoint",
     "GradientClipping",
+    "LearningRate",
     "MeanLoss",
     "MetricsReport",
     "MovingAverage",

@@ -205,7 +205,7 @@ def test_the_server_segments_an_image(server, dataset, tmp_path):
     (tmp_path / "answer.nii.gz").write_bytes(answer)
     found, image = nibabel.load(tmp_path / "answer.nii.gz"), dataset / "imagesTr" / "box_2.nii.gz"
     np.testing.assert_array_equal(np.asarray(found.dataobj), expected_result(bundle, image))
-    np.testing.assert_allclose(found.affine, nibabel.load(image).affine, atol=1e-4)
+    np.testing.assert_allclose(found.affine, nibabel.load(image).affine, atol=0.03)  # ITK writes no shear
 
 
 @pytest.mark.slow
