@@ -35,7 +35,7 @@ from .folds import make_folds, read_groups, read_splits, select_fold
 from .io import read_image, read_label, write_segmentation
 from .prepare import prepare_cases
 from .probabilities import ProbabilityStore
-from .results import Output, Results
+from .results import Output, Results, outputs_in
 from .store import CasesError, preprocess_dataset, preprocessed_cases
 from .stored_cases import StoredCases
 
@@ -59,6 +59,7 @@ __all__ = [
     "inference_cases",
     "make_folds",
     "named_cases",
+    "outputs_in",
     "prepare_cases",
     "preprocess_dataset",
     "preprocessed_cases",
