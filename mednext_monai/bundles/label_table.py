@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..data.segments import Code, Segment, make_segments
+if TYPE_CHECKING:
+    from ..data.segments import Code, Segment
 
 __all__ = ["label_table"]
 
@@ -35,6 +36,8 @@ def label_table(metadata: Mapping[str, Any]) -> bytes | None:
     Returns:
         the content of the file, UTF-8, or ``None`` if the metadata are those of a bundle for any task.
     """
+    from ..data.segments import make_segments  # imports numpy
+
     pred = metadata["network_data_format"]["outputs"]["pred"]
     described = {int(value): str(name) for value, name in pred["channel_def"].items()}
     names = [described[value] for value in sorted(described)]

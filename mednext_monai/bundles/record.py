@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..data.segment_codes import known_codes
 from ..options import literal, plain
 from .label_table import label_table
 from .library import LABEL_TABLE
@@ -79,6 +78,8 @@ def task_fields(metadata: Mapping, task: str, settings: Mapping) -> dict[str, An
         task: name of the task or its data set.
         settings: ``channel_names``, ``labels`` (background first) and ``ignore_label``, of a plan or a checkpoint.
     """
+    from ..data.segment_codes import known_codes  # imports numpy
+
     channels, classes = settings["channel_names"], settings["labels"]
     channel_list, foreground = ", ".join(channels), ", ".join(classes[1:])
     image = {**metadata["network_data_format"]["inputs"]["image"]}
