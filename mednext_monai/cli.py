@@ -111,7 +111,9 @@ def bundle_zip(bundle: str, output: str | None = None) -> None:
         print(f"mednext: note: {folder} has no weights yet, and neither has the zip", file=sys.stderr)
 
 
-def bundle_release(bundle: str, output_dir: str, half: bool = True, data_license: str | None = None) -> None:
+def bundle_release(
+    bundle: str, output_dir: str, half: bool = True, data_license: str | None = None, note: str | None = None
+) -> None:
     """
     Write the weights of a trained and evaluated bundle for others.
 
@@ -123,10 +125,11 @@ def bundle_release(bundle: str, output_dir: str, half: bool = True, data_license
         output_dir: a new folder, or a bundle of the same variant and kernel size without weights of yours.
         half: half precision; false: as they are.
         data_license: a text file with source and license of the data, for docs/data_license.txt.
+        note: a sentence about the training, for the page.
     """
     from . import bundles
 
-    folder = bundles.release(bundle, output_dir, half, data_license)
+    folder = bundles.release(bundle, output_dir, half, data_license, note)
     print(f"{folder}: models/model.pt, with what is known about it in models/model.json and docs/README.md")
 
 

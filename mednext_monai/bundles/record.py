@@ -172,7 +172,7 @@ def _training_text(record: Mapping[str, Any]) -> str:
         f"{training['steps']} steps ({training['epochs']} epochs of {training['iterations_per_epoch']}) of "
         f"{training['batch_size']} patches of {patch} voxels at {spacing} mm, {start}; the published recipe, learning "
         f"rate {training['learning_rate']:g}, seed {training['seed']}; {device}; {versions}."
-    )
+    ) + (f" {training['note']}" if training.get("note") else "")
 
 
 def _data_text(data: Mapping[str, Any]) -> str:

@@ -39,6 +39,7 @@ def release(
     output_dir: str | Path,
     half: bool = True,
     data_license: str | Path | None = None,
+    note: str | None = None,
     evaluate: Callable[[Path, Path], None] | None = None,
 ) -> Path:
     """
@@ -52,6 +53,7 @@ def release(
         half: whether to store the weights in half precision, which halves the file. Defaults to ``True``.
         data_license: a text file with source and license of the data. Defaults to ``None``: those in
             ``dataset.json``, if it states them.
+        note: a sentence about the training for the page. Defaults to ``None``.
         evaluate: function that evaluates a checkpoint and writes its tables to a folder, for the weights in half
             precision. Defaults to ``None``: the bundle's own evaluation.
 
@@ -79,6 +81,7 @@ def release(
             change = _mean_dice(tables / "metrics.json") - _mean_dice(measured)
             measured = tables / "metrics.json"
         record = _record(file, settings, training, config, read_json(measured), change)
+        record["training"]["note"] = note
         record["data"] |= _data(read_json(measured)["settings"]["dataset_dir"], data_license)
         record["curve"] = _curve(source / "eval", training["epochs"])
         _copy_public(source, target)

@@ -33,7 +33,7 @@ with torch.no_grad():
     print(float(network(torch.linspace(-2, 2, 32 * 48 * 32).reshape(1, 1, 32, 48, 32)).double().sum()))
 """
 # Sum of the logits of that input, as recorded when the weights were released.
-RECORDED: dict[str, float] = {}
+RECORDED = {"mednext_s_k3": 296144.56}
 
 
 @pytest.mark.parametrize("name", NAMES)

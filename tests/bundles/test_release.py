@@ -78,8 +78,9 @@ def evaluated(tmp_path: Path, dice: float = 0.5):
 
 @pytest.fixture
 def released(trained, tmp_path) -> Path:
-    (tmp_path / "license.txt").write_text("Boxes by nobody, CC0.\n")
-    return bundles.release(trained, tmp_path / "out", True, tmp_path / "license.txt", evaluated(tmp_path, 0.50012))
+    text = tmp_path / "license.txt"
+    text.write_text("Boxes by nobody, CC0.\n")
+    return bundles.release(trained, tmp_path / "out", True, text, "By hand.", evaluated(tmp_path, 0.50012))
 
 
 def test_the_weights_are_those_of_the_training_in_half_precision_with_its_settings(trained, released):
@@ -118,6 +119,7 @@ def test_metadata_and_page_follow_from_the_record(released):
         "| inner | 0.2500 | – | – |",
         "600 steps (3 epochs of 200) of 2 patches of 32 x 32 x 32 voxels at 1 x 1 x 1 mm, from random weights",
         f"SHA-256 `{record['sha256']}`. Half precision changes the mean Dice by +0.000120.",
+        "torch 2.13.0, monai 1.6.1, mednext_monai 0.1.0. By hand.",
         "Boxes; 3 training cases; CC0 (`docs/data_license.txt`).",
     ):
         assert text in page
