@@ -105,6 +105,11 @@ def make_trainable(directory: Path, **options) -> Path:
     content.update({**TINY, "out_channels": 3, "iterations_per_epoch": 2, "val_interval": 1, **options})
     content["network_def"]["base_channels"] = 4
     file.write_text(json.dumps(content))
+    file = folder / "configs" / "metadata.json"
+    content = json.loads(file.read_text())
+    pred = content["network_data_format"]["outputs"]["pred"]
+    pred.update(num_channels=3, channel_def={"0": "background", "1": "Outer", "2": "Inner"})
+    file.write_text(json.dumps(content))
     return folder
 
 
@@ -128,7 +133,7 @@ def test_a_training_uses_the_cases_that_are_passed_to_it(dataset, tmp_path, coun
     sample = workflow.train_dataset[0]
     assert sample["image"].shape == (1, 32, 32, 32) and sample["id"] in {case["id"] for case in cases["training"]}
     names = workflow.parser.get_parsed_content("carried_settings")["labels"]
-    assert names == ["class_0", "class_1", "class_2"]  # the metadata of the generic bundle are of two classes
+    assert names == ["background", "Outer", "Inner"]  # of the metadata: there is no data set
 
 
 @pytest.mark.slow
@@ -199,7 +204,7 @@ def test_the_server_segments_an_image(server, dataset, tmp_path):
     address, bundle, _ = server
     with urllib.request.urlopen(f"{address}/info/") as response:
         model = json.load(response)["models"][bundle.name]
-    assert model["config"]["mirror"] is True and model["labels"] == {"foreground": 1}
+    assert model["config"]["mirror"] is True and model["labels"] == {"outer": 1, "inner": 2}
     params = {"params": json.dumps({"device": "cpu", "mirror": False})}
     answer = post(f"{address}/infer/{bundle.name}?image=box_2&output=image", params)
     (tmp_path / "answer.nii.gz").write_bytes(answer)
