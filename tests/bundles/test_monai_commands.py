@@ -82,17 +82,12 @@ def test_load_without_weights_says_so_and_asks_no_network(monkeypatch):
     assert "tried to download" not in str(error.value)
 
 
-WORKFLOWS = [
-    (["train"], "train"),
-    (["train", "evaluate"], "train"),
-    (["train", "evaluate"], "eval"),
-    (["inference"], "infer"),
-    (["inference"], "evaluation"),
-]
+WORKFLOWS = [(name, [config], kind) for name in NAMES for config, kind in (("train", "train"), ("inference", "infer"))]
+WORKFLOWS += [("mednext_s_k3", ["train", "evaluate"], kind) for kind in ("train", "eval")]
+WORKFLOWS += [("mednext_s_k3", ["inference"], "evaluation")]
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize(("configs", "kind"), WORKFLOWS)
+@pytest.mark.parametrize(("name", "configs", "kind"), WORKFLOWS)
 def test_all_properties_of_a_workflow_are_there_without_images_to_segment(name, configs, kind, dataset, tmp_path):
     (dataset / "dataset.json").write_text((dataset / "dataset.json").read_text().replace('"test"', '"other"'))
     shutil.rmtree(dataset / "imagesTs")
