@@ -33,7 +33,7 @@ __all__ = ["Predictor", "predict"]
 
 # Options that concern files: where images are and results go, how cases are shared and shown; and those of the bundle.
 OF_FILES = {
-    *("dataset_dir", "input", "output_dir", "overwrite", "dicom_seg", "save_probabilities", "save_regions"),
+    *("dataset_dir", "input", "datalist", "output_dir", "overwrite", "dicom_seg", "save_probabilities", "save_regions"),
     *("num_workers", "part", "parts", "progress_bar", "bundle_root", "variant", "kernel_size"),
 }
 OF_A_RUN = {"val_data_loader", "postprocessing", "val_handlers", "progress"}  # arguments of the bundle's evaluator

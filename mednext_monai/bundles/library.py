@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 __all__ = [
+    "LABEL_TABLE",
     "PACKAGE",
     "PLACEHOLDER",
     "RECORD",
@@ -22,6 +23,7 @@ __all__ = [
 
 PACKAGE = Path(__file__).resolve().parent.parent
 
+LABEL_TABLE = "labels.csv"  # in models/: names and codes of the classes, for 3D Slicer
 RECORD = "model.json"  # in models/: what is known about weights that a bundle was released with
 # models/model.pt of a bundle without weights. Without a file there, `monai.bundle.load` would try to download one.
 # It is a readable text; torch's weights-only loader parses it as a reference to an unknown class, refuses it and

@@ -124,6 +124,14 @@ OPTIONS: dict[str, Option] = {
     "output_dir": PATH,
     "cache_dir": PATH,
     "input": _or_null(PATH),
+    "datalist": _or_null(
+        Option(
+            "a list of images",
+            lambda value: _is_list_of((str, Path, list, tuple, dict), value),
+            is_path=True,
+            is_list=True,
+        )
+    ),
     "checkpoint": _or_null(PATH),
     "upkern_checkpoint": _or_null(PATH),
     "pretrained": _or_null(PATH),

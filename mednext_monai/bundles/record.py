@@ -7,11 +7,13 @@ what it builds, so that none of this is written by hand.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..options import literal
+from ..options import literal, plain
+from .label_table import label_table
+from .library import LABEL_TABLE
 
 __all__ = [
     "CURVE",
@@ -54,6 +56,8 @@ def apply_record(files: Mapping[str, bytes], record: Mapping[str, Any]) -> dict[
         },
     }
     result = {**files, METADATA: _json({**metadata, **literal(stated)})}
+    if table := label_table(stated):
+        result[f"models/{LABEL_TABLE}"] = table
     for name in CONFIGS:
         config = json.loads(files[name])
         config["released_task"] = {key: task[key] for key in ("in_channels", "out_channels")}
@@ -74,12 +78,20 @@ def task_fields(metadata: Mapping, task: str, settings: Mapping) -> dict[str, An
         task: name of the task or its data set.
         settings: ``channel_names``, ``labels`` (background first) and ``ignore_label``, of a plan or a checkpoint.
     """
+    from ..data.segment_codes import known_codes  # imports numpy
+
     channels, classes = settings["channel_names"], settings["labels"]
     channel_list, foreground = ", ".join(channels), ", ".join(classes[1:])
     image = {**metadata["network_data_format"]["inputs"]["image"]}
     image.update(modality=channel_list, num_channels=len(channels), channel_def=_numbered(channels))
     pred = {**metadata["network_data_format"]["outputs"]["pred"]}
-    pred.update(num_channels=len(classes), channel_def=_numbered(classes))
+    described = _numbered(_distinct(classes))
+    stated = pred.pop("segment_codes", {})
+    if plain(pred["channel_def"]) != described:  # they are of other classes
+        stated = {}
+    pred.update(num_channels=len(classes), channel_def=described)
+    if codes := {**known_codes(classes), **stated}:
+        pred["segment_codes"] = codes
     return {
         "task": f"Segmentation of {foreground} ({task})",
         "image_classes": f"one channel each: {channel_list}",
@@ -172,6 +184,17 @@ def _data_text(data: Mapping[str, Any]) -> str:
 
 def _change_text(change: float | None) -> str:
     return "" if change is None else f" Half precision changes the mean Dice by {change:+.6f}."
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    """
+    Return names of classes that differ in more than their case; one that does not is followed by its value.
+
+    MONAI Label finds a class by its name in lower case, and takes every ``background`` for the first one.
+    """
+    lower = [name.lower() for name in names]
+    taken = {name for name in lower if lower.count(name) > 1} | {"background"}
+    return [f"{name}_{value}" if value and name.lower() in taken else name for value, name in enumerate(names)]
 
 
 def _numbered(items: Iterable[str]) -> dict[str, str]:

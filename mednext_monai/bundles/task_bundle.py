@@ -22,7 +22,8 @@ from typing import Any
 
 from ..files import read_json
 from ..options import literal, plain
-from .library import PLACEHOLDER, RECORD, bundle_name, names, path
+from .label_table import label_table
+from .library import LABEL_TABLE, PLACEHOLDER, RECORD, bundle_name, names, path
 from .record import CURVE, LICENSE, OF_WEIGHTS, label_values, task_fields
 
 __all__ = ["PLAN_KEYS", "new_bundle", "refuse_code"]
@@ -93,13 +94,16 @@ def new_bundle(variant: str, kernel_size: int, plan: str | Path, output_dir: str
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as temporary:
         bundle = Path(temporary, target.name)
         shutil.copytree(source, bundle, copy_function=shutil.copyfile)
-        for file in (f"models/{RECORD}", CURVE, LICENSE):  # of weights for another task
+        for file in (f"models/{RECORD}", f"models/{LABEL_TABLE}", CURVE, LICENSE):  # of weights for another task
             (bundle / file).unlink(missing_ok=True)
         (bundle / "models" / "model.pt").write_bytes(PLACEHOLDER)
         for name in ("train", "inference"):
             _save(bundle / "configs" / f"{name}.json", configs[name])
         _save(bundle / "configs" / "metadata.json", literal(configs["metadata"]))
         _save(bundle / "configs" / PLAN_COPY, literal(content))
+        table = label_table(configs["metadata"])
+        if table is not None:
+            (bundle / "models" / LABEL_TABLE).write_bytes(table)
         if splits:
             (bundle / "configs" / SPLITS).write_text(json.dumps(splits, indent=4) + "\n")
         page = bundle / "docs" / "README.md"

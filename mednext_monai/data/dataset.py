@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ __all__ = [
     "class_names",
     "fold_count",
     "inference_cases",
+    "named_cases",
     "read_dataset",
     "select_part",
     "training_cases",
@@ -237,6 +239,23 @@ def class_names(dataset_dir: str, out_channels: int) -> list[str]:
     return [name if names.count(name) == 1 else f"{name}_{value}" for value, name in enumerate(names)]
 
 
+def named_cases(cases: Sequence[Mapping]) -> list[dict]:
+    """
+    Return cases that all have an id: that of a case without one is the name of its image file, or of its first channel.
+
+    Args:
+        cases: dictionaries with ``image``, and ``id`` or not, such as the lists of MONAI's tools.
+    """
+    named = []
+    for case in cases:
+        image = case["image"]
+        files = [image] if isinstance(image, (str, PathLike)) else list(image)
+        name = strip_ending(files[0])
+        match = CHANNEL_FILE.fullmatch(name) if len(files) > 1 else None
+        named.append({"id": match[1] if match else name, **case})
+    return named
+
+
 def cases_digest(cases: Sequence[Mapping]) -> str:
     """Return the number of cases and a short hash of their ids, which tells two lists of cases apart."""
     names = "\n".join(sorted(case["id"] for case in cases))
@@ -263,6 +282,7 @@ def inference_cases(
     parts: int = 1,
     rank: int = 0,
     world_size: int = 1,
+    datalist: Sequence[str | PathLike | Sequence[str] | Mapping] | None = None,
 ) -> list[dict]:
     """
     Return the images to segment.
@@ -282,17 +302,25 @@ def inference_cases(
         rank: number of this process among those that share the part; each has every ``world_size``-th case of it,
             which may be none. Defaults to 0.
         world_size: number of these processes. Defaults to 1.
+        datalist: the images one by one, as MONAI's tools list them: each a path, a list of one path per channel, or
+            either of them as ``{"image": ...}``, with an ``id`` or without; replaces ``dataset_dir``. Names of
+            channel files are read as those in a folder. Defaults to ``None``.
 
     Returns:
         ``[{"id": str, "image": path, list of one path per channel, or DICOM series}, ...]``, sorted by id.
 
     Raises:
-        FileNotFoundError: if the given file or folder does not exist.
+        FileNotFoundError: if the given file or folder, or a file of the list, does not exist.
         DatasetError: if ``test`` in ``dataset.json`` is invalid.
         ValueError: if there is no image, two images have the same name, a case lacks a channel, there are DICOM files
-            in a data set, or DICOM files and other images; or if there is no such part, or it has no case.
+            in a data set, or DICOM files and other images; if there is no such part, or it has no case; or if both
+            ``input_path`` and ``datalist`` are given.
     """
-    if input_path is not None:
+    if input_path is not None and datalist is not None:
+        raise ValueError(f"input is {str(input_path)!r}, but datalist lists images, too; state one of them.")
+    if datalist is not None:
+        source, cases = Path("datalist"), _given_cases(datalist, in_channels)
+    elif input_path is not None:
         source = Path(input_path)
         cases = dicom_cases(source, in_channels) if source.exists() else []
         cases = cases or _cases_of(_images_under(source, in_channels), source, in_channels)
@@ -308,6 +336,34 @@ def inference_cases(
     if not selected:
         raise ValueError(f"parts must be at most the number of cases in {source}, {len(cases)}, got {parts}.")
     return select_part(selected, rank, world_size)
+
+
+def _given_cases(datalist: Any, in_channels: int) -> list[dict]:
+    """Return the cases of a list of images; files without an id are grouped as those of a folder."""
+    if isinstance(datalist, (str, Mapping)) or not isinstance(datalist, Sequence):
+        raise ValueError(f"datalist must be a list of images, got {shorten(datalist)}.")
+    cases, files = [], []
+    for number, item in enumerate(datalist):
+        entry = item if isinstance(item, Mapping) else {"image": item}
+        image = entry.get("image")
+        paths = [image] if isinstance(image, (str, PathLike)) else image
+        if not paths or not isinstance(paths, Sequence) or not all(isinstance(one, (str, PathLike)) for one in paths):
+            raise ValueError(
+                f"datalist: item {number} must be a path, a list of one path per channel, or one of them as "
+                f"{{'image': ...}}, got {shorten(item)}."
+            )
+        missing = next((str(one) for one in paths if not Path(one).is_file()), None)
+        if missing is not None:
+            raise FileNotFoundError(f"datalist: item {number}: {missing} is not a file.")
+        absolute = [os.path.abspath(one) for one in paths]
+        if entry.get("id") is None and len(absolute) == 1:
+            files.append(Path(absolute[0]))
+            continue
+        first = strip_ending(absolute[0])
+        match = CHANNEL_FILE.fullmatch(first)
+        name = entry.get("id") or (match[1] if match and len(absolute) > 1 else first)
+        cases.append({"id": strip_ending(str(name)), "image": _one_or_all(absolute)})
+    return cases + (_cases_of(files, Path("datalist"), in_channels) if files else [])
 
 
 def _no_cases(description: dict) -> str:

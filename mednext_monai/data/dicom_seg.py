@@ -143,7 +143,12 @@ def _descriptions(highdicom: Any, segments: Sequence[Segment], name: str, versio
     code = highdicom.sr.CodedConcept
     family = code("123110", "DCM", "Artificial Intelligence")
     algorithm = highdicom.AlgorithmIdentificationSequence(name=name, version=version, family=family)
-    return [
+    descriptions = [
         highdicom.seg.SegmentDescription(i, one.name, code(*one.category), code(*one.type), "AUTOMATIC", algorithm)
         for i, one in enumerate(segments, start=1)
     ]
+    for description, one in zip(descriptions, segments):
+        if one.modifier is not None:  # highdicom has no argument for it
+            (kind,) = description.SegmentedPropertyTypeCodeSequence
+            kind.SegmentedPropertyTypeModifierCodeSequence = [code(*one.modifier)]
+    return descriptions

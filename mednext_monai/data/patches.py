@@ -45,9 +45,11 @@ class PatchDataset(Dataset):
         seed: seed of the sequence. Defaults to 0.
         slot_key: key of the flag that tells the transform whether the slot must contain foreground. Defaults
             to "force_foreground".
+        stored: what is stored for each case, see :py:meth:`~mednext_monai.data.StoredCases.of`, and is transformed in
+            its place. Defaults to ``None``: the cases are transformed.
 
     Raises:
-        ValueError: if there are no cases or the batch size is below 1.
+        ValueError: if the batch size is below 1; when a patch is drawn, if there are no cases.
     """
 
     def __init__(
@@ -58,20 +60,22 @@ class PatchDataset(Dataset):
         batches_per_epoch: int = BATCHES_PER_EPOCH,
         seed: int = 0,
         slot_key: str = "force_foreground",
+        stored: Sequence[Mapping[str, Any]] | None = None,
     ) -> None:
-        if len(data) == 0:
-            raise ValueError("data must contain at least one case, got none.")
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
         super().__init__(data, transform)
         self.batch_size, self.batches_per_epoch = batch_size, batches_per_epoch
         self.seed, self.slot_key = seed, slot_key
+        self.stored = data if stored is None else stored
 
     def __len__(self) -> int:
         return self.batch_size * self.batches_per_epoch
 
     def draw(self, index: int) -> tuple[int, bool, int]:
         """Return case number, whether foreground is forced, and the seed of the transforms at a position."""
+        if len(self.data) == 0:
+            raise ValueError("data must contain at least one case, got none.")
         # the two numbers seed the generator as a pair, so neighboring seeds and positions are independent
         random = np.random.RandomState([self.seed & 0xFFFFFFFF, index])
         case = int(random.randint(len(self.data)))
@@ -84,7 +88,7 @@ class PatchDataset(Dataset):
         case, forced, seed = self.draw(index)
         if isinstance(self.transform, Randomizable):
             self.transform.set_random_state(seed=seed)
-        return apply_transform(self.transform, {**self.data[case], self.slot_key: forced})
+        return apply_transform(self.transform, {**self.stored[case], self.slot_key: forced})
 
 
 class EpochSampler(Sampler[int]):

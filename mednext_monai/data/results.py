@@ -12,7 +12,7 @@ import hashlib
 import json
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import Enum
@@ -27,7 +27,7 @@ from .checks import check_outputs
 from .io import is_nifti, read_digest, read_stored
 from .store import image_content
 
-__all__ = ["VERSION", "Output", "Results"]
+__all__ = ["VERSION", "Output", "Results", "outputs_in"]
 
 VERSION = 1  # increase it if the same settings give other results: all cases are then segmented again
 DIGEST_SIZE = 12  # bytes of each of the two parts
@@ -56,6 +56,11 @@ class Output:
     def path(self, case: Mapping) -> Path:
         """Return the file of a case."""
         return Path(self.folder, f"{case['id']}{self.ending}")
+
+
+def outputs_in(folder: str, subfolders: Iterable[str]) -> list[Output]:
+    """Return the segmentations in each of several folders in a folder."""
+    return [Output(f"{folder}/{name}") for name in subfolders]
 
 
 class Results:

@@ -29,6 +29,7 @@ class Segment(NamedTuple):
     name: str
     category: Code = BODY_STRUCTURE
     type: Code = ORGAN
+    modifier: Code | None = None  # of the type, such as its side
 
 
 def make_segments(names: Sequence[str], codes: Mapping[str, Any] | None = None, where: str = "codes") -> list[Segment]:
@@ -37,8 +38,9 @@ def make_segments(names: Sequence[str], codes: Mapping[str, Any] | None = None, 
 
     Args:
         names: name of each class by its value, background first, which is no segment; an empty one is left out.
-        codes: by the value of a class, as text, ``{"category": code, "type": code}``, in which a code is ``{"value":,
-            "scheme":, "meaning":}``. What is missing is a body structure and an organ. Defaults to ``None``.
+        codes: by the value of a class, as text, ``{"category": code, "type": code, "modifier": code}``, in which a code
+            is ``{"value":, "scheme":, "meaning":}``. A missing category is a body structure, a missing type an organ,
+            and a class may have no modifier. Defaults to ``None``.
         where: the place of ``codes``, for messages.
 
     Raises:
@@ -51,8 +53,8 @@ def make_segments(names: Sequence[str], codes: Mapping[str, Any] | None = None, 
     segments = []
     for value in values:
         entry = codes.get(value, {})
-        if not isinstance(entry, Mapping) or not set(entry) <= {"category", "type"}:
-            raise ValueError(f"{where}, class {value}: the keys must be category and type, got {entry!r}.")
+        if not isinstance(entry, Mapping) or not set(entry) <= {"category", "type", "modifier"}:
+            raise ValueError(f"{where}, class {value}: the keys must be category, type and modifier, got {entry!r}.")
         stated = {key: _code(code, f"{where}, class {value}, {key}") for key, code in entry.items()}
         name = " ".join(names[int(value)].replace("\\", "/").split())[:MAX_TEXT]
         segments += [Segment(int(value), name, **stated)] * bool(name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from monai.data import Dataset
@@ -29,6 +29,9 @@ class CaseDataset(Dataset):
     ``results`` it has the digest of its result under ``result_digest``, computed before the image is read, so that an
     image that is replaced meanwhile never has the digest of the new one.
 
+    The list of cases is read when it is first needed, so that it may be a
+    :py:class:`~mednext_monai.data.case_lists.CaseList`.
+
     Args:
         data: dictionaries with ``id`` and ``image``.
         transform: as for ``Dataset``. Defaults to ``None``.
@@ -37,14 +40,32 @@ class CaseDataset(Dataset):
 
     def __init__(
         self,
-        data: Sequence[Mapping[str, Any]],
+        data: Sequence[dict],
         transform: Sequence[Callable] | Callable | None = None,
         results: Results | None = None,
     ) -> None:
-        super().__init__(list(data), transform)
+        self._cases: Sequence[dict] = []
+        self._total: int | None = None  # cases, once they are listed
+        super().__init__(data, transform)
         self.results = results
-        self.total = len(self.data)  # cases, those included that are left out later
         self.failures: dict[str, str] = {}  # the reason by the id of a case that is left out as invalid
+
+    @property
+    def data(self) -> Sequence[dict]:  # type: ignore[override]  # an attribute in MONAI
+        """The cases that are not left out."""
+        if self._total is None:
+            self._cases = list(self._cases)
+            self._total = len(self._cases)
+        return self._cases
+
+    @data.setter
+    def data(self, cases: Sequence[dict]) -> None:
+        self._cases = cases
+
+    @property
+    def total(self) -> int:
+        """The number of cases, those included that are left out."""
+        return len(self.data) if self._total is None else self._total
 
     def skip_finished(self, overwrite: bool = False) -> None:
         """

@@ -82,6 +82,7 @@ class CaseEvaluator(SupervisedEvaluator):
         self.written = 0  # cases
         self.failures: dict[str, str] = {}  # the reason by case id
         stoppable = _Stoppable(inferer or SimpleInferer(), self._check_writer)
+        kwargs.setdefault("epoch_length", 1)  # `run` sets it: the cases are not listed yet
         super().__init__(device, val_data_loader, network, inferer=stoppable, **kwargs)
 
     def run(self, global_epoch: int = 1) -> None:

@@ -5,6 +5,7 @@ One file for each handler, together with the functions that configure it.
 
 from .best_checkpoint import BestCheckpoint, best_metric
 from .gradient_clipping import GradientClipping
+from .learning_rate import LearningRate
 from .mean_loss import MeanLoss
 from .metrics_report import MetricsReport
 from .moving_average import MovingAverage
@@ -14,17 +15,20 @@ from .random_states import RandomStates, set_seed
 from .tensorboard_overlay import TensorBoardOverlay
 from .training_checkpoint import TrainingCheckpoint, check_start
 from .upkern_initializer import UpKernInitializer
-from .weights_loader import WeightsLoader
+from .use import use
+from .weights_loader import SharedCheckpointLoader, WeightsLoader
 
 __all__ = [
     "BestCheckpoint",
     "GradientClipping",
+    "LearningRate",
     "MeanLoss",
     "MetricsReport",
     "MovingAverage",
     "NonFiniteLoss",
     "PatchValidation",
     "RandomStates",
+    "SharedCheckpointLoader",
     "TensorBoardOverlay",
     "TrainingCheckpoint",
     "UpKernInitializer",
@@ -32,4 +36,5 @@ __all__ = [
     "best_metric",
     "check_start",
     "set_seed",
+    "use",
 ]

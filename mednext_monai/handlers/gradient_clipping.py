@@ -1,4 +1,4 @@
-"""Clipping of the gradient norm between the backward pass and the optimizer step."""
+"""Clipping of the gradient norm between the backward pass and the optimizer step, and the norm as a curve."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import torch
+from ignite.engine import Events
 from monai.engines.utils import IterationEvents
 
 if TYPE_CHECKING:
@@ -20,6 +21,10 @@ class GradientClipping:
 
     MONAI's trainers fire ``IterationEvents.BACKWARD_COMPLETED`` between backward pass and optimizer step but do not
     clip. nnU-Net v1, with which MedNeXt is trained, clips at 12.
+
+    The mean norm of an epoch, before it is clipped, is added to ``engine.state.metrics`` as ``gradient_norm``, where
+    MONAI's handlers for logs, TensorBoard and MLflow find it; attach it before those. Steps with a norm that is not
+    finite, which mixed precision skips, do not count.
 
     Args:
         parameters: the parameters whose gradients are clipped.
@@ -38,6 +43,7 @@ class GradientClipping:
         self.parameters = list(parameters)
         self.optimizer = optimizer
         self.max_norm = max_norm
+        self._norms: list[torch.Tensor] = []  # of the steps of an epoch; read at its end, so that no step waits for it
 
     def attach(self, engine: Engine) -> None:
         """
@@ -45,9 +51,17 @@ class GradientClipping:
             engine: the trainer.
         """
         engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self)
+        engine.add_event_handler(Events.EPOCH_STARTED, lambda _: self._norms.clear())
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._report)
 
     def __call__(self, engine: Engine) -> None:
         scaler = getattr(engine, "scaler", None)
         if scaler is not None:
             scaler.unscale_(self.optimizer)
-        torch.nn.utils.clip_grad_norm_(self.parameters, self.max_norm)
+        self._norms.append(torch.nn.utils.clip_grad_norm_(self.parameters, self.max_norm).detach())
+
+    def _report(self, engine: Engine) -> None:
+        norms = torch.stack(self._norms) if self._norms else torch.empty(0)
+        finite = norms[norms.isfinite()]
+        if len(finite):
+            engine.state.metrics["gradient_norm"] = finite.mean().item()

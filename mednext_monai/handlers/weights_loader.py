@@ -16,7 +16,7 @@ from ..weights import load_weights, read_settings
 if TYPE_CHECKING:
     from ignite.engine import Engine
 
-__all__ = ["WeightsLoader"]
+__all__ = ["SharedCheckpointLoader", "WeightsLoader"]
 
 
 class WeightsLoader:
@@ -78,3 +78,25 @@ class WeightsLoader:
             for path, network in zip(self.paths, self.networks):
                 self.logger.info(f"loaded {path}: {load_weights(path, network)}")
             self._loaded = True
+
+
+class SharedCheckpointLoader:
+    """
+    Ignite handler that attaches a :py:class:`WeightsLoader` which other items of a config use, too.
+
+    MONAI's federated learning evaluates the weights of its server: it disables each handler of an evaluation whose name
+    contains ``CheckpointLoader``, which would replace them.
+
+    Args:
+        loader: the loader.
+    """
+
+    def __init__(self, loader: WeightsLoader) -> None:
+        self.loader = loader
+
+    def attach(self, engine: Engine) -> None:
+        """
+        Args:
+            engine: the evaluator.
+        """
+        self.loader.attach(engine)

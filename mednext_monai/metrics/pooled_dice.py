@@ -8,10 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
+from ignite.engine import Engine
 from ignite.metrics import Metric
 from ignite.metrics.metric import reinit__is_reduced, sync_all_reduce
 from monai.handlers import from_engine
 from monai.utils import convert_to_tensor
+
+from .by_class import set_by_class
 
 __all__ = ["PooledDice"]
 
@@ -33,6 +36,8 @@ class PooledDice(Metric):
         output_transform: maps the engine's output to the argument of ``update``. Defaults to its "pred" and "label".
         device: device on which the counts are summed. Defaults to ``"cpu"``.
         ignore_label: label of voxels without annotation, which are not counted. Defaults to ``None``.
+        class_names: names of all classes, background first; the Dice of each foreground class is then a metric, see
+            :py:func:`~mednext_monai.metrics.by_class.set_by_class`. Defaults to ``None``: only the mean.
 
     Raises:
         ValueError: for fewer than two classes, or if the ignore label is a class; in ``update``, if shapes do not match
@@ -45,6 +50,7 @@ class PooledDice(Metric):
         output_transform: Callable = from_engine(["pred", "label"]),  # noqa: B008 - has no state
         device: str | torch.device = "cpu",
         ignore_label: int | None = None,
+        class_names: Sequence[str] | None = None,
     ) -> None:
         if num_classes < 2:
             raise ValueError(f"num_classes must be at least 2 (including background), got {num_classes}.")
@@ -52,6 +58,7 @@ class PooledDice(Metric):
             raise ValueError(f"ignore_label must not be one of the {num_classes} classes, got {ignore_label}.")
         self.num_classes = num_classes
         self.ignore_label = ignore_label
+        self.class_names = class_names
         super().__init__(output_transform, device)
 
     @reinit__is_reduced
@@ -75,9 +82,18 @@ class PooledDice(Metric):
             raise ValueError(f"label must be in 0 ... {self.num_classes - 1}, got {largest}.")
         self._counts += counts.view_as(self._counts).to(self._device)  # row: label, column: prediction
 
-    @sync_all_reduce("_counts")
     def compute(self) -> float:
         """Return the mean Dice over the classes that occur, NaN if none does."""
+        return self._dice().nanmean().item()
+
+    def completed(self, engine: Engine, name: str) -> None:
+        """Set the metrics of the engine."""
+        super().completed(engine, name)
+        if self.class_names is not None:
+            set_by_class(engine, name, self._dice().tolist(), self.class_names)
+
+    @sync_all_reduce("_counts")
+    def _dice(self) -> torch.Tensor:
+        """Return the Dice of each foreground class over all processes, NaN for one that does not occur."""
         hits = self._counts.diagonal()[1:].double()
-        dice = 2 * hits / (self._counts.sum(0) + self._counts.sum(1))[1:]  # 2 tp / (tp + fp + tp + fn)
-        return dice.nanmean().item()
+        return 2 * hits / (self._counts.sum(0) + self._counts.sum(1))[1:]  # 2 tp / (tp + fp + tp + fn)

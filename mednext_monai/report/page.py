@@ -23,6 +23,8 @@ __all__ = ["write_report"]
 
 WIDTH = 840  # pixels of an overlay
 MARK = "<!-- mednext report -->"  # by which a page of this package is recognized
+STEPS = ("learning_rate", "gradient_norm")  # curves with an axis of their own
+MAX_LINES = 6  # curves of classes in one drawing, each with a color of its own
 PLOTS = {"dice": "Dice", "surface_dice": "surface Dice"}
 LEFT_OUT = {"training_ids", "versions", "hardware"}  # of the settings: hashes, and what has tables of its own
 
@@ -88,12 +90,19 @@ def _curves(part: Part) -> list[str]:
     points = {tag: sorted({event.step: event.value for event in curves(tag)}.items()) for tag in tags}
     epochs = {tag: values for tag, values in points.items() if tag != "train_loss"}
     losses = {tag: values for tag, values in epochs.items() if "loss" in tag}
-    others = {tag: values for tag, values in epochs.items() if "loss" not in tag}
+    steps = {tag: epochs.pop(tag) for tag in STEPS if tag in epochs}
+    others = {tag: values for tag, values in epochs.items() if "loss" not in tag and "/" not in tag}
+    by_class: dict[str, dict] = {}
+    for tag in (tag for tag in epochs if "/" in tag):
+        metric, name = tag.split("/", 1)
+        by_class.setdefault(metric, {})[name] = epochs[tag]
     charts = [line_chart("loss", "epoch", losses)] if losses else []
     if not losses and "train_loss" in points:
         charts.append(line_chart("loss", "iteration", {"train_loss": points["train_loss"]}))
     if others:
         charts.append(line_chart("validation", "epoch", others))
+    charts += [line_chart(metric, "epoch", lines) for metric, lines in by_class.items() if len(lines) <= MAX_LINES]
+    charts += [line_chart(tag.replace("_", " "), "epoch", {tag: values}) for tag, values in steps.items()]
     return ["<h3>Training</h3>", *charts]
 
 

@@ -12,7 +12,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..bundles.library import PLACEHOLDER, RECORD, names, path
+from ..bundles.library import LABEL_TABLE, PLACEHOLDER, RECORD, names, path
 from ..files import json_object, sha256, write_atomically
 from .state_dict import is_placeholder
 
@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 WEIGHTS = "model.pt"
-ASIDE = {WEIGHTS: "pretrained.pt", RECORD: "pretrained.json"}
+ASIDE = {WEIGHTS: "pretrained.pt", RECORD: "pretrained.json", LABEL_TABLE: "pretrained.csv"}
 
 
 def read_record(models: str | PathLike) -> dict[str, Any]:
@@ -60,7 +60,8 @@ def set_aside(models: str | PathLike, is_main_process: bool = True) -> None:
     if not is_main_process or not is_released(folder / WEIGHTS):
         return
     for name, other in ASIDE.items():
-        os.replace(folder / name, folder / other)
+        if (folder / name).is_file():
+            os.replace(folder / name, folder / other)
     write_atomically(folder / WEIGHTS, PLACEHOLDER)
 
 

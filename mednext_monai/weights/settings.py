@@ -24,8 +24,8 @@ from .. import __version__
 from ..data.dataset import DatasetError, cases_digest, read_dataset
 from ..environment import hardware, package_versions
 from ..evaluation.labels import Labels
-from ..files import sha256
-from ..options import patch_size
+from ..files import json_object, sha256
+from ..options import patch_size, plain
 from ..preprocessing.case import check_settings
 from .locate import fold_name
 from .released import StartingPoint
@@ -144,6 +144,7 @@ def training_settings(
     dataset_dir: str | Path,
     device: str | torch.device = "cpu",
     start: StartingPoint | None = None,
+    metadata: str | Path | None = None,
 ) -> dict[str, Any]:
     """
     Return what the checkpoints of a training carry.
@@ -157,6 +158,8 @@ def training_settings(
         dataset_dir: the data set, whose ``dataset.json`` names channels and classes.
         device: the device of the training. Defaults to ``"cpu"``.
         start: where it starts. Defaults to ``None``: from random weights.
+        metadata: the metadata of the bundle, a JSON file, which names channels and classes if the data set cannot be
+            read, because a tool has listed the cases. Defaults to ``None``.
 
     Returns:
         the settings of the task; ``variant``, ``kernel_size``,
@@ -164,19 +167,16 @@ def training_settings(
         their ids), ``training_ids`` (a hash of each id: no id leaves the data set), ``initialized_from`` (``None``, or
         the SHA-256 of a checkpoint and whether it was of another task), ``package_version``, ``versions`` and
         ``hardware``.
-
-    Raises:
-        DatasetError: if the data set is invalid.
     """
-    dataset = read_dataset(dataset_dir)
+    channel_names, labels = _names(dataset_dir, metadata, task["in_channels"], task["out_channels"])
     return {
         **{key: task[key] for key in TASK},
         "regions": task["regions"],
         "ignore_label": task["ignore_label"],
         "variant": variant,
         "kernel_size": kernel_size,
-        "channel_names": list(dataset.channel_names),
-        "labels": list(dataset.labels),
+        "channel_names": channel_names,
+        "labels": labels,
         "fold": fold_name(fold),
         "training_cases": cases_digest(cases),
         "training_ids": [_hash(case) for case in cases],
@@ -185,6 +185,27 @@ def training_settings(
         "versions": package_versions(),
         "hardware": hardware(device),
     }
+
+
+def _names(
+    dataset_dir: str | Path, metadata: str | Path | None, in_channels: int, out_channels: int
+) -> tuple[list[str], list[str]]:
+    """Return the names of channels and classes in a data set or, if it cannot be read, in the metadata of a bundle."""
+    try:
+        dataset = read_dataset(dataset_dir)
+    except DatasetError:
+        content = {} if metadata is None else plain(json_object(Path(metadata)))
+    else:
+        return list(dataset.channel_names), list(dataset.labels)
+    sides = []
+    for side, name, count, kind in (
+        ("inputs", "image", in_channels, "channel"),
+        ("outputs", "pred", out_channels, "class"),
+    ):
+        found = content.get("network_data_format", {}).get(side, {}).get(name, {}).get("channel_def", {})
+        names = [str(found.get(str(number), f"{kind}_{number}")) for number in range(count)]
+        sides.append(names if len(found) == count else [f"{kind}_{number}" for number in range(count)])
+    return sides[0], sides[1]
 
 
 def _origin(start: StartingPoint | None) -> dict[str, Any] | None:

@@ -41,6 +41,9 @@ def test_tensorboard_has_the_curves_and_pictures_of_every_epoch_and_the_best_wei
     assert [step for step, _ in curves["val_pooled_dice_average"]] == [1, 2]
     assert [value for _, value in curves["val_pooled_dice_average"]] == pytest.approx(averages, abs=1e-6)
     assert [step for step, _ in curves["mean_train_loss"]] == [1, 2]
+    assert [value for _, value in curves["learning_rate"]] == pytest.approx([1e-3, 1e-3 * 0.5**0.9], rel=1e-6)
+    assert all(value > 0 for _, value in curves["gradient_norm"]) and len(curves["gradient_norm"]) == 2
+    assert {"val_pooled_dice/outer", "val_mean_dice/inner"} <= set(curves)
     assert len(curves["train_loss"]) == 4 and [step for step, _ in curves["val_mean_dice"]] == [2]
     state = torch.load(run_bundle.bundle / "models" / "last.pt", weights_only=True)
     assert state["pseudo_dice"]["average"] == pytest.approx(averages[1], abs=1e-6)
@@ -70,7 +73,8 @@ def test_mlflow_tracks_a_training_with_monais_own_settings(run_bundle, monkeypat
     assert run.data.params == {"max_epochs": "2", "epoch_length": "2"}
     tracked = {name: [m.value for m in client.get_metric_history(run.info.run_id, name)] for name in run.data.metrics}
     curves, _ = read_events(output)
-    for name in ("train_loss", "mean_train_loss", "val_pooled_dice", "val_pooled_dice_average", "val_mean_dice"):
+    names = ("train_loss", "mean_train_loss", "learning_rate", "gradient_norm")
+    for name in (*names, "val_pooled_dice", "val_pooled_dice_average", "val_mean_dice", "val_mean_dice/outer"):
         assert tracked[name] == pytest.approx([value for _, value in curves[name]], rel=1e-6), name
     assert tracked["lr_group_0"] == pytest.approx([1e-3, 1e-3, 1e-3 * 0.5**0.9, 1e-3 * 0.5**0.9], rel=1e-12)
     assert [file.path.startswith("config_") for file in client.list_artifacts(run.info.run_id)] == [True]

@@ -10,7 +10,6 @@ import monai.bundle
 import pytest
 import torch
 from helpers.bundles import make_trained
-from monai.bundle import ConfigWorkflow
 
 from mednext_monai import bundles
 from mednext_monai.networks import using_backend
@@ -83,15 +82,32 @@ def test_load_without_weights_says_so_and_asks_no_network(monkeypatch):
     assert "tried to download" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize(("config", "kind"), [("train", "train"), ("inference", "infer")])
-def test_all_properties_of_a_bundle_workflow_are_there(name, config, kind, dataset):
-    workflow = ConfigWorkflow(
-        config_file=str(bundles.path(name) / "configs" / f"{config}.json"),
+WORKFLOWS = [(name, [config], kind) for name in NAMES for config, kind in (("train", "train"), ("inference", "infer"))]
+WORKFLOWS += [("mednext_s_k3", ["train", "evaluate"], kind) for kind in ("train", "eval")]
+WORKFLOWS += [("mednext_s_k3", ["inference"], "evaluation")]
+
+
+@pytest.mark.parametrize(("name", "configs", "kind"), WORKFLOWS)
+def test_all_properties_of_a_workflow_are_there_without_images_to_segment(name, configs, kind, dataset, tmp_path):
+    (dataset / "dataset.json").write_text((dataset / "dataset.json").read_text().replace('"test"', '"other"'))
+    shutil.rmtree(dataset / "imagesTs")
+    workflow = monai.bundle.create_workflow(
+        config_file=[str(bundles.path(name) / "configs" / f"{config}.json") for config in configs],
         workflow_type=kind,
         dataset_dir=str(dataset),
-        bundle_root=str(dataset),
+        bundle_root=str(tmp_path),
         network_def={"_target_": "torch.nn.Conv3d", "in_channels": 1, "out_channels": 2, "kernel_size": 1},
     )
     workflow.initialize()
     assert workflow.check_properties() == []
+    assert not (tmp_path / "cache").exists()  # nothing was preprocessed
+
+
+def test_load_returns_an_exported_network_with_its_metadata(tmp_path):
+    folder = make_trained("mednext_s_k3", tmp_path)
+    files = (str(folder / "configs" / name) for name in ("metadata.json", "inference.json"))
+    monai.bundle.ckpt_export("network_def", folder / "models" / "model.ts", folder / "models" / "model.pt", *files)
+    options = {"bundle_dir": folder.parent, "device": "cpu", "load_ts_module": True}
+    module, metadata, extra = monai.bundle.load("mednext_s_k3", config_files=("inference.json",), **options)
+    assert isinstance(module, torch.jit.ScriptModule) and metadata["name"] == "mednext_s_k3"
+    assert json.loads(extra["inference.json"])["variant"] == "S"

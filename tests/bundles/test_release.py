@@ -135,7 +135,11 @@ def test_metadata_and_page_follow_from_the_record(released):
 
 def test_nothing_private_is_released(released):
     names = {str(file.relative_to(released)) for file in released.rglob("*") if file.is_file()}
-    assert {name for name in names if name.startswith("models/")} == {"models/model.pt", "models/model.json"}
+    assert {name.removeprefix("models/") for name in names if name.startswith("models/")} == {
+        "model.pt",
+        "model.json",
+        "labels.csv",
+    }
     assert not any(name.startswith(("eval", "cache")) or name.endswith(("task.json", "splits.json")) for name in names)
     for name in names:
         content = (released / name).read_bytes()

@@ -471,3 +471,33 @@ def test_region_based_labels_are_classes_and_their_unions(tmp_path):
     assert dataset.labels == ["background", "whole without core", "core without center", "center"]
     assert dataset.regions == {"whole": [1, 2, 3], "core": [2, 3], "center": [3]} and dataset.ignore_label == 4
     assert class_names(str(dataset.directory), 4) == dataset.labels
+
+
+def test_images_are_listed_one_by_one(images):
+    folder = images("a.nii.gz", "b_0000.nii.gz", "b_0001.nii.gz", "c_0000.nii.gz", "c_0001.nii.gz")
+    paths = {file.name.removesuffix(".nii.gz"): str(file) for file in folder.iterdir()}
+    assert inference_cases("nowhere", datalist=[paths["a"], {"image": paths["b_0000"], "id": "../x"}]) == [
+        {"id": "a", "image": paths["a"]},
+        {"id": "x", "image": paths["b_0000"]},
+    ]
+    b, c = [paths["b_0000"], paths["b_0001"]], [paths["c_0000"], paths["c_0001"]]
+    expected = [{"id": "b", "image": b}, {"id": "c", "image": c}]
+    assert inference_cases("nowhere", in_channels=2, datalist=[b, *c]) == expected
+    assert inference_cases("nowhere", in_channels=2, datalist=[{"image": c}, {"image": b}]) == expected
+
+
+def test_a_list_of_images_that_is_none_is_an_error_that_names_the_item(images):
+    file = str(images("a.nii.gz") / "a.nii.gz")
+    for datalist, message in (
+        (file, "datalist must be a list of images, got"),
+        ([file, 3], "datalist: item 1 must be a path, a list of one path per channel"),
+        ([{"label": file}], "datalist: item 0 must be a path"),
+        ([], "datalist contains no image to segment"),
+        ([file, file], "datalist lists more than one image named a"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            inference_cases("nowhere", datalist=datalist)
+    with pytest.raises(FileNotFoundError, match="datalist: item 0: nothing.nii is not a file"):
+        inference_cases("nowhere", datalist=["nothing.nii"])
+    with pytest.raises(ValueError, match="state one of them"):
+        inference_cases("nowhere", file, datalist=[file])

@@ -22,7 +22,7 @@ def test_every_class_but_the_background_is_an_organ_unless_codes_say_otherwise()
         ([], "codes must be an object whose keys are classes, 1, 2; got"),
         ({"3": {}}, "codes must be an object whose keys are classes, 1, 2"),
         ({"0": {}}, "codes must be an object whose keys are classes, 1, 2"),
-        ({"1": {"kind": {}}}, "class 1: the keys must be category and type, got"),
+        ({"1": {"kind": {}}}, "class 1: the keys must be category, type and modifier, got"),
         ({"1": {"type": "Liver"}}, "class 1, type: must be value, scheme"),
         ({"1": {"type": {"value": "1", "scheme": "SCT"}}}, "class 1, type: must be value, scheme"),
         ({"2": {"category": {"value": "1" * 17, "scheme": "SCT", "meaning": "m"}}}, "class 2, category: must be"),

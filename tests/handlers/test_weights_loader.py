@@ -9,7 +9,7 @@ from ignite.engine import Engine
 from monai.bundle import ConfigParser
 
 from mednext_monai import bundles
-from mednext_monai.handlers import WeightsLoader
+from mednext_monai.handlers import SharedCheckpointLoader, WeightsLoader
 from mednext_monai.networks import Ensemble, create_mednext
 from mednext_monai.weights import read_state_dict, reverse_spatial_axes
 
@@ -26,7 +26,8 @@ def loader_of(config: str, checkpoint) -> WeightsLoader:
     loader = parser.get_parsed_content("weights_loader")
     handlers = parser["handlers"] if config == "inference" else parser["validate"]["handlers"]
     first = "$@weights_loader.check()" if config == "inference" else "$@weights_loader()"
-    assert handlers[0] == "@weights_loader" and parser["checks"][1] == first
+    shared = {"_target_": "mednext_monai.handlers.SharedCheckpointLoader", "loader": "@weights_loader"}
+    assert handlers[0] == ("@weights_loader" if config == "inference" else shared) and parser["checks"][1] == first
     assert loader.network is parser.get_parsed_content("network_def")
     return loader
 
@@ -50,7 +51,7 @@ def test_it_loads_once_in_the_check_or_at_the_start(tmp_path, config, checked, c
     torch.save(source.state_dict(), tmp_path / "model.pt")
     loader = loader_of(config, tmp_path / "model.pt")
     engine = Engine(lambda e, b: None)
-    loader.attach(engine)
+    (loader if config == "inference" else SharedCheckpointLoader(loader)).attach(engine)
     if checked:
         loader()
         (tmp_path / "model.pt").unlink()  # is not read again

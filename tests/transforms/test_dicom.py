@@ -79,7 +79,9 @@ def test_names_are_those_of_the_training_then_of_the_metadata(tmp_path):
     liver = {"value": "10200004", "scheme": "SCT", "meaning": "Liver"}
     pred = {"channel_def": {"0": "background", "1": "liver", "2": "$'\\U00000023 2'"}}
     content = {"name": "my bundle", "version": "2.0.0", "network_data_format": {"outputs": {"pred": pred}}}
-    content["network_data_format"]["outputs"]["pred"]["segment_codes"] = {"1": {"type": liver}}
+    content["network_data_format"]["outputs"]["pred"]["segment_codes"] = {
+        "1": {"type": liver, "modifier": {"value": "7771000", "scheme": "SCT", "meaning": "Left"}}
+    }
     (tmp_path / "metadata.json").write_text(json.dumps(content))
     data = predicted(tmp_path, np.arange(120, dtype=np.uint8).reshape(4, 5, 6) % 3)
     file = tmp_path / "scan.seg.dcm"
@@ -89,7 +91,9 @@ def test_names_are_those_of_the_training_then_of_the_metadata(tmp_path):
     SaveDicomSegd("pred", **options)(data)
     assert labels_of(file) == ["liver", "# 2"]
     segment = pydicom.dcmread(file).SegmentSequence[0]
-    assert segment.SegmentedPropertyTypeCodeSequence[0].CodeValue == "10200004"
+    (kind,) = segment.SegmentedPropertyTypeCodeSequence
+    assert kind.CodeValue == "10200004"
+    assert kind.SegmentedPropertyTypeModifierCodeSequence[0].CodeMeaning == "Left"
     algorithm = segment.SegmentationAlgorithmIdentificationSequence[0]
     assert (algorithm.AlgorithmName, algorithm.AlgorithmVersion) == ("my bundle", "2.0.0")
     SaveDicomSegd("pred", output_dir=tmp_path, classes=3)(data)
