@@ -32,6 +32,7 @@ PRIVATE = (
     "models/last.previous.pt",
     "models/fold_1/last.pt",
     "models/nonfinite.pt",
+    "models/model.pt.fp16.1x128x128x128.plan",
     "models/.123.last.pt",
 )
 PUBLIC = {
@@ -40,6 +41,7 @@ PUBLIC = {
     "README.md",
     "configs/evaluate.json",
     "configs/inference.json",
+    "configs/inference_trt.json",
     "configs/logging.conf",
     "configs/metadata.json",
     "configs/multi_gpu_inference.json",

@@ -46,7 +46,7 @@ def test_a_new_bundle_says_what_the_task_is_and_trains_loads_and_zips(tmp_path, 
     assert train["splits"] == "$@bundle_root + '/configs/splits.json'"
     changed = {key for key, value in load(generic / "train.json").items() if train[key] != value}
     assert changed <= set(planned)
-    for overlay in ("evaluate.json", "multi_gpu_train.json", "multi_gpu_inference.json"):
+    for overlay in ("evaluate.json", "multi_gpu_train.json", "multi_gpu_inference.json", "inference_trt.json"):
         assert (bundle / "configs" / overlay).read_bytes() == (generic / overlay).read_bytes()
     assert load(bundle / "configs" / "task.json") == planned
     assert [t for t in texts(planned) if str(tmp_path) in t] == [planned["dataset_dir"]]
