@@ -276,17 +276,16 @@ def test_the_steps_before_tensorrt_give_it_the_network(bundle, monkeypatch, tmp_
 
     parser = with_tensorrt(bundle, sw_batch_size=2)
     parser.get_parsed_content("weights_loader")()
-    network, read = parser.get_parsed_content("network"), []
+    network, read = parser.get_parsed_content("network").eval(), []
     monkeypatch.setattr(
-        TrtCompiler, "_onnx_to_trt", lambda self, path: read.append(Path(path).read_bytes()) or b"engine"
+        TrtCompiler, "_onnx_to_trt", lambda self, path: read.append(module._read_onnx(path)) or b"engine"
     )
+    monkeypatch.setattr(module, "INPUT", "x")  # MONAI names it as the argument of `forward`
     plan = tmp_path / "model.plan"
     compiler = TrtCompiler(network, str(plan), **parser.get_parsed_content("trt_args"))
     compiler._build_and_save(deepcopy(network), {"x": torch.rand(1, 2, 32, 48, 32)})
     assert plan.read_bytes() == b"engine"
-    monkeypatch.setattr(module, "INPUT", "x")  # MONAI names it as the argument of `forward`
-    computed = module._read_onnx(read[0])
     for batch in (1, 2):
         image = torch.rand(batch, 2, 32, 48, 32)
         with torch.no_grad():
-            torch.testing.assert_close(computed(image), network(image), rtol=1e-3, atol=1e-3)
+            torch.testing.assert_close(read[0](image), network(image), rtol=1e-3, atol=1e-3)
