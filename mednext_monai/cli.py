@@ -35,7 +35,7 @@ def bundle_list() -> None:
 
     for name in bundles.names():
         folder = bundles.path(name)
-        print(f"{name}  {'trained' if bundles.has_weights(folder) else 'without weights'}  {folder}")
+        print(f"{name}  {'with weights   ' if bundles.has_weights(folder) else 'without weights'}  {folder}")
 
 
 def bundle_copy(name: str, output_dir: str = ".") -> None:
@@ -119,7 +119,7 @@ def bundle_release(bundle: str, output_dir: str, half: bool = True, data_license
     its metadata and on its page how they were trained and how good they are. It has no images and no case ids.
 
     Args:
-        bundle: folder of the bundle, after `mednext train` and `mednext evaluate` of fold 0.
+        bundle: folder of the bundle, after the commands train and evaluate for fold 0.
         output_dir: a new folder, or a bundle of the same variant and kernel size without weights of yours.
         half: half precision; false: as they are.
         data_license: a text file with source and license of the data, for docs/data_license.txt.

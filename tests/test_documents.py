@@ -67,6 +67,12 @@ my_bundle/postprocessing.json my_bundle/out/postprocessing.json my_bundle/models
 RUN_ELSEWHERE = {
     "bundle build": ("test_cli.py", "test_a_build_can_zip_every_bundle", '"bundle", "build"'),
     "bundle copy": ("test_cli.py", "test_bundles_are_listed_copied_and_zipped", '"bundle", "copy"'),
+    "bundle list": ("test_cli.py", "test_bundles_are_listed_copied_and_zipped", '"bundle", "list"'),
+    "bundle release": (
+        "bundles/test_release.py",
+        "test_what_does_not_belong_together_is_not_released",
+        '"bundle", "release"',
+    ),
     "bundle zip": ("test_cli.py", "test_bundles_are_listed_copied_and_zipped", '"bundle", "zip"'),
     "convert": ("test_cli.py", "test_convert_writes_a_state_dict_and_says_what_it_found", '"convert"'),
     "export": (
@@ -96,6 +102,7 @@ ARGUMENTS = {  # what each command needs beside the options, where a page writes
     "plan": "DATASET --output task.json",
     "bundle copy": "mednext_s_k3",
     "bundle new": "--variant S --kernel_size 3 --plan task.json --output_dir other",
+    "bundle release": "my_bundle released",
     "bundle zip": "my_bundle",
     "predict": "my_bundle IN OUT",
     "preprocess": "my_bundle",

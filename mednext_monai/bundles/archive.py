@@ -12,8 +12,8 @@ from .library import PACKAGE
 
 __all__ = ["bundle_files", "left_out", "zip_bundle"]
 
-# In models/: large, nonfinite.pt holds images, and the engine of TensorRT is for one GPU.
-STATES = ("last*.pt", "nonfinite.pt", "*.plan", ".*")
+# In models/: large, of another task, for one GPU (an engine of TensorRT), or, nonfinite.pt, with images.
+STATES = ("last*.pt", "nonfinite.pt", "pretrained.*", "*.plan", ".*")
 
 
 def zip_bundle(bundle_dir: str | Path, output: str | Path | None = None) -> Path:

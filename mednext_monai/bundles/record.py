@@ -43,19 +43,22 @@ def apply_record(files: Mapping[str, bytes], record: Mapping[str, Any]) -> dict[
 
     task, data = record["task"], record["data"]
     metadata = json.loads(files[METADATA])
-    metadata |= task_fields(metadata, data["name"], task)
-    metadata["data_source"] = f"{data['name']}, {data['training_cases']} training cases of fold {data['fold']}" + (
-        f", {data['license_name']}" if data.get("license_name") else ""
-    )
-    metadata["eval_metrics"] = _eval_metrics(record["evaluation"])
-    metadata["weights"] = {key: record[key] for key in ("sha256", "bytes", "precision", "training", "data")}
-    metadata["weights"]["data"] = {key: value for key, value in data.items() if key != "license"}
-    result = {**files, METADATA: _json(literal(metadata), indent=4)}
+    source = f"{data['name']}, {data['training_cases']} training cases of fold {data['fold']}"
+    stated = {
+        **task_fields(metadata, data["name"], task),
+        "data_source": ", ".join(filter(None, [source, data.get("license_name")])),
+        "eval_metrics": _eval_metrics(record["evaluation"]),
+        "weights": {
+            **{key: record[key] for key in ("sha256", "bytes", "precision", "training")},
+            "data": {key: value for key, value in data.items() if key != "license"},
+        },
+    }
+    result = {**files, METADATA: _json({**metadata, **literal(stated)})}
     for name in CONFIGS:
         config = json.loads(files[name])
         config["released_task"] = {key: task[key] for key in ("in_channels", "out_channels")}
-        result[name] = _json(config, indent=4)
-    result[PAGE] = replace_weights_section(files[PAGE].decode(), _section(record)).encode()
+        result[name] = _json(config)
+    result[PAGE] = replace_weights_section(files[PAGE].decode(), _section(record)).encode("utf-8", "replace")
     result[CURVE] = stand_alone(line_chart("training", "epoch", record["curve"])).encode()
     if data.get("license"):
         result[LICENSE] = data["license"].encode()
@@ -175,8 +178,8 @@ def _numbered(items: Iterable[str]) -> dict[str, str]:
     return {str(number): item for number, item in enumerate(items)}
 
 
-def _json(content: Any, indent: int) -> bytes:
-    return (json.dumps(content, indent=indent, ensure_ascii=False) + "\n").encode()
+def _json(content: Any) -> bytes:
+    return (json.dumps(content, indent=4) + "\n").encode()  # ASCII: MONAI reads it in the encoding of the locale
 
 
 def _shown(value: float | None) -> str:

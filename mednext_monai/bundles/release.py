@@ -27,7 +27,11 @@ OF_TASK = (
     *("in_channels", "out_channels", "channel_names", "labels", "regions", "ignore_label"),
     *("spacing", "orientation", "normalization", "patch_size"),
 )
-CURVES = {"mean_train_loss": "loss", "val_pooled_dice_average": "Dice of patches", "val_mean_dice": "Dice of volumes"}
+CURVES = {
+    "mean_train_loss": "loss",
+    "val_pooled_dice_average": "Dice of patches, moving average",
+    "val_mean_dice": "Dice of volumes",
+}
 
 
 def release(

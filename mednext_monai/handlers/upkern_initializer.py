@@ -80,7 +80,7 @@ class UpKernInitializer:
         """
         if not self._done and not self.resume:
             self._pretrained = read_state_dict(str(self.load_path))
-            self._initialize(copy.deepcopy(unwrap_parallel(self.network)).to("meta"))
+            self._initialize(copy.deepcopy(unwrap_parallel(self.network)))
 
     def __call__(self, engine: Engine) -> None:
         """

@@ -33,6 +33,8 @@ PRIVATE = (
     "models/fold_1/last.pt",
     "models/nonfinite.pt",
     "models/model.pt.fp16.1x128x128x128.plan",
+    "models/pretrained.pt",
+    "models/pretrained.json",
     "models/.123.last.pt",
 )
 PUBLIC = {

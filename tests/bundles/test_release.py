@@ -232,6 +232,21 @@ def test_weights_of_the_user_and_other_variants_are_not_replaced(trained, tmp_pa
     assert (mine / "models" / "model.pt").read_bytes() == before
 
 
+def test_a_checkpoint_that_cannot_start_the_training_is_refused_before_anything_is_preprocessed(tmp_path):
+    data = make_decathlon(tmp_path / "data", cases=5)
+    bundle = bundles.copy("mednext_s_k3", tmp_path)
+    run = BundleRunner(bundle, data, tmp_path)
+    other = make_member("mednext_b_k3", tmp_path / "other")
+    for option, message in (
+        (("--pretrained", str(other)), "UpKern from .*model.pt: the checkpoint .MedNeXt"),
+        (("--pretrained", "mednext_l_k3"), "pretrained: mednext_l_k3 has no weights"),
+        (("--pretrained", str(other), "--upkern_checkpoint", "k3.pt"), "a training starts from one of them"),
+    ):
+        done = run("training", "train", options=option, check=False)
+        assert done.returncode == 1 and re.search(message, done.stderr)
+        assert not (bundle / "cache").exists() and not (bundle / "models" / "last.pt").exists()
+
+
 def test_a_page_without_the_marks_is_named():
     with pytest.raises(ValueError, match="lacks the lines '<!-- weights -->'"):
         replace_weights_section("# Title\n", "text")

@@ -79,7 +79,7 @@ def make_trained(name: str, directory: Path, base_channels: int = 8) -> Path:
     network = create_mednext(variant, kernel_size, deep_supervision=True, base_channels=base_channels)
     torch.save(network.state_dict(), folder / "models" / "model.pt")
     for file in (folder / "configs" / "train.json", folder / "configs" / "inference.json"):
-        content = json.loads(file.read_text())
+        content = {**json.loads(file.read_text()), "released_task": None}
         content["network_def"]["base_channels"] = base_channels
         file.write_text(json.dumps(content))
     return folder
