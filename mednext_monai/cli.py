@@ -133,6 +133,36 @@ def bundle_release(
     print(f"{folder}: models/model.pt, with what is known about it in models/model.json and docs/README.md")
 
 
+def export(
+    bundle: str,
+    format: str,
+    output: str | None = None,
+    fold: str | None = None,
+    checkpoint: str | None = None,
+    opset: int | None = None,
+    overwrite: bool = False,
+) -> None:
+    """
+    Write the network of a trained bundle as TorchScript, ONNX or torch.export.
+
+    The file takes any batch and any sizes that are multiples of 16 and at least 32. It is compared with the network
+    before it appears, and contains metadata.json and inference.json with the settings of the checkpoint.
+
+    Args:
+        bundle: a bundle's folder, or the name of one of the bundles.
+        format: torchscript, onnx (pip install "mednext-monai[onnx]") or torch_export.
+        output: the file to write; by default beside the checkpoint, such as models/model.onnx.
+        fold: the fold whose weights are exported; by default as for predict.
+        checkpoint: a checkpoint; by default model.pt of the fold.
+        opset: ONNX operator set; by default the one that PyTorch recommends.
+        overwrite: replace an existing file.
+    """
+    from .bundles.export import export
+
+    file, error = export(bundle, format, output, fold, checkpoint, opset, overwrite)
+    print(f"{file}: differs from the network by at most {error:.1e} of the largest logit")
+
+
 def _report_zip(folder: Path) -> None:
     """Say what a zip of the bundle does not contain, and what it contains that may not be for others."""
     from . import bundles
@@ -390,6 +420,7 @@ COMMANDS: dict[str, Any] = {
     "find-postprocessing": find_postprocessing,
     "apply-postprocessing": apply_postprocessing,
     "report": report,
+    "export": export,
     "convert": convert,
     "upkern": upkern,
 }

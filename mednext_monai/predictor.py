@@ -7,7 +7,6 @@ import os
 import tempfile
 from collections.abc import Hashable, Mapping, Sequence
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import nibabel
@@ -19,7 +18,7 @@ from monai.engines import SupervisedEvaluator
 from monai.utils import CommonKeys, ImageMetaKey, MetaKeys
 from nibabel.nifti1 import Nifti1Image
 
-from .bundles.library import names, path
+from .bundles.library import find
 from .bundles.options import OPTIONS, check_option
 from .bundles.run_checks import nearest
 from .data.checks import Expected, Volume, check_case, check_image
@@ -64,7 +63,7 @@ class Predictor:
     """
 
     def __init__(self, bundle: str | PathLike, **options: Any) -> None:
-        folder = _folder(bundle)
+        folder = find(bundle)
         parser = ConfigParser()
         parser.read_config(str(folder / "configs" / "inference.json"))
         config: Any = parser.config
@@ -183,15 +182,6 @@ def predict(
         ValueError, FileNotFoundError: see there.
     """
     return Predictor(bundle, **options)(image, affine=affine, probabilities=probabilities)
-
-
-def _folder(bundle: str | PathLike) -> Path:
-    folder = Path(bundle)
-    if not folder.is_dir() and str(bundle) in names():
-        folder = path(str(bundle))
-    if not (folder / "configs" / "inference.json").is_file():
-        raise ValueError(f"bundle: {bundle} is not a bundle, it has no configs/inference.json.")
-    return folder.absolute()
 
 
 def _check_options(options: Mapping[str, Any], config: Mapping[str, Any]) -> None:

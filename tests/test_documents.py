@@ -75,6 +75,11 @@ RUN_ELSEWHERE = {
     ),
     "bundle zip": ("test_cli.py", "test_bundles_are_listed_copied_and_zipped", '"bundle", "zip"'),
     "convert": ("test_cli.py", "test_convert_writes_a_state_dict_and_says_what_it_found", '"convert"'),
+    "export": (
+        "bundles/test_export.py",
+        "test_the_file_computes_what_the_network_computes_and_says_what_it_is",
+        '"export"',
+    ),
     "demo": ("demo/test_run.py", "test_run_leaves_logs_predictions_and_pictures_and_reports_dice", "run_demo("),
     "preprocess": (
         "bundles/test_workflows.py",
@@ -108,6 +113,7 @@ ARGUMENTS = {  # what each command needs beside the options, where a page writes
     "find-postprocessing": "PREDICTIONS LABELS --output postprocessing.json",
     "apply-postprocessing": "PREDICTIONS OUTPUT --decision postprocessing.json",
     "report": "my_bundle",
+    "export": "my_bundle --format onnx",
     "convert": "model.model model.pt",
     "upkern": "k3.pt k5.pt",
 }

@@ -12,8 +12,8 @@ from .library import PACKAGE
 
 __all__ = ["bundle_files", "left_out", "zip_bundle"]
 
-# In models/: large, of another task, or, nonfinite.pt, with images.
-STATES = ("last*.pt", "nonfinite.pt", "pretrained.*", ".*")
+# In models/: large, of another task, for one GPU (an engine of TensorRT), or, nonfinite.pt, with images.
+STATES = ("last*.pt", "nonfinite.pt", "pretrained.*", "*.plan", ".*")
 
 
 def zip_bundle(bundle_dir: str | Path, output: str | Path | None = None) -> Path:
@@ -21,8 +21,8 @@ def zip_bundle(bundle_dir: str | Path, output: str | Path | None = None) -> Path
     Zip a bundle with its weights and with the modules of this package, so that it runs where only MONAI is installed.
 
     Unzipped, the folder ``<name>/`` holds ``mednext_monai/`` beside ``configs/``; Python finds it if the working
-    directory is the bundle. The same content gives the same bytes. The weights of all folds are included; caches, logs
-    and the states of trainings (``last.pt``, ``last.previous.pt``, ``nonfinite.pt``) are not.
+    directory is the bundle. The same content gives the same bytes. The weights of all folds are included; caches, logs,
+    the states of trainings (``last.pt``, ``last.previous.pt``, ``nonfinite.pt``) and TensorRT's engines are not.
 
     Args:
         bundle_dir: the bundle's folder.

@@ -92,6 +92,7 @@ def render(variant: str, kernel_size: int, source_dir: Path) -> dict[str, bytes]
         "inference": load("common.yaml", "inference.yaml"),
         "multi_gpu_train": load("multi_gpu_train.yaml"),
         "multi_gpu_inference": load("multi_gpu_inference.yaml"),
+        "inference_trt": load("inference_trt.yaml"),
     }
     files = {f"configs/{key}.json": _to_json(value) for key, value in configs.items()}
     files["configs/logging.conf"] = fill("logging.conf").encode()

@@ -16,6 +16,7 @@ __all__ = [
     "checkout_root",
     "config_sources",
     "copy",
+    "find",
     "has_weights",
     "names",
     "path",
@@ -67,6 +68,24 @@ def path(name: str) -> Path:
         known = f"the bundles are {', '.join(sorted(folders))}" if folders else "build them: mednext bundle build"
         raise ValueError(f"there is no bundle {name!r}; {known}.")
     return folders[name]
+
+
+def find(bundle: str | os.PathLike[str]) -> Path:
+    """
+    Return the absolute path of a bundle.
+
+    Args:
+        bundle: its folder, or the name of one of the package.
+
+    Raises:
+        ValueError: if it is not a bundle.
+    """
+    folder = Path(bundle)
+    if not folder.is_dir() and str(bundle) in names():
+        folder = path(str(bundle))
+    if not (folder / "configs" / "inference.json").is_file():
+        raise ValueError(f"bundle: {bundle} is not a bundle, it has no configs/inference.json.")
+    return folder.absolute()
 
 
 def _folders() -> dict[str, Path]:

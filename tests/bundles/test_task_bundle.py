@@ -39,7 +39,8 @@ def texts(item) -> list[str]:
 def test_a_new_bundle_inherits_nothing_of_weights_for_another_task(task, tmp_path):
     assert bundles.has_weights(bundles.path("mednext_s_k3"))
     bundle = bundles.new_bundle("S", 3, task, tmp_path / "boxes")
-    assert [file.name for file in (bundle / "models").iterdir()] == ["model.pt"] and not bundles.has_weights(bundle)
+    assert {file.name for file in (bundle / "models").iterdir()} == {"labels.csv", "model.pt"}
+    assert not bundles.has_weights(bundle) and "outer" in (bundle / "models" / "labels.csv").read_text()
     assert [file.name for file in (bundle / "docs").iterdir()] == ["README.md"]
     assert not {"weights", "eval_metrics"} & set(load(bundle / "configs" / "metadata.json"))
     for file in (bundle / "configs").iterdir():
@@ -57,7 +58,7 @@ def test_a_new_bundle_says_what_the_task_is_and_trains_loads_and_zips(tmp_path, 
     assert train["splits"] == "$@bundle_root + '/configs/splits.json'"
     changed = {key for key, value in load(generic / "train.json").items() if train[key] != value}
     assert changed - {"released_task"} <= set(planned) and train["released_task"] is None
-    for overlay in ("evaluate.json", "multi_gpu_train.json", "multi_gpu_inference.json"):
+    for overlay in ("evaluate.json", "multi_gpu_train.json", "multi_gpu_inference.json", "inference_trt.json"):
         assert (bundle / "configs" / overlay).read_bytes() == (generic / overlay).read_bytes()
     assert load(bundle / "configs" / "task.json") == planned
     assert [t for t in texts(planned) if str(tmp_path) in t] == [planned["dataset_dir"]]
