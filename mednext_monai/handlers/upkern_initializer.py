@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from ignite.engine import Events
 
-from ..weights import read_state_dict, upkern
+from ..weights import read_weights, upkern
 
 if TYPE_CHECKING:
     from ignite.engine import Engine
@@ -25,7 +25,7 @@ class UpKernInitializer:
     resumed checkpoint takes precedence.
 
     Args:
-        load_path: the checkpoint, any file that :py:func:`mednext_monai.weights.read_state_dict` takes; ``None`` for
+        load_path: the checkpoint, any file that :py:func:`mednext_monai.weights.read_weights` takes; ``None`` for
             no initialization.
         network: the network to initialize, wrapped by DistributedDataParallel or not.
         resume: whether this run resumes another one. Defaults to ``False``.
@@ -80,7 +80,7 @@ class UpKernInitializer:
             self.logger.info(f"The training is resumed: no initialization from {self.load_path}.")
             self._done = True
             return
-        pretrained = read_state_dict(self.load_path)
+        pretrained = read_weights(self.load_path)
         try:
             report = upkern(pretrained, self.network, self.skip_heads, self.skip_stem)
         except ValueError as error:
