@@ -394,6 +394,22 @@ def nnunet_plan(
     )
 
 
+def nnunet_export(source: str, output_dir: str, overwrite: bool = False) -> None:
+    """
+    Write a model folder of nnU-Net v2 from a bundle, for nnUNetv2_predict_from_modelfolder.
+
+    Other folds can be added to the same folder. The opposite direction is the command convert.
+
+    Args:
+        source: a bundle with weights, or a checkpoint of its training.
+        output_dir: the folder to write plans.json, dataset.json and fold_0/checkpoint_final.pth to.
+        overwrite: replace a checkpoint that is there.
+    """
+    from .nnunet.model_folder import export
+
+    print(export(source, output_dir, overwrite))
+
+
 def _need_nnunet() -> None:
     from importlib.util import find_spec
 
@@ -426,7 +442,12 @@ COMMANDS: dict[str, Any] = {
     "report": report,
     "convert": convert,
     "upkern": upkern,
-    "nnunet": {"path": nnunet_path, "plan": nnunet_plan, "trainers": nnunet_trainers},
+    "nnunet": {
+        "path": nnunet_path,
+        "trainers": nnunet_trainers,
+        "plan": nnunet_plan,
+        "export": nnunet_export,
+    },
 }
 
 HELP = {"--help", "-h"}

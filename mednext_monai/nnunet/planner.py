@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -80,10 +80,11 @@ def plan(
     dataset_id, count = convert_dataset_name_to_id(name), processes or os.cpu_count() or 1
     if not target.with_name("dataset_fingerprint.json").is_file():
         extract_fingerprint_dataset(dataset_id, num_processes=count)
-    with _quiet_threads():
-        plans = _Planner(patch_size, batch_size, name, plans_name).plan_experiment()
-    if CONFIGURATION not in plans["configurations"]:
+    shapes = json_object(target.with_name("dataset_fingerprint.json")).get("shapes_after_crop", [])
+    if shapes and all(1 in shape for shape in shapes):
         raise ValueError(f"{name} has images of one slice only; the published MedNeXt is 3D.")
+    with _with_workers():
+        plans = _Planner(patch_size, batch_size, name, plans_name).plan_experiment()
     write_atomically(target, (json.dumps(plans, indent=4) + "\n").encode())
     return Planned(target, dataset_id, plans_name)
 
@@ -128,8 +129,8 @@ class _Planner(ExperimentPlanner):
 
 
 @contextmanager
-def _quiet_threads() -> Any:
-    """Set the variable whose value 0, which means no worker processes, ends nnU-Net's planner with an error."""
+def _with_workers() -> Iterator[None]:
+    """Change nnUNet_n_proc_DA if it is 0, which trains without processes but ends nnU-Net's planner with an error."""
     before = os.environ.get("nnUNet_n_proc_DA")
     if before == "0":
         os.environ["nnUNet_n_proc_DA"] = "1"

@@ -161,7 +161,7 @@ def nnunet_settings(checkpoint: Mapping, path: str | Path) -> dict[str, Any]:
             "out_channels": len(labels),
             "spacing": [float(configuration["spacing"][axis]) for axis in axes],
             "orientation": READERS[plans["image_reader_writer"]],
-            "normalization": _normalization(configuration),
+            "normalization": _normalization(configuration, len(channels)),
             "intensity": _intensity(plans, configuration),
             "patch_size": [int(configuration["patch_size"][axis]) for axis in axes],
             "regions": None,
@@ -193,6 +193,7 @@ def _check_pipeline(plans: Mapping[str, Any], configuration: Mapping[str, Any]) 
         ("preprocessor_name", configuration["preprocessor_name"], ["DefaultPreprocessor"]),
         ("previous_stage", configuration.get("previous_stage"), [None]),
         ("the number of axes of patch_size", len(configuration["patch_size"]), [3]),
+        ("the number of axes of spacing", len(configuration["spacing"]), [3]),
     ]
     for what, order in ORDERS.items():
         allowed.append((f"resampling_fn_{what}", configuration[f"resampling_fn_{what}"], [RESAMPLING]))
@@ -225,12 +226,17 @@ def _labels(labels: Mapping[str, Any]) -> tuple[list[str], int | None]:
     return names, ignore_label
 
 
-def _normalization(configuration: Mapping[str, Any]) -> list[str]:
+def _normalization(configuration: Mapping[str, Any], channels: int) -> list[str]:
     names, masked = configuration["normalization_schemes"], configuration["use_mask_for_norm"]
+    if not len(names) == len(masked) == channels:
+        raise ValueError(
+            f"normalization_schemes and use_mask_for_norm must have an item for each of the {channels} channels, got "
+            f"{names} and {masked}."
+        )
     unknown = [name for name in names if name not in SCHEMES]
     if unknown:
         raise ValueError(f"the normalization {unknown[0]} is none that bundles have ({', '.join(SCHEMES)}).")
-    return [SCHEMES[name][bool(use_mask)] for name, use_mask in zip(names, masked, strict=True)]
+    return [SCHEMES[name][bool(use_mask)] for name, use_mask in zip(names, masked)]
 
 
 def _intensity(plans: Mapping[str, Any], configuration: Mapping[str, Any]) -> dict[int, dict[str, float]]:

@@ -1,7 +1,8 @@
-"""A data set, trainers and commands for tests with an installed nnU-Net v2."""
+"""Plans and checkpoints as nnU-Net v2 writes them; a data set and trainers for tests with an installed nnU-Net v2."""
 
 from __future__ import annotations
 
+import copy
 import os
 import subprocess
 import sys
@@ -10,11 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from helpers.datasets import describe, save
 from mednext_monai.nnunet import TRAINER_FOLDER
 
-__all__ = ["DATASET", "NnunetFolders", "needs_nnunet"]
+__all__ = ["DATASET", "DATASET_JSON", "NnunetFolders", "make_plans", "needs_nnunet", "write_nnunet_checkpoint"]
 
 DATASET = "Dataset901_Boxes"
 AFFINE = np.array([[-1.3, 0, 0, 30], [0, 0.9, 0, -20], [0, 0, -1.1, 12], [0, 0, 0, 1]])  # 1.3 x 0.9 x 1.1 mm, flipped
@@ -42,6 +44,84 @@ class nnUNetTrainerMedNeXtShort_kernel5(Short):
 """
 
 needs_nnunet = pytest.mark.skipif(find_spec("nnunetv2") is None, reason="nnunetv2 is not installed")
+
+STATISTICS = {"max": 9.0, "mean": 3.0, "median": 2.0, "min": -1.0, "std": 1.5}
+RESAMPLING = {"is_seg": False, "order_z": 0, "force_separate_z": None}
+CONFIGURATION = {  # of the planner of nnunetv2 2.8.1, with other numbers; axes are those of the transposed arrays
+    "data_identifier": "nnUNetPlansMedNeXt_3d_fullres",
+    "preprocessor_name": "DefaultPreprocessor",
+    "batch_size": 2,
+    "patch_size": [16, 32, 48],
+    "median_image_size_in_voxels": [30.0, 33.0, 27.0],
+    "spacing": [2.0, 1.0, 1.5],
+    "normalization_schemes": ["ZScoreNormalization", "CTNormalization"],
+    "use_mask_for_norm": [True, False],
+    "resampling_fn_data": "resample_data_or_seg_to_shape",
+    "resampling_fn_seg": "resample_data_or_seg_to_shape",
+    "resampling_fn_data_kwargs": {**RESAMPLING, "order": 3},
+    "resampling_fn_seg_kwargs": {**RESAMPLING, "is_seg": True, "order": 1},
+    "resampling_fn_probabilities": "resample_data_or_seg_to_shape",
+    "resampling_fn_probabilities_kwargs": {**RESAMPLING, "order": 1},
+    "architecture": {
+        "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
+        "arch_kwargs": {"n_stages": 3, "strides": [[1, 1, 1], [2, 2, 2], [2, 2, 2]]},
+        "_kw_requires_import": [],
+    },
+    "batch_dice": False,
+}
+DATASET_JSON = {
+    "channel_names": {"0": "MRI", "1": "CT"},
+    "labels": {"background": 0, "inner": 2, "outer": 1},
+    "file_ending": ".nii.gz",
+    "numTraining": 5,
+}
+
+
+def make_plans(backward: tuple[int, ...] = (0, 1, 2), **changes: object) -> dict:
+    """Return plans for two channels whose arrays are transposed back by ``backward``, with changes of 3d_fullres."""
+    return {
+        "dataset_name": DATASET,
+        "plans_name": "nnUNetPlansMedNeXt",
+        "original_median_spacing_after_transp": [1.1, 0.9, 1.3],
+        "original_median_shape_after_transp": [30, 33, 27],
+        "image_reader_writer": "SimpleITKIO",
+        "transpose_forward": [int(axis) for axis in np.argsort(backward)],
+        "transpose_backward": list(backward),
+        "configurations": {"3d_fullres": copy.deepcopy(CONFIGURATION) | changes},
+        "experiment_planner_used": "ExperimentPlanner",
+        "label_manager": "LabelManager",
+        "foreground_intensity_properties_per_channel": {
+            "0": {**STATISTICS, "percentile_00_5": 0.0, "percentile_99_5": 8.0},
+            "1": {**STATISTICS, "percentile_00_5": -0.5, "percentile_99_5": 7.5},
+        },
+    }
+
+
+def write_nnunet_checkpoint(
+    path: Path, network: torch.nn.Module, plans: dict | None = None, dataset: dict | None = None, **entries: object
+) -> Path:
+    """Write what ``nnUNetTrainer.save_checkpoint`` does, with the NumPy scalars that its logger collects."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    arguments = {
+        "plans": plans or make_plans(),
+        "configuration": "3d_fullres",
+        "fold": 2,
+        "dataset_json": dataset or DATASET_JSON,
+        "device": torch.device("cpu"),
+    }
+    content = {
+        "network_weights": network.state_dict(),
+        "optimizer_state": torch.optim.AdamW(network.parameters()).state_dict(),
+        "grad_scaler_state": None,
+        "logging": {"mean_fg_dice": [np.float64(0.5)], "dice_per_class_or_region": [[np.float32(0.5)]], "lrs": [0.01]},
+        "_best_ema": np.float64(0.5),
+        "current_epoch": 2,
+        "init_args": arguments,
+        "trainer_name": "nnUNetTrainerMedNeXt_S_kernel3",
+        "inference_allowed_mirroring_axes": (0, 1, 2),
+    }
+    torch.save(content | entries, path)
+    return path
 
 
 class NnunetFolders:
