@@ -10,7 +10,7 @@ import pytest
 import torch
 from helpers.nnunet import NnunetFolders, make_plans, needs_nnunet, write_nnunet_checkpoint
 
-from mednext_monai import bundles
+from mednext_monai import bundles, cli
 from mednext_monai.networks import create_mednext
 from mednext_monai.nnunet.model_folder import export
 from mednext_monai.weights import convert, read_settings, read_weights, write_checkpoint
@@ -69,6 +69,16 @@ def test_schemes_after_resampling_become_those_of_nnunet_with_a_note(tmp_path, n
     configuration = json.loads((tmp_path / "model/plans.json").read_text())["configurations"]["3d_fullres"]
     assert configuration["normalization_schemes"] == ["ZScoreNormalization", "NoNormalization"]
     assert configuration["use_mask_for_norm"] == [True, False]
+
+
+def test_the_command_writes_the_folder(tmp_path, network, capsys):
+    bundle = bundles.copy("mednext_s_k3", tmp_path)
+    write(bundle / "models/fold_1/model.pt", network)
+    assert cli.main(["nnunet", "export", str(bundle), str(tmp_path / "model")]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"wrote {tmp_path}/model/fold_1/checkpoint_final.pth, for the trainer nnUNetTrainerMedNeXt_S")
+    assert cli.main(["nnunet", "export", str(bundle), str(tmp_path / "model")]) == 1
+    assert "--overwrite true replaces it" in capsys.readouterr().err
 
 
 def test_folds_share_a_folder_and_another_model_is_not_mixed_in(tmp_path, network):
