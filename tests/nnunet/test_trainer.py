@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -96,6 +99,16 @@ def test_a_step_trains_all_heads_and_a_validation_step_needs_no_other_mode(train
     weighted = sum(w * loss for w, loss in zip((16 / 31, 8 / 31, 4 / 31, 2 / 31, 1 / 31), losses))
     np.testing.assert_allclose(result["loss"], weighted, rtol=1e-5)
     assert result["tp_hard"].shape == (2,)
+
+
+def test_two_dimensional_configurations_are_trained_too(trainers):
+    plans = make_plans(patch_size=[16, 32], spacing=[1.0, 1.0])
+    trainer = start(narrow(trainers), plans)
+    scales = trainer._get_deep_supervision_scales()
+    targets = [torch.randint(0, 3, (2, 1, *(int(s * n) for s, n in zip(scale, (16, 32))))) for scale in scales]
+    trainer.on_train_epoch_start()
+    result = trainer.train_step({"data": torch.randn(2, 2, 16, 32), "target": targets})
+    assert trainer.network.spatial_dims == 2 and np.isfinite(result["loss"])
 
 
 @pytest.mark.parametrize("wrapped", [False, True], ids=["plain", "compiled"])
@@ -226,8 +239,8 @@ def test_train_upkern_predict_and_deploy_as_a_user_types_it(tmp_path):
     trained = folders.model("nnUNetTrainerMedNeXtShort_kernel3", PLANS) / "fold_0" / "checkpoint_final.pth"
     log = folders.run(*train, "nnUNetTrainerMedNeXtShort_kernel5", "-pretrained_weights", trained)
     assert "kernels interpolated" in log and "Mean Validation Dice" in log
-    log = folders.run(*train, "nnUNetTrainerMedNeXt_S_kernel3", "-p", "nnUNetPlans", fails=True)
-    assert "nnUNetPlans.json" in log  # nnU-Net's own plans do not exist
+    log = folders.run(*train, "nnUNetTrainerMedNeXtShort_kernel3", "--val")
+    assert "Epoch" not in log and "Mean Validation Dice" in log
 
     model = ["-d", 901, "-c", "3d_fullres", "-p", PLANS, "-tr", "nnUNetTrainerMedNeXtShort_kernel3", "-f", 0]
     arguments = ["-i", folders.images, "-o", tmp_path / "theirs", *model, "-device", "cpu", "-npp", 1, "-nps", 1]
@@ -245,3 +258,30 @@ def test_train_upkern_predict_and_deploy_as_a_user_types_it(tmp_path):
     cases = training_cases(str(folders.raw / DATASET), 0, splits=splits)
     with pytest.raises(ValueError, match="4 of the 4 cases to evaluate are its training cases"):
         check_fold(bundle / "models" / "model.pt", 1, cases)
+
+
+RUNNER = """
+from monai.apps.nnunet import nnUNetV2Runner
+folders = {{"nnunet_raw": {raw!r}, "nnunet_preprocessed": {preprocessed!r}, "nnunet_results": {results!r}}}
+trainer = "nnUNetTrainerMedNeXtShort_kernel3"
+runner = nnUNetV2Runner(folders | {{"dataset_name_or_id": 901}}, trainer, export_validation_probabilities=False)
+runner.train_single_model("3d_fullres", 0, p="nnUNetPlansMedNeXt")
+"""
+
+
+@pytest.mark.slow
+def test_monais_runner_trains_with_a_trainer_by_its_name(tmp_path):
+    """The runner cannot choose a device, so that here a program of the name that it starts adds ``-device cpu``."""
+    folders, programs = NnunetFolders(tmp_path), tmp_path / "bin"
+    folders.run("mednext", "nnunet", "plan", 901, "--patch_size", 32, "--processes", 1)
+    folders.run("nnUNetv2_preprocess", "-d", 901, "-plans_name", PLANS, "-c", "3d_fullres", "-np", 1)
+    programs.mkdir()
+    program = programs / "nnUNetv2_train"
+    program.write_text(f'#!/bin/sh\nexec "{Path(sys.executable).parent}/nnUNetv2_train" "$@" -device cpu\n')
+    program.chmod(0o755)
+    paths = {name: str(getattr(folders, name)) for name in ("raw", "preprocessed", "results")}
+    (tmp_path / "runner.py").write_text(RUNNER.format(**paths))
+    environment = {**os.environ, **folders.environment, "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"}
+    subprocess.run([sys.executable, tmp_path / "runner.py"], env=environment, check=True)
+    assert (folders.model("nnUNetTrainerMedNeXtShort_kernel3", PLANS) / "fold_0/checkpoint_final.pth").is_file()
+    assert (folders.model("nnUNetTrainerMedNeXtShort_kernel3", PLANS) / "fold_0/validation/summary.json").is_file()
