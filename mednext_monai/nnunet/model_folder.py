@@ -24,6 +24,11 @@ __all__ = ["ModelFolder", "export"]
 CONFIGURATION = "3d_fullres"
 PLANS = "nnUNetPlansMedNeXt"
 AXES = {"transpose_forward": [0, 1, 2], "transpose_backward": [0, 1, 2]}  # arrays stay (z, y, x)
+ARCHITECTURE = {  # nnU-Net looks at the strides only, MedNeXt comes from the trainer
+    "network_class_name": "mednext_monai.networks.MedNeXt",
+    "arch_kwargs": {"strides": [[1, 1, 1], *([[2, 2, 2]] * 4)]},
+    "_kw_requires_import": [],
+}
 LATE = {"zscore": "zscore_v2", "masked_zscore": "masked_zscore_v2", "CT": "CT_v2"}  # what nnU-Net v2 has instead
 
 
@@ -56,7 +61,7 @@ def export(source: str | Path, output_dir: str | Path, overwrite: bool = False) 
             v2 cannot do what the bundle does: masked CT, orientations other than RAS; or if the folder has another
             model, or a checkpoint of this fold.
     """
-    path = find_checkpoint(None, f"{source}/models") if Path(source).is_dir() else str(source)
+    path = find_checkpoint(None, Path(source, "models")) if Path(source).is_dir() else str(source)
     settings, weights = read_settings(path), read_weights(path)
     if settings is None:
         raise ValueError(f"{path} does not carry the settings of its training, which nnU-Net needs.")
@@ -105,11 +110,7 @@ def _plans(settings: Mapping[str, Any]) -> dict[str, Any]:
         "spacing": list(settings["spacing"])[::-1],
         **_normalization(settings["normalization"]),
         **_resampling(),
-        "architecture": {  # nnU-Net looks at the strides only, MedNeXt comes from the trainer
-            "network_class_name": "mednext_monai.networks.MedNeXt",
-            "arch_kwargs": {"strides": [[1, 1, 1], *([[2, 2, 2]] * 4)]},
-            "_kw_requires_import": [],
-        },
+        "architecture": ARCHITECTURE,
         "batch_dice": False,
     }
     intensity = by_channel(settings["intensity"])

@@ -63,7 +63,7 @@ def plan(
 
     Raises:
         ValueError: if an environment variable of nnU-Net is not set, there is no such data set, an argument is invalid,
-            the data set is 2D, or the file exists and is not ours.
+            the data set is 2D, the file exists and is not ours, or nnU-Net fails, with its error.
     """
     if patch_size < SHAPE_FACTOR or patch_size % SHAPE_FACTOR:
         raise ValueError(f"patch_size must be a positive multiple of {SHAPE_FACTOR}, got {patch_size}.")
@@ -78,13 +78,16 @@ def plan(
             f"{target} exists and is not of this command; choose another --plans_name or --overwrite true."
         )
     dataset_id, count = convert_dataset_name_to_id(name), processes or os.cpu_count() or 1
-    if not target.with_name("dataset_fingerprint.json").is_file():
-        extract_fingerprint_dataset(dataset_id, num_processes=count)
-    shapes = json_object(target.with_name("dataset_fingerprint.json")).get("shapes_after_crop", [])
-    if shapes and all(1 in shape for shape in shapes):
-        raise ValueError(f"{name} has images of one slice only; the published MedNeXt is 3D.")
-    with _with_workers():
-        plans = _Planner(patch_size, batch_size, name, plans_name).plan_experiment()
+    try:
+        if not target.with_name("dataset_fingerprint.json").is_file():
+            extract_fingerprint_dataset(dataset_id, num_processes=count)
+        shapes = json_object(target.with_name("dataset_fingerprint.json")).get("shapes_after_crop", [])
+        if shapes and all(1 in shape for shape in shapes):
+            raise ValueError(f"{name} has images of one slice only; the published MedNeXt is 3D.")
+        with _with_workers():
+            plans = _Planner(patch_size, batch_size, name, plans_name).plan_experiment()
+    except (AssertionError, KeyError, RuntimeError) as error:
+        raise ValueError(f"nnU-Net cannot plan {name}: {error!r}.") from error
     write_atomically(target, (json.dumps(plans, indent=4) + "\n").encode())
     return Planned(target, dataset_id, plans_name)
 

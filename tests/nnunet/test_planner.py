@@ -106,6 +106,15 @@ def test_images_of_one_slice_are_refused(folders):
         plan(901)
 
 
+def test_an_error_of_nnunet_becomes_one_sentence_with_the_name_of_the_data_set(folders):
+    description = folders.raw / DATASET / "dataset.json"
+    content = json.loads(description.read_text())
+    del content["channel_names"]
+    description.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"nnU-Net cannot plan Dataset901_Boxes: KeyError\('modality'\)"):
+        plan(901)
+
+
 def test_a_missing_variable_is_named(folders, monkeypatch):
     monkeypatch.delenv("nnUNet_preprocessed")
     with pytest.raises(ValueError, match="the environment variable nnUNet_preprocessed is not set"):

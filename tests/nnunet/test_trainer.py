@@ -248,7 +248,11 @@ def test_train_upkern_predict_and_deploy_as_a_user_types_it(tmp_path):
     folders.run("mednext", "convert", trained, bundle / "models" / "model.pt")
     narrow = ("--network_def::base_channels", 4, "--num_workers", 0)
     folders.run("mednext", "predict", bundle, folders.images, tmp_path / "ours", *narrow)
+    unconverted = ("--checkpoint", trained, *narrow)
+    folders.run("mednext", "predict", bundle, folders.images, tmp_path / "unconverted", *unconverted)
     theirs, ours = (nib.load(tmp_path / name / "case_5.nii.gz") for name in ("theirs", "ours"))
+    same = nib.load(tmp_path / "unconverted" / "case_5.nii.gz")
+    np.testing.assert_array_equal(np.asarray(same.dataobj), np.asarray(ours.dataobj))
     np.testing.assert_allclose(ours.affine, theirs.affine, atol=1e-4)
     theirs, ours = np.asarray(theirs.dataobj), np.asarray(ours.dataobj)
     assert (theirs > 0).any() and np.mean(ours != theirs) < 0.005  # outputs averaged by one, probabilities by the other
