@@ -35,7 +35,7 @@ def bundle_list() -> None:
 
     for name in bundles.names():
         folder = bundles.path(name)
-        print(f"{name}  {'trained' if bundles.has_weights(folder) else 'without weights'}  {folder}")
+        print(f"{name}  {'with weights   ' if bundles.has_weights(folder) else 'without weights'}  {folder}")
 
 
 def bundle_copy(name: str, output_dir: str = ".") -> None:
@@ -109,6 +109,25 @@ def bundle_zip(bundle: str, output: str | None = None) -> None:
     _report_zip(folder)
     if not bundles.has_weights(folder):
         print(f"mednext: note: {folder} has no weights yet, and neither has the zip", file=sys.stderr)
+
+
+def bundle_release(bundle: str, output_dir: str, half: bool = True, data_license: str | None = None) -> None:
+    """
+    Write the weights of a trained and evaluated bundle for others.
+
+    The released bundle has the weights in half precision, which it evaluates again, and says in models/model.json, in
+    its metadata and on its page how they were trained and how good they are. It has no images and no case ids.
+
+    Args:
+        bundle: folder of the bundle, after the commands train and evaluate for fold 0.
+        output_dir: a new folder, or a bundle of the same variant and kernel size without weights of yours.
+        half: half precision; false: as they are.
+        data_license: a text file with source and license of the data, for docs/data_license.txt.
+    """
+    from . import bundles
+
+    folder = bundles.release(bundle, output_dir, half, data_license)
+    print(f"{folder}: models/model.pt, with what is known about it in models/model.json and docs/README.md")
 
 
 def _report_zip(folder: Path) -> None:
@@ -434,6 +453,7 @@ COMMANDS: dict[str, Any] = {
         "copy": bundle_copy,
         "new": bundle_new,
         "build": bundle_build,
+        "release": bundle_release,
         "zip": bundle_zip,
     },
     "evaluate-folder": evaluate_folder,

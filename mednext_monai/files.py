@@ -23,6 +23,7 @@ __all__ = [
     "nameless_file",
     "naming_a_full_disk",
     "read_json",
+    "sha256",
     "write_atomically",
 ]
 
@@ -185,7 +186,20 @@ def hash_file(path: str | PathLike[str]) -> tuple[int, str]:
     Raises:
         OSError: if the file cannot be read.
     """
-    digest = hashlib.blake2b(digest_size=16)
+    return _hash(path, hashlib.blake2b(digest_size=16))
+
+
+def sha256(path: str | PathLike[str]) -> str:
+    """
+    Return the SHA-256 of a file, by which others can check it, 64 hexadecimal digits.
+
+    Raises:
+        OSError: if the file cannot be read.
+    """
+    return _hash(path, hashlib.sha256())[1]
+
+
+def _hash(path: str | PathLike[str], digest: Any) -> tuple[int, str]:
     with open(path, "rb") as file:
         while block := file.read(2**20):
             digest.update(block)

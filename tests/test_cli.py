@@ -112,7 +112,7 @@ def test_module_runs_as_a_program():
             ["nonsense"],
             "'nonsense'; the commands are demo, plan, preprocess, train, evaluate, predict, cross-validate, bundle",
         ),
-        (["bundle", "nonsense"], "there is no command 'nonsense'; the commands are list, copy, new, build, zip"),
+        (["bundle", "nonsense"], "no command 'nonsense'; the commands are list, copy, new, build, release, zip"),
         (["bundle", "copy"], "required argument: name"),
         (["bundle", "copy", "mednext_s_k3", "there", "too much"], "too much"),
         (["demo", "--epohcs", "3"], "--epohcs"),
@@ -193,11 +193,14 @@ def test_bundles_are_listed_copied_and_zipped(capsys, monkeypatch, tmp_path):
     status, out, _ = run(capsys, "bundle", "list")
     assert status == 0
     assert [line.split()[0] for line in out.splitlines()] == bundles.names()
-    assert run(capsys, "bundle", "copy", "mednext_s_k3", "2024")[:2] == (0, "2024/mednext_s_k3\n")
-    assert (tmp_path / "2024/mednext_s_k3/configs/train.json").is_file()
-    status, _, err = run(capsys, "bundle", "copy", "mednext_s_k3", "2024")
+    for line in out.splitlines():
+        name, weights = line.split()[0], "with weights" in line
+        assert weights == bundles.has_weights(bundles.path(name)) and weights != ("without weights" in line)
+    assert run(capsys, "bundle", "copy", "mednext_m_k3", "2024")[:2] == (0, "2024/mednext_m_k3\n")
+    assert (tmp_path / "2024/mednext_m_k3/configs/train.json").is_file()
+    status, _, err = run(capsys, "bundle", "copy", "mednext_m_k3", "2024")
     assert status == 1 and "exists already" in err
-    for source in ("2024/mednext_s_k3", "mednext_b_k5"):
+    for source in ("2024/mednext_m_k3", "mednext_l_k5"):
         status, out, err = run(capsys, "bundle", "zip", source)
         assert (status, out) == (0, f"{Path(source).name}.zip\n")
         assert "no weights yet" in err

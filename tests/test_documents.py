@@ -68,6 +68,12 @@ my_bundle/postprocessing.json my_bundle/out/postprocessing.json my_bundle/models
 RUN_ELSEWHERE = {
     "bundle build": ("test_cli.py", "test_a_build_can_zip_every_bundle", '"bundle", "build"'),
     "bundle copy": ("test_cli.py", "test_bundles_are_listed_copied_and_zipped", '"bundle", "copy"'),
+    "bundle list": ("test_cli.py", "test_bundles_are_listed_copied_and_zipped", '"bundle", "list"'),
+    "bundle release": (
+        "bundles/test_release.py",
+        "test_what_does_not_belong_together_is_not_released",
+        '"bundle", "release"',
+    ),
     "bundle zip": ("test_cli.py", "test_bundles_are_listed_copied_and_zipped", '"bundle", "zip"'),
     "convert": ("test_cli.py", "test_convert_writes_a_state_dict_and_says_what_it_found", '"convert"'),
     "demo": ("demo/test_run.py", "test_run_leaves_logs_predictions_and_pictures_and_reports_dice", "run_demo("),
@@ -104,6 +110,7 @@ ARGUMENTS = {  # what each command needs beside the options, where a page writes
     "plan": "DATASET --output task.json",
     "bundle copy": "mednext_s_k3",
     "bundle new": "--variant S --kernel_size 3 --plan task.json --output_dir other",
+    "bundle release": "my_bundle released",
     "bundle zip": "my_bundle",
     "predict": "my_bundle IN OUT",
     "preprocess": "my_bundle",
@@ -145,7 +152,7 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture
 def checked(folder, monkeypatch):
     """Check a command as it would be run in a bundle's folder or, for the README, in the folder that holds it."""
-    monkeypatch.setattr(commands, "_run", lambda command, name: 0)
+    monkeypatch.setattr(commands, "run_command", lambda command, name: 0)
     monkeypatch.setattr(cross_validation, "_folds", lambda *_: [])
     monkeypatch.setattr(cross_validation, "_collect", lambda *_: 0)
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):  # set by torchrun

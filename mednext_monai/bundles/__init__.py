@@ -1,5 +1,5 @@
 """The MONAI bundles: finding and copying them, building them from ``configs/``, creating one for a task,
-running and zipping one.
+running, releasing and zipping one.
 
 Importing this package imports neither torch nor monai.
 """
@@ -7,6 +7,18 @@ Importing this package imports neither torch nor monai.
 from .archive import left_out, zip_bundle
 from .builder import build, check
 from .library import copy, has_weights, names, path
+from .release import release
 from .task_bundle import new_bundle
 
-__all__ = ["build", "check", "copy", "has_weights", "left_out", "names", "new_bundle", "path", "zip_bundle"]
+__all__ = [
+    "build",
+    "check",
+    "copy",
+    "has_weights",
+    "left_out",
+    "names",
+    "new_bundle",
+    "path",
+    "release",
+    "zip_bundle",
+]

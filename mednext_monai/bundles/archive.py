@@ -10,9 +10,10 @@ from pathlib import Path
 from ..files import atomic_path
 from .library import PACKAGE
 
-__all__ = ["left_out", "zip_bundle"]
+__all__ = ["bundle_files", "left_out", "zip_bundle"]
 
-STATES = ("last*.pt", "nonfinite.pt", ".*")  # in models/: large, and nonfinite.pt holds images
+# In models/: large, of another task, or, nonfinite.pt, with images.
+STATES = ("last*.pt", "nonfinite.pt", "pretrained.*", ".*")
 
 
 def zip_bundle(bundle_dir: str | Path, output: str | Path | None = None) -> Path:
@@ -37,7 +38,7 @@ def zip_bundle(bundle_dir: str | Path, output: str | Path | None = None) -> Path
     if not (bundle / "configs" / "metadata.json").is_file():
         raise FileNotFoundError(f"{bundle} is not a bundle: it has no configs/metadata.json.")
     target = Path(output) if output is not None else bundle.with_suffix(".zip")
-    entries = {f"{bundle.name}/{file.relative_to(bundle)}": file for file in _bundle_files(bundle)}
+    entries = {f"{bundle.name}/{file.relative_to(bundle)}": file for file in bundle_files(bundle)}
     for file in sorted(PACKAGE.rglob("*.py")):
         relative = file.relative_to(PACKAGE)
         if relative.parts[0] != "_bundles":
@@ -62,7 +63,7 @@ def left_out(bundle_dir: str | Path) -> dict[str, tuple[int, int]]:
     """
     bundle = Path(bundle_dir).resolve()
     missing: dict[str, tuple[int, int]] = {}
-    for file in sorted({file for file in bundle.rglob("*") if file.is_file()} - set(_bundle_files(bundle))):
+    for file in sorted({file for file in bundle.rglob("*") if file.is_file()} - set(bundle_files(bundle))):
         first, *rest = file.relative_to(bundle).parts
         name = first + "/" * bool(rest) if first != "models" else "/".join((first, *rest))
         files, size = missing.get(name, (0, 0))
@@ -70,7 +71,8 @@ def left_out(bundle_dir: str | Path) -> dict[str, tuple[int, int]]:
     return missing
 
 
-def _bundle_files(bundle: Path) -> list[Path]:
+def bundle_files(bundle: Path) -> list[Path]:
+    """Return the files of a bundle that are not data, results or states of a training."""
     files = [bundle / ".gitignore", bundle / "LICENSE", *(bundle / "configs").rglob("*"), *(bundle / "docs").rglob("*")]
     models = (bundle / "models").rglob("*")
     files += [file for file in models if not any(fnmatch(file.name, pattern) for pattern in STATES)]

@@ -14,13 +14,14 @@ import yaml
 from .. import __version__
 from ..files import write_atomically
 from .library import PLACEHOLDER, bundle_name, checkout_root, has_weights
+from .record import apply_record
 
 __all__ = ["build", "check", "render"]
 
 
 def build(output_dir: str | Path | None = None, source_dir: str | Path | None = None) -> list[Path]:
     """
-    Write the files of all bundles that have changed; trained weights in ``models/`` are kept.
+    Write the files of all bundles that have changed; weights and their record in ``models/`` are kept, and applied.
 
     Args:
         output_dir: folder of the bundles. Defaults to ``bundles/`` in the checkout.
@@ -42,13 +43,22 @@ def build(output_dir: str | Path | None = None, source_dir: str | Path | None = 
 
 def check(output_dir: str | Path | None = None, source_dir: str | Path | None = None) -> list[str]:
     """Return a message for each file that ``build`` would write; the arguments are those of ``build``."""
-    differences = []
+    differences = _foreign_weights(output_dir)
     for file, content in _rendered(output_dir, source_dir).items():
         if _read(file) is None:
             differences.append(f"{file}: missing; run `mednext bundle build`")
         elif _read(file) != content and not _is_kept(file):
             differences.append(f"{file}: differs from its source in configs/; run `mednext bundle build`")
     return differences
+
+
+def _foreign_weights(output_dir: str | Path | None) -> list[str]:
+    """Return a message for each bundle whose weights are not those of its record."""
+    from ..weights.released import is_released
+
+    root = Path(output_dir) if output_dir is not None else checkout_root() / "bundles"
+    files = sorted(file.parent / "model.pt" for file in root.glob("*/models/model.json"))
+    return [f"{file}: not the weights that model.json beside it describes" for file in files if not is_released(file)]
 
 
 def render(variant: str, kernel_size: int, source_dir: Path) -> dict[str, bytes]:
@@ -147,6 +157,7 @@ def _to_json(content: dict) -> bytes:
 
 def _rendered(output_dir: str | Path | None, source_dir: str | Path | None) -> dict[Path, bytes]:
     from ..networks import KERNEL_SIZES, VARIANTS  # imports torch
+    from ..weights.released import read_record
 
     source = Path(source_dir) if source_dir is not None else checkout_root() / "configs"
     output = Path(output_dir) if output_dir is not None else checkout_root() / "bundles"
@@ -155,7 +166,9 @@ def _rendered(output_dir: str | Path | None, source_dir: str | Path | None) -> d
     files = {}
     for variant, kernel_size in product(VARIANTS, KERNEL_SIZES):
         folder = output / bundle_name(variant, kernel_size)
-        files.update({folder / file: data for file, data in render(variant, kernel_size, source).items()})
+        content, record = render(variant, kernel_size, source), read_record(folder / "models")
+        content = apply_record(content, record) if record else content
+        files.update({folder / file: data for file, data in content.items()})
     return files
 
 

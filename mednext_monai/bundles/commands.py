@@ -28,7 +28,16 @@ from ..options import literal, paths
 from .library import names, path
 from .task_bundle import refuse_code
 
-__all__ = ["ENVIRONMENT", "WORKFLOWS", "Misuse", "Workflow", "bundle_command", "help_text", "run_workflow"]
+__all__ = [
+    "ENVIRONMENT",
+    "WORKFLOWS",
+    "Misuse",
+    "Workflow",
+    "bundle_command",
+    "help_text",
+    "run_command",
+    "run_workflow",
+]
 
 # On Linux, keep freed memory in the process, since returning it to the system after every operation doubles the
 # run time, and let idle threads yield their core.
@@ -64,6 +73,7 @@ class Workflow(NamedTuple):
     hidden: tuple[str, ...] = ()  # options of the configs that the command sets itself
     options: tuple[str, ...] = ()  # those that concern it, if not all of the sources
     needed_without_bundle: str = ""  # an option, with which any of the bundles serves
+    takes_name: bool = False  # a bundle of the package serves by its name, since nothing is written to it
 
 
 WORKFLOWS = {
@@ -113,6 +123,7 @@ WORKFLOWS = {
         ("common", "inference"),
         arguments=(("INPUT", "input"), ("OUTPUT", "output_dir")),
         multi_gpu="multi_gpu_inference",
+        takes_name=True,
     ),
     "cross-validate": Workflow(
         "Train all folds of a bundle, evaluate them together and find the post-processing",
@@ -150,7 +161,7 @@ def run_workflow(name: str, arguments: Sequence[str]) -> int:
     command = _command(WORKFLOWS[name], typed)
     shown = ["python", *command[1:]] if typed.gpus is None else ["torchrun", *command[3:]]
     print(f"$ {shlex.join(shown)}", flush=True)
-    return _run(command, name)
+    return run_command(command, name)
 
 
 def bundle_command(
@@ -252,6 +263,8 @@ def _bundle(positional: Sequence[str], workflow: Workflow) -> Path:
         other = workflow.needed_without_bundle and f" Without one, --{workflow.needed_without_bundle} is needed."
         raise Misuse(f"expected BUNDLE{arguments} before the options: the folder of a bundle.{other}")
     bundle = Path(positional[0])
+    if workflow.takes_name and not bundle.exists() and positional[0] in names():
+        bundle = path(positional[0])
     if not (bundle / "configs" / f"{workflow.configs[0]}.json").is_file():
         hint = f"; copy it first: mednext bundle copy {bundle}" if str(bundle) in names() else ""
         raise ValueError(f"BUNDLE: {bundle} is not a bundle, it has no configs/{workflow.configs[0]}.json{hint}.")
@@ -345,7 +358,7 @@ def _command(workflow: Workflow, typed: _Typed) -> list[str]:
     return command
 
 
-def _run(command: list[str], name: str) -> int:
+def run_command(command: list[str], name: str) -> int:
     """Run the command; when it has failed, print the diagnosis that it left as the last line."""
     with tempfile.TemporaryDirectory(prefix="mednext.") as folder:
         file = Path(folder, "error")
@@ -403,7 +416,9 @@ def help_text(name: str, arguments: Sequence[str] = ()) -> str:
     bundle = f"[BUNDLE | --{workflow.needed_without_bundle} FOLDER]" if workflow.needed_without_bundle else "BUNDLE"
     lines = [f"usage: mednext {name} {bundle}{positionals} [--OPTION VALUE ...]", ""]
     lines += textwrap.wrap(f"{workflow.summary}. {workflow.description}", WIDTH)
-    lines += ["", "  BUNDLE", "      folder of a bundle, made by `mednext bundle copy` or `mednext bundle new`"]
+    of_package = "; or the name of one with weights, such as mednext_s_k3" if workflow.takes_name else ""
+    origin = f"folder of a bundle, made by `mednext bundle copy` or `mednext bundle new`{of_package}"
+    lines += ["", "  BUNDLE", *textwrap.wrap(origin, WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6)]
     for argument, option in workflow.arguments:
         lines += [f"  {argument}", f"      {described.pop(option).comment}"]
     sections: dict[str, list[str]] = {}

@@ -44,9 +44,9 @@ class Fold:
     @property
     def is_trained(self) -> bool:
         """Whether the training has ended."""
-        from ..weights.state_dict import is_placeholder
+        from ..weights.released import is_trained
 
-        return self.weights.is_file() and not is_placeholder(self.weights)
+        return is_trained(self.weights)
 
     @property
     def predictions(self) -> dict[str, Path]:

@@ -10,6 +10,7 @@ from pathlib import Path
 __all__ = [
     "PACKAGE",
     "PLACEHOLDER",
+    "RECORD",
     "bundle_name",
     "checkout_root",
     "config_sources",
@@ -21,6 +22,7 @@ __all__ = [
 
 PACKAGE = Path(__file__).resolve().parent.parent
 
+RECORD = "model.json"  # in models/: what is known about weights that a bundle was released with
 # models/model.pt of a bundle without weights. Without a file there, `monai.bundle.load` would try to download one.
 # It is a readable text; torch's weights-only loader parses it as a reference to an unknown class, refuses it and
 # quotes its first line. Nothing in it can be executed.

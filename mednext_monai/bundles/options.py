@@ -126,6 +126,7 @@ OPTIONS: dict[str, Option] = {
     "input": _or_null(PATH),
     "checkpoint": _or_null(PATH),
     "upkern_checkpoint": _or_null(PATH),
+    "pretrained": _or_null(PATH),
     "postprocess": _or_null(PATH),
     "variant": _one_of("S", "B", "M", "L"),
     "kernel_size": _one_of(3, 5),

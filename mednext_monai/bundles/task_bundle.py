@@ -22,7 +22,8 @@ from typing import Any
 
 from ..files import read_json
 from ..options import literal, plain
-from .library import bundle_name, names, path
+from .library import PLACEHOLDER, RECORD, bundle_name, names, path
+from .record import CURVE, LICENSE, OF_WEIGHTS, label_values, task_fields
 
 __all__ = ["PLAN_KEYS", "new_bundle", "refuse_code"]
 
@@ -47,7 +48,7 @@ REQUIRED = (
 )
 INFORMATION = {"channel_names", "labels", "dummy_2d", "_plan_"}  # keys of a plan that are not settings
 PLAN_KEYS = {*REQUIRED, *INFORMATION, "fold", "orientation", "splits", "regions", "ignore_label"}  # all it may hold
-CHOSEN_ELSEWHERE = {"variant", "kernel_size", "bundle_root", "imports"}
+CHOSEN_ELSEWHERE = {"variant", "kernel_size", "bundle_root", "imports", "released_task"}
 DATA_TYPES = {".nii": "nifti", ".nii.gz": "nifti", ".nrrd": "nrrd", ".mha": "metaimage", ".mhd": "metaimage"}
 
 
@@ -83,6 +84,7 @@ def new_bundle(variant: str, kernel_size: int, plan: str | Path, output_dir: str
     _refuse_unknown(content, (configs["train"], configs["inference"]), plan)
     for name in ("train", "inference"):
         configs[name].update({key: literal(value) for key, value in content.items() if key in configs[name]})
+        configs[name]["released_task"] = None
     splits = content.get("splits")
     if splits:
         configs["train"]["splits"] = f"$@bundle_root + '/configs/{SPLITS}'"
@@ -91,6 +93,9 @@ def new_bundle(variant: str, kernel_size: int, plan: str | Path, output_dir: str
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as temporary:
         bundle = Path(temporary, target.name)
         shutil.copytree(source, bundle, copy_function=shutil.copyfile)
+        for file in (f"models/{RECORD}", CURVE, LICENSE):  # of weights for another task
+            (bundle / file).unlink(missing_ok=True)
+        (bundle / "models" / "model.pt").write_bytes(PLACEHOLDER)
         for name in ("train", "inference"):
             _save(bundle / "configs" / f"{name}.json", configs[name])
         _save(bundle / "configs" / "metadata.json", literal(configs["metadata"]))
@@ -221,33 +226,19 @@ def _metadata(generic: dict, plan: Mapping, name: str, train: Mapping) -> dict:
     cases = len(plan["_plan_"].get("cases", [])) or "unknown number of"
     channel_list, foreground = ", ".join(channels), ", ".join(classes[1:])
     network = f"MedNeXt-{train['variant']} with kernel size {train['kernel_size']} (Roy et al., MICCAI 2023)"
-    image = {**generic["network_data_format"]["inputs"]["image"]}
-    image.update(modality=channel_list, num_channels=len(channels), channel_def=_numbered(channels))
-    pred = {**generic["network_data_format"]["outputs"]["pred"]}
-    pred.update(num_channels=len(classes), channel_def=_numbered(classes))
+    kept = {key: value for key, value in generic.items() if key not in OF_WEIGHTS}
     return {
-        **generic,
+        **kept,
         "version": "0.1.0",
         "changelog": {"0.1.0": "created from the plan in configs/task.json; not trained yet"},
         "name": name,
-        "task": f"Segmentation of {foreground} ({task})",
         "description": f"{network} and its training recipe, for {foreground} in {channel_list} volumes of {task}",
         "authors": "the owner of this bundle; network and recipe by Saikat Roy et al., German Cancer Research Center",
         "copyright": "Copyright (c) the owner of this bundle",
         "data_source": f"{task}, {cases} cases",
         "data_type": DATA_TYPES.get(str(plan["_plan_"].get("file_ending", "")).lower(), generic["data_type"]),
-        "image_classes": f"one channel each: {channel_list}",
-        "label_classes": "one integer per voxel: " + ", ".join(_label_values(plan)),
-        "pred_classes": f"logits of {', '.join(classes)}",
-        "intended_use": f"research on the segmentation of {foreground}; not for clinical use",
-        "network_data_format": {"inputs": {"image": image}, "outputs": {"pred": pred}},
+        **task_fields(generic, task, plan),
     }
-
-
-def _label_values(plan: Mapping) -> list[str]:
-    """Return value and name of each class, and of the ignore label."""
-    values = [f"{value} {name}" for value, name in enumerate(plan["labels"])]
-    return values if plan.get("ignore_label") is None else [*values, f"{plan['ignore_label']} ignored"]
 
 
 def _evaluated(plan: Mapping) -> str:
@@ -255,10 +246,6 @@ def _evaluated(plan: Mapping) -> str:
     regions = plan.get("regions") or {}
     named = ", ".join(f"{name} ({' + '.join(map(str, values))})" for name, values in regions.items())
     return f". Evaluated as the regions {named}" if named else ""
-
-
-def _numbered(items: Iterable[str]) -> dict[str, str]:
-    return {str(number): item for number, item in enumerate(items)}
 
 
 def _page(generic: str, plan: Mapping, configs: Mapping[str, Mapping]) -> str:
@@ -273,7 +260,7 @@ def _page(generic: str, plan: Mapping, configs: Mapping[str, Mapping]) -> str:
         "description": metadata["description"],
         "data_source": metadata["data_source"],
         "channels": ", ".join(channels),
-        "classes": ", ".join(_label_values(plan)) + _evaluated(plan),
+        "classes": ", ".join(label_values(plan)) + _evaluated(plan),
         "patch_size": " x ".join(map(str, _three(plan["patch_size"]))),
         "spacing": " x ".join(f"{value:g}" for value in _three(plan["spacing"])),
     }

@@ -5,25 +5,21 @@ Each step is a separate ``python -m monai.bundle run`` command, which is printed
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import shlex
-import subprocess
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 from .. import bundles
-from ..bundles.commands import ENVIRONMENT, bundle_command
+from ..bundles.commands import bundle_command
+from .pretrained import Segmentation, segment_with_released_weights
+from .steps import run_step
 
 __all__ = ["DemoResult", "run_demo"]
 
+FLAG = "True"  # python-fire's value of an option without one
 METRIC = "val_mean_dice"
 LOG_INTERVAL = 5  # iterations between two lines about the loss
-POLL_INTERVAL = 2.0  # seconds between two looks at what a step has written
-LOG_TAIL = 20  # lines of the log shown if a step fails
 PICTURE_WIDTH = 640  # pixels
 
 
@@ -40,6 +36,7 @@ class DemoResult(NamedTuple):
 
 def run_demo(
     output_dir: str = "mednext_demo",
+    pretrained: str | None = None,
     epochs: int = 4,
     iterations_per_epoch: int = 20,
     upkern_epochs: int = 2,
@@ -48,16 +45,19 @@ def run_demo(
     batch_size: int = 2,
     learning_rate: float = 0.001,
     seed: int = 0,
-) -> DemoResult:
+) -> DemoResult | Segmentation:
     """
-    Train, evaluate and segment on a small synthetic data set.
+    Train, evaluate and segment on a small synthetic data set; or segment with released weights.
 
     Writes a data set, trains mednext_s_k3 for a few minutes on two CPU cores, initializes mednext_s_k5 from it with
     UpKern and trains it briefly, evaluates it, segments the test scans and draws the results. Prints the commands that
     it runs. The output folder holds the logs, bundles, predictions (NIfTI) and pictures (PNG).
 
+    With --pretrained, nothing is trained: the released weights of mednext_s_k3 segment an image in seconds.
+
     Args:
         output_dir: output folder; it must be empty or not exist.
+        pretrained: an MR of a hippocampus, or without a value a synthetic one.
         epochs: epochs of mednext_s_k3, each followed by a validation.
         iterations_per_epoch: training iterations per epoch.
         upkern_epochs: epochs of mednext_s_k5.
@@ -70,11 +70,14 @@ def run_demo(
     Raises:
         FileExistsError: if the output folder is not empty.
         ValueError: if the patch size is not a multiple of 16.
+        FileNotFoundError: if there is no such image.
         ChildProcessError: if a step fails, with its command and the end of its log.
     """
     started, root = time.monotonic(), Path(output_dir)
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise FileExistsError(f"output_dir must be empty or not exist, but {root} does not; remove it or name another.")
+    if pretrained is not None:
+        return segment_with_released_weights(None if pretrained == FLAG else pretrained, root, seed)
     from ..networks import SHAPE_FACTOR  # imports torch
 
     if patch_size < SHAPE_FACTOR or patch_size % SHAPE_FACTOR:
@@ -91,10 +94,10 @@ def run_demo(
     command = bundle_command(k5, **upkern, upkern_checkpoint=k3 / "models" / "model.pt", **training)
     dice_k5 = _train("Train mednext_s_k5 from it (UpKern)", command, logs / "2_train_k5.log", k5)
     command = bundle_command(k5, ("train", "evaluate"), "evaluating", **{**task, "validate::inferer::mirror": False})
-    _run_step("Evaluate it", command, logs / "3_evaluate.log")
+    run_step("Evaluate it", command, logs / "3_evaluate.log")
     dice_evaluation = _read_dice(k5 / "eval" / "metrics.json")
     command = bundle_command(k5, ("inference",), "inferring", output_dir=root / "predictions", mirror=False, **task)
-    _run_step("Segment the test scans", command, logs / "4_inference.log")
+    run_step("Segment the test scans", command, logs / "4_inference.log")
 
     result = DemoResult(dice_k3, dice_k5, dice_evaluation, *_judge(dataset, root))
     print(_summary(result, root, time.monotonic() - started), flush=True)
@@ -127,38 +130,8 @@ def _train(title: str, command: list[str], log: Path, bundle: Path) -> dict[int,
         ]
         return [text for _, text in sorted(lines)]
 
-    _run_step(title, command, log, progress)
+    run_step(title, command, log, progress)
     return {point.step: point.value for point in curves(METRIC)}
-
-
-def _run_step(title: str, command: list[str], log: Path, progress: Callable[[], list[str]] = list) -> None:
-    """Run a command with its output in a log file, and print the lines about its progress as they become more."""
-    print(f"\n{title}\n$ {shlex.join(command)}\n  log: {log}", flush=True)
-    started, shown = time.monotonic(), 0
-    environment = {**ENVIRONMENT, **os.environ, "PYTHONUNBUFFERED": "1"}
-    with (
-        open(log, "w") as file,
-        subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT) as process,
-    ):
-        try:
-            ended = False
-            while not ended:
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(POLL_INTERVAL)
-                    ended = True
-                lines = progress()
-                print("".join(f"  {line}\n" for line in lines[shown:]), end="", flush=True)
-                shown = len(lines)
-        except BaseException:
-            process.terminate()
-            raise
-    if process.returncode != 0:
-        tail = "\n".join(log.read_text(errors="replace").splitlines()[-LOG_TAIL:])
-        raise ChildProcessError(
-            f"{title}: failed with exit status {process.returncode}.\n"
-            f"command: {shlex.join(command)}\nlog: {log}, which ends with\n{tail}"
-        )
-    print(f"  done in {time.monotonic() - started:.0f} s", flush=True)
 
 
 def _read_dice(path: Path) -> float:

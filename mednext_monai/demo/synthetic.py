@@ -22,7 +22,7 @@ from scipy.ndimage import gaussian_filter
 
 from ..files import write_atomically
 
-__all__ = ["LABELS", "make_case", "write_dataset"]
+__all__ = ["LABELS", "make_case", "make_hippocampus", "write_dataset", "write_volume"]
 
 LABELS = {0: "background", 1: "organ", 2: "core", 3: "vessel"}
 BRIGHTNESS = {"body": 300.0, "organ": 600.0, "core": 300.0, "vessel": 900.0}  # arbitrary units, as in MR
@@ -122,6 +122,50 @@ def make_case(
     return image[stored], label[stored], _affine(rng, spacing * directions, shape)
 
 
+def make_hippocampus(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """
+    Draw a T1-weighted MR of the surroundings of a hippocampus, as simple shapes.
+
+    The hippocampus is a bent tube, thicker in front, as dark as cortex, between white matter below and at its side and
+    dark fluid above its head. It shows that released weights work; it is no test of how well.
+
+    Args:
+        rng: random number generator.
+
+    Returns:
+        The image ``(35, 50, 36)`` at 1 mm, int16; the label, uint8: 1 anterior, 2 posterior; the affine ``(4, 4)``.
+    """
+    shape = np.array([35, 50, 36])
+    x, y, z = (
+        np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij")) + rng.uniform(-1, 1, size=3)[:, None, None, None]
+    )
+    along = np.clip(y, 7, 42)
+    height = z - (24.5 - 0.68 * (along - 8) + 0.008 * (along - 8) ** 2)  # above the axis of the tube
+    side = x - (12.5 + 0.1 * (along - 8))
+    thickness = 3.4 + 1.6 / (1 + np.exp(-(along - 28) / 3))
+    distance = (
+        np.sqrt((side / 1.75) ** 2 + height**2 + ((y - along) * 1.2) ** 2) - thickness
+    )  # about mm from its surface
+    image = np.where(height > 0, np.where(y - 0.4 * z > 26, 1.0, 1.75), 1.0)  # amygdala and cortex; thalamus
+    image = np.where((distance < 4.0) & (height < 0.3 * side), 2.0, image)  # white matter
+    image = np.where((distance < 2.2) & (height > 1) & (y > 22) & (y < 40), 0.45, image)  # fluid
+    inside = distance < 0
+    image = np.where(inside, 1.0, image)
+    label = np.where(inside, np.where(y > 27, 1, 2), 0).astype(np.uint8)
+    image = gaussian_filter(image, 0.7) * (1 + 0.06 * _smooth_noise(rng, np.full(3, 2.5), shape))
+    image = 380 * (image + 0.05 * rng.normal(size=shape))
+    return np.clip(np.rint(image), 1, None).astype(np.int16), label, np.diag([1.0, 1.0, 1.0, 1.0])
+
+
+def write_volume(array: np.ndarray, affine: np.ndarray, file: Path) -> None:
+    """Write a volume as ``.nii.gz``; the same volume gives the same bytes."""
+    nifti = nib.Nifti1Image(array, affine)
+    nifti.set_qform(affine, code=1)  # 1: the scanner's coordinates
+    nifti.set_sform(affine, code=1)
+    nifti.header.set_xyzt_units("mm")
+    write_atomically(file, gzip.compress(nifti.to_bytes(), compresslevel=6, mtime=0))
+
+
 def _draw_label(rng: np.random.Generator, grid: np.ndarray, body: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the label and the center of the organ."""
     label = np.zeros(body.shape, np.uint8)
@@ -196,10 +240,6 @@ def _write_case(folder: Path, part: str, index: int, seed: int, extent: tuple[fl
     image, label, affine = make_case(rng, extent)
     entry = {}
     for kind, array in (("image", image), ("label", label)):
-        nifti = nib.Nifti1Image(array, affine)
-        nifti.set_qform(affine, code=1)  # 1: the scanner's coordinates
-        nifti.set_sform(affine, code=1)
-        nifti.header.set_xyzt_units("mm")
         entry[kind] = f"./{kind}s{part}/{name}"
-        write_atomically(folder / entry[kind], gzip.compress(nifti.to_bytes(), compresslevel=6, mtime=0))
+        write_volume(array, affine, folder / entry[kind])
     return entry

@@ -18,7 +18,8 @@ from ignite.handlers import Checkpoint
 from monai.networks.utils import get_state_dict
 
 from ..weights import carry_settings, read_checkpoint, write_checkpoint
-from ..weights.state_dict import is_placeholder
+from ..weights.released import is_trained
+from ..weights.settings import settings_of
 
 if TYPE_CHECKING:
     from ignite.engine import Engine
@@ -59,7 +60,7 @@ def check_start(
         _check_state(state, source, epochs, run or {}, {"model", "optimizer", "trainer"})
         return
     files = [Path(folder, name) for name in (LAST, previous_path(LAST).name, WEIGHTS, BEST)]
-    existing = [file for file in files if file.is_file() and not is_placeholder(file)]
+    existing = [file for file in files if is_trained(file)]
     if existing and not overwrite:
         raise ValueError(
             f"ckpt_dir: {existing[0]} exists and would be replaced by this training. To continue the training that "
@@ -93,7 +94,8 @@ class TrainingCheckpoint:
         run: what a resumed training must have in common with the one before, by the name of the option that sets it:
             plain values, lists and dictionaries; ``None`` is not compared. Defaults to ``None``: nothing.
         settings: what every state dict of ``save_dict["model"]`` carries from now on, also those that other handlers
-            write; see :py:func:`mednext_monai.weights.training_settings`. Defaults to ``None``: nothing.
+            write; see :py:func:`mednext_monai.weights.training_settings`. A resumed training keeps what the one before
+            was initialized from. Defaults to ``None``: nothing.
 
     Raises:
         FileNotFoundError: if the training is resumed and there is no such file.
@@ -121,8 +123,9 @@ class TrainingCheckpoint:
         self.run = dict(run or {})
         self.logger = logger
         self._is_whole = False  # whether the file at path is a whole checkpoint of this training
-        if settings is not None:
-            carry_settings(self.save_dict["model"], settings)
+        self.settings = None if settings is None else dict(settings)
+        if self.settings is not None:
+            carry_settings(self.save_dict["model"], self.settings)
 
     def attach(self, engine: Engine) -> None:
         """
@@ -166,6 +169,8 @@ class TrainingCheckpoint:
         (state, source), items = _read(self.path), self._items(engine)
         max_epochs, epoch_length = engine.state.max_epochs, engine.state.epoch_length
         done = _check_state(state, source, max_epochs, self.run, set(items))
+        if self.settings is not None:
+            self.settings["initialized_from"] = (settings_of(state["model"]) or {}).get("initialized_from")
         stated = {name: _options(item) for name, item in items.items()}
         Checkpoint.load_objects(items, state)
         for name, item in items.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +11,8 @@ import torch
 from ignite.engine import Events
 
 from ..weights import read_weights, upkern
+from ..weights.kernel_interpolation import UpKernReport
+from ..weights.state_dict import unwrap_parallel
 
 if TYPE_CHECKING:
     from ignite.engine import Engine
@@ -19,7 +22,8 @@ __all__ = ["UpKernInitializer"]
 
 class UpKernInitializer:
     """
-    Ignite handler that initializes a network from a trained one with another kernel size when a training starts.
+    Ignite handler that initializes a network from a trained one when a training starts: from one with another kernel
+    size (UpKern), or from one of another task without its heads.
 
     It does nothing in a resumed training. Attach it before a handler that resumes from a checkpoint, so that the
     resumed checkpoint takes precedence.
@@ -43,11 +47,11 @@ class UpKernInitializer:
         network: torch.nn.Module,
         resume: bool = False,
         skip_heads: bool = False,
-        skip_stem: bool = False,
+        skip_stem: bool | None = False,
         name: str | None = None,
     ) -> None:
         if load_path is not None and not resume and not Path(load_path).is_file():
-            raise FileNotFoundError(f"the checkpoint for UpKern, {load_path}, does not exist or is not a file.")
+            raise FileNotFoundError(f"the checkpoint to start from, {load_path}, does not exist or is not a file.")
         self.load_path = load_path
         self.network = network
         self.resume = resume
@@ -56,6 +60,7 @@ class UpKernInitializer:
         self.logger = logging.getLogger(name)
         self._name = name
         self._done = load_path is None
+        self._pretrained: dict[str, torch.Tensor] | None = None
 
     def attach(self, engine: Engine) -> None:
         """
@@ -65,6 +70,17 @@ class UpKernInitializer:
         if self._name is None:
             self.logger = engine.logger
         engine.add_event_handler(Events.STARTED, self)
+
+    def check(self) -> None:
+        """
+        Read the checkpoint and check that it matches the network, before a training is prepared; change nothing.
+
+        Raises:
+            ValueError: as when the training starts.
+        """
+        if not self._done and not self.resume:
+            self._pretrained = read_weights(str(self.load_path))
+            self._initialize(copy.deepcopy(unwrap_parallel(self.network)))
 
     def __call__(self, engine: Engine) -> None:
         """
@@ -80,10 +96,14 @@ class UpKernInitializer:
             self.logger.info(f"The training is resumed: no initialization from {self.load_path}.")
             self._done = True
             return
-        pretrained = read_weights(self.load_path)
+        if self._pretrained is None:
+            self._pretrained = read_weights(str(self.load_path))
+        report = self._initialize(self.network)
+        self._done, self._pretrained = True, None
+        self.logger.info(f"{report} (from {self.load_path})")
+
+    def _initialize(self, network: torch.nn.Module) -> UpKernReport:
         try:
-            report = upkern(pretrained, self.network, self.skip_heads, self.skip_stem)
+            return upkern(self._pretrained or {}, network, self.skip_heads, self.skip_stem)
         except ValueError as error:
             raise ValueError(f"UpKern from {self.load_path}: {error}") from error
-        self._done = True
-        self.logger.info(f"{report} (from {self.load_path})")

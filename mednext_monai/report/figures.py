@@ -8,7 +8,7 @@ from html import escape
 
 import numpy as np
 
-__all__ = ["box_plot", "line_chart"]
+__all__ = ["box_plot", "line_chart", "stand_alone"]
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")  # Okabe and Ito
 WIDTH, HEIGHT = 720, 260  # of the view box of curves
@@ -58,6 +58,16 @@ def line_chart(title: str, unit: str, series: Mapping[str, Sequence[Point]]) -> 
         elements += [_line(x, 30, x + 14, 30, color, 3), _text(x + 19, 34, name, "start")]
         x += 40 + 6.2 * len(name)
     return _svg(WIDTH, HEIGHT, f"curves: {title}", elements)
+
+
+def stand_alone(chart: str) -> str:
+    """Return a chart of this module as the content of an SVG file."""
+    start, end = chart.index("<svg "), chart.index("</svg>")
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" '
+    style = "<style>text{font:11px sans-serif;fill:#566069}.title{font-weight:600;fill:#1d2329}</style>"
+    body = chart[chart.index(">", start) + 1 : end]
+    attributes = chart[start + len("<svg ") : chart.index(">", start)]
+    return f'{head}{attributes}>{style}<rect width="100%" height="100%" fill="#fff"/>{body}</svg>\n'
 
 
 def box_plot(title: str, groups: Mapping[str, Mapping[str, float]], low: float = 0.0, high: float = 1.0) -> str:

@@ -11,6 +11,7 @@ from .kernel_interpolation import UpKernReport, upkern
 from .load import load_weights, read_weights
 from .locate import find_checkpoint, find_checkpoints, fold_folder, fold_name
 from .members import Group, Members, find_members
+from .released import find_pretrained, set_aside, starting_point
 from .settings import carry_settings, check_fold, read_settings, task_settings, training_settings
 from .state_dict import read_checkpoint, read_state_dict, write_checkpoint
 
@@ -27,6 +28,7 @@ __all__ = [
     "find_checkpoint",
     "find_checkpoints",
     "find_members",
+    "find_pretrained",
     "fold_folder",
     "fold_name",
     "load_weights",
@@ -34,6 +36,8 @@ __all__ = [
     "read_settings",
     "read_state_dict",
     "read_weights",
+    "set_aside",
+    "starting_point",
     "reverse_spatial_axes",
     "task_settings",
     "training_settings",

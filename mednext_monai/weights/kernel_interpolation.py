@@ -18,7 +18,7 @@ from .state_dict import plain_names, unwrap_parallel
 
 __all__ = ["UpKernReport", "upkern"]
 
-STEM = "stem."
+STEM, STEM_WEIGHT = "stem.", "stem.weight"
 HEADS = "out_"
 AUXILIARY_HEADS = ("out_1.", "out_2.", "out_3.", "out_4.")  # a network without deep supervision has none
 MODES = {4: "bilinear", 5: "trilinear"}  # by the dimensions of a convolution's weight
@@ -45,7 +45,7 @@ def upkern(
     pretrained: Mapping[str, torch.Tensor] | torch.nn.Module,
     network: torch.nn.Module,
     skip_heads: bool = False,
-    skip_stem: bool = False,
+    skip_stem: bool | None = False,
 ) -> UpKernReport:
     """
     Initialize a network from a trained one of the same variant with another kernel size, larger or smaller.
@@ -59,7 +59,7 @@ def upkern(
         skip_heads: whether the segmentation heads ``out_0`` to ``out_4`` keep their initial weights, for a task with
             different classes. Defaults to ``False``.
         skip_stem: whether the first convolution keeps its initial weights, for a task with a different number of
-            image channels. Defaults to ``False``.
+            image channels; ``None``: if that number differs. Defaults to ``False``.
 
     Returns:
         The names of the tensors copied, interpolated, skipped and missing. Only auxiliary heads may be missing, if
@@ -72,6 +72,8 @@ def upkern(
     source = pretrained.state_dict() if isinstance(pretrained, torch.nn.Module) else pretrained
     network = unwrap_parallel(network)
     source, target = plain_names(source), network.state_dict()
+    if skip_stem is None:
+        skip_stem = STEM_WEIGHT in source and source[STEM_WEIGHT].shape != target[STEM_WEIGHT].shape
     prefixes = ((HEADS,) if skip_heads else ()) + ((STEM,) if skip_stem else ())
     report, new = UpKernReport([], [], [], []), {}
     matches = True
@@ -124,5 +126,5 @@ def _mismatch(source: Mapping[str, torch.Tensor], target: Mapping[str, torch.Ten
     return (
         f"the checkpoint ({summarize(source)}) does not match the network ({summarize(target)}):\n{differences}\n"
         "Only kernel sizes may differ. For different classes use skip_heads=True, for different image channels "
-        "skip_stem=True; another variant cannot be used."
+        "skip_stem=True (for a bundle, --pretrained does both); another variant cannot be used."
     )

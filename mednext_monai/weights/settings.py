@@ -24,10 +24,12 @@ from .. import __version__
 from ..data.dataset import DatasetError, cases_digest, read_dataset
 from ..environment import hardware, package_versions
 from ..evaluation.labels import Labels
+from ..files import sha256
 from ..options import patch_size
 from ..preprocessing.case import check_settings
 from .locate import fold_name
 from .nnunet import is_nnunet, nnunet_settings
+from .released import StartingPoint
 from .state_dict import find_state_dict, is_placeholder, read_checkpoint, unwrap_parallel
 
 __all__ = [
@@ -63,6 +65,7 @@ def task_settings(
     stated: Mapping[str, Any],
     checkpoint: str | Path | Sequence[str | Path] | None = None,
     dataset_dir: str | Path | None = None,
+    released: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """
     Return the settings of a task: those that the checkpoint was trained with, or for a training the stated ones.
@@ -81,6 +84,9 @@ def task_settings(
         dataset_dir: the data set of a training or evaluation, whose ``dataset.json`` gives regions and ignore label if
             neither what is stated nor the checkpoint does. One that cannot be read is left to the checks of the cases.
             Defaults to ``None``: there are no labels.
+        released: ``in_channels`` and ``out_channels`` of the weights that the bundle came with. They replace the
+            published ones where there is neither a checkpoint nor a data set, as in ``monai.bundle.load``, which then
+            loads all weights. Defaults to ``None``: there are none.
 
     Returns:
         the seven settings, in the form of :py:func:`~mednext_monai.preprocessing.case.check_settings`, and
@@ -92,7 +98,7 @@ def task_settings(
             with different settings.
     """
     if checkpoint is not None and not isinstance(checkpoint, (str, Path)):
-        settings, *others = [task_settings(stated, one) for one in checkpoint]
+        settings, *others = [task_settings(stated, one, released=released) for one in checkpoint]
         for one, other in zip(checkpoint[1:], others):
             for key in TASK:
                 if not same(other[key], settings[key]):
@@ -104,10 +110,10 @@ def task_settings(
     stated = {key: stated.get(key) for key in (*TASK, *ANNOTATION)}
     if isinstance(stated["spacing"], (int, float)):
         stated["spacing"] = [stated["spacing"]] * 3
-    if checkpoint is None:
-        return _complete(_with_annotation(stated, dataset_dir))
-    if not Path(checkpoint).is_file() or is_placeholder(checkpoint):
-        return _complete(_with_annotation(stated, dataset_dir))  # loading the weights reports the file
+    if checkpoint is None or not Path(checkpoint).is_file() or is_placeholder(checkpoint):
+        if released and (dataset_dir is None or not Path(dataset_dir, "dataset.json").is_file()):
+            stated.update({key: released[key] for key in ("in_channels", "out_channels") if stated[key] is None})
+        return _complete(_with_annotation(stated, dataset_dir))  # loading the weights reports a file that is missing
     trained = read_settings(checkpoint)
     if trained is None:
         settings = _complete(_with_annotation(stated, dataset_dir))
@@ -139,6 +145,7 @@ def training_settings(
     cases: Sequence[Mapping],
     dataset_dir: str | Path,
     device: str | torch.device = "cpu",
+    start: StartingPoint | None = None,
 ) -> dict[str, Any]:
     """
     Return what the checkpoints of a training carry.
@@ -151,12 +158,14 @@ def training_settings(
         cases: the training cases.
         dataset_dir: the data set, whose ``dataset.json`` names channels and classes.
         device: the device of the training. Defaults to ``"cpu"``.
+        start: where it starts. Defaults to ``None``: from random weights.
 
     Returns:
         the settings of the task; ``variant``, ``kernel_size``,
         ``channel_names`` and ``labels`` (background first), ``fold``, ``training_cases`` (their number and a hash of
-        their ids), ``training_ids`` (a hash of each id: no id leaves the data set), ``package_version``, ``versions``
-        and ``hardware``.
+        their ids), ``training_ids`` (a hash of each id: no id leaves the data set), ``initialized_from`` (``None``, or
+        the SHA-256 of a checkpoint and whether it was of another task), ``package_version``, ``versions`` and
+        ``hardware``.
 
     Raises:
         DatasetError: if the data set is invalid.
@@ -172,6 +181,7 @@ def training_settings(
         "labels": list(dataset.labels),
         "fold": fold_name(fold),
         **training_record(cases),
+        "initialized_from": _origin(start),
         "package_version": __version__,
         "versions": package_versions(),
         "hardware": hardware(device),
@@ -181,6 +191,12 @@ def training_settings(
 def training_record(cases: Sequence[Mapping]) -> dict[str, Any]:
     """Return what a checkpoint says about its training cases, without their ids, see :py:func:`training_settings`."""
     return {"training_cases": cases_digest(cases), "training_ids": [_hash(case) for case in cases]}
+
+
+def _origin(start: StartingPoint | None) -> dict[str, Any] | None:
+    if start is None or start.path is None or not Path(start.path).is_file():  # which the training reports
+        return None
+    return {"sha256": sha256(start.path), "is_transfer": start.is_transfer}
 
 
 def carry_settings(network: torch.nn.Module, settings: Mapping[str, Any]) -> None:

@@ -24,7 +24,7 @@ SOURCES = ("common", "train", "preprocess", "evaluate", "inference")
 def started(monkeypatch) -> list[list[str]]:
     """The commands that were started; none is."""
     calls: list[list[str]] = []
-    monkeypatch.setattr(commands, "_run", lambda command, name: calls.append(command) or 0)
+    monkeypatch.setattr(commands, "run_command", lambda command, name: calls.append(command) or 0)
     return calls
 
 
@@ -183,11 +183,12 @@ def test_a_mistake_is_said_before_anything_is_started(started, bundle, capsys, a
 
 
 def test_of_a_run_that_fails_only_the_sentence_is_shown(bundle, capfd):
-    assert main(["predict", str(bundle), "scans", "out"]) == 1
+    untrained = str(bundles.copy("mednext_m_k3", "."))
+    assert main(["predict", untrained, "scans", "out"]) == 1
     error = capfd.readouterr().err
     assert "Traceback" not in error
     assert re.match(r"mednext: error: \S+/model.pt: this bundle has no weights yet", error.splitlines()[-1])
-    assert main(["predict", str(bundle), "scans", "out", "--traceback"]) == 1
+    assert main(["predict", untrained, "scans", "out", "--traceback"]) == 1
     error = capfd.readouterr().err
     assert "Traceback" in error and error.splitlines()[-1].startswith("mednext: error: ")
 

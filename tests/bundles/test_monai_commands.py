@@ -79,7 +79,7 @@ def test_load_without_weights_says_so_and_asks_no_network(monkeypatch):
 
     monkeypatch.setattr("monai.bundle.scripts.download", refuse)
     with pytest.raises(Exception, match="This bundle has no trained weights yet: train it") as error:
-        monai.bundle.load("mednext_s_k3", bundle_dir=ROOT / "bundles")
+        monai.bundle.load("mednext_m_k3", bundle_dir=ROOT / "bundles")
     assert "tried to download" not in str(error.value)
 
 

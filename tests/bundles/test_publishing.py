@@ -32,6 +32,8 @@ PRIVATE = (
     "models/last.previous.pt",
     "models/fold_1/last.pt",
     "models/nonfinite.pt",
+    "models/pretrained.pt",
+    "models/pretrained.json",
     "models/.123.last.pt",
 )
 PUBLIC = {

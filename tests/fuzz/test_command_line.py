@@ -129,7 +129,7 @@ def test_what_is_typed(place, words):
     started: list[list[str]] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
-        patch.setattr(commands, "_run", lambda command, name: started.append(command) or 0)
+        patch.setattr(commands, "run_command", lambda command, name: started.append(command) or 0)
         patch.setitem(cli.COMMANDS, "demo", only_bind(cli.COMMANDS["demo"]))
         group = {name: only_bind(command) for name, command in cli.COMMANDS["bundle"].items() if name != "list"}
         patch.setitem(cli.COMMANDS, "bundle", {**cli.COMMANDS["bundle"], **group})

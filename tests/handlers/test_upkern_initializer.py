@@ -117,7 +117,7 @@ def test_heads_and_stem_can_be_skipped(pretrained):
 
 
 def test_missing_checkpoint_is_an_error_when_the_handler_is_made(tmp_path):
-    with pytest.raises(FileNotFoundError, match="the checkpoint for UpKern, .*none.pt, does not exist"):
+    with pytest.raises(FileNotFoundError, match="the checkpoint to start from, .*none.pt, does not exist"):
         UpKernInitializer(str(tmp_path / "none.pt"), tiny())
 
 
@@ -139,3 +139,34 @@ def test_truncated_checkpoint_is_an_error_that_names_the_file(pretrained):
     UpKernInitializer(path, tiny(kernel_size=5)).attach(engine)
     with pytest.raises(ValueError, match=re.escape(path)):
         engine.run([0])
+
+
+def test_check_finds_a_checkpoint_of_another_network_and_changes_nothing(pretrained, tmp_path):
+    _, path = pretrained
+    network = tiny(kernel_size=5, out_channels=4)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    with pytest.raises(ValueError, match="out_0.conv_out.weight: .*2, 1, 1, 1.* in the checkpoint"):
+        UpKernInitializer(path, network).check()
+    handler = UpKernInitializer(path, network, skip_heads=True, skip_stem=None)
+    handler.check()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+    engine = trainer()
+    handler.attach(engine)
+    tmp_path.joinpath("k3.pt").unlink()  # read by the check
+    engine.run([0])
+    assert not torch.equal(network.stem.weight, before["stem.weight"])
+    assert torch.equal(network.out_0.conv_out.weight, before["out_0.conv_out.weight"])
+
+
+def test_check_of_a_resumed_training_needs_no_file(tmp_path):
+    UpKernInitializer(str(tmp_path / "none.pt"), tiny(), resume=True).check()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_stem_is_skipped_only_if_the_number_of_channels_differs(pretrained, channels):
+    source, path = pretrained
+    network, engine = tiny(in_channels=channels), trainer()
+    UpKernInitializer(path, network, skip_heads=True, skip_stem=None).attach(engine)
+    engine.run([0])
+    assert torch.equal(network.enc_block_0[0].conv1.weight, source.enc_block_0[0].conv1.weight)
+    assert (channels == 1) == torch.equal(network.stem.weight, source.stem.weight)

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from helpers.checkpoints import TRAINED
 from mednext_monai import bundles
 from mednext_monai.networks import create_mednext
 from mednext_monai.weights.settings import attach_settings
@@ -30,20 +31,6 @@ TINY = [
     "--pseudo_dice_batches",
     "2",
 ]
-TRAINED = {
-    "spacing": [1.0, 1.0, 1.0],
-    "orientation": None,
-    "patch_size": [32, 32, 32],
-    "normalization": None,
-    "intensity": None,
-    "regions": None,
-    "ignore_label": None,
-    "channel_names": ["MRI"],
-    "labels": ["background", "outer", "inner"],
-    "fold": 0,
-    "training_cases": [0, ""],
-    "training_ids": [],
-}
 SILENT = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
 
 
@@ -92,7 +79,7 @@ def make_trained(name: str, directory: Path, base_channels: int = 8) -> Path:
     network = create_mednext(variant, kernel_size, deep_supervision=True, base_channels=base_channels)
     torch.save(network.state_dict(), folder / "models" / "model.pt")
     for file in (folder / "configs" / "train.json", folder / "configs" / "inference.json"):
-        content = json.loads(file.read_text())
+        content = {**json.loads(file.read_text()), "released_task": None}
         content["network_def"]["base_channels"] = base_channels
         file.write_text(json.dumps(content))
     return folder

@@ -1,12 +1,38 @@
-"""The layouts in which training code stores the tensors of a network."""
+"""Checkpoints: the layouts in which training code stores the tensors of a network, and released weights."""
 
 from __future__ import annotations
 
+import json
 from collections import OrderedDict
+from pathlib import Path
+from typing import Any
 
 import torch
 
-__all__ = ["LAYOUTS"]
+from mednext_monai.files import sha256
+from mednext_monai.networks import create_mednext
+from mednext_monai.weights.settings import attach_settings
+
+__all__ = ["LAYOUTS", "TRAINED", "release_weights"]
+
+TRAINED = {  # what a checkpoint of a training carries
+    "in_channels": 1,
+    "out_channels": 3,
+    "spacing": [1.0, 1.0, 1.0],
+    "orientation": None,
+    "patch_size": [32, 32, 32],
+    "normalization": None,
+    "intensity": None,
+    "regions": None,
+    "ignore_label": None,
+    "channel_names": ["MRI"],
+    "labels": ["background", "outer", "inner"],
+    "variant": "S",
+    "kernel_size": 3,
+    "fold": 0,
+    "training_cases": [0, ""],
+    "training_ids": [],
+}
 
 
 def prefixed(prefix: str, tensors: dict) -> dict:
@@ -41,3 +67,15 @@ LAYOUTS = {
     "authors' code, parallel": lambda t: {"state_dict": prefixed("module.", {**t, "dummy_tensor": torch.ones(1)})},
     "authors' code, dummy without prefix": lambda t: {**prefixed("model.", t), "dummy_tensor": torch.ones(1)},
 }
+
+
+def release_weights(models: Path, base_channels: int = 4, **settings: Any) -> Path:
+    """Write random weights of a narrow MedNeXt S for three classes as released ones, and return the file."""
+    models.mkdir(parents=True, exist_ok=True)
+    network = create_mednext("S", in_channels=1, out_channels=3, deep_supervision=True, base_channels=base_channels)
+    stored = {name: tensor.half() for name, tensor in network.state_dict().items()}
+    file = models / "model.pt"
+    torch.save(attach_settings(stored, {**TRAINED, **settings}), file)
+    record = {"sha256": sha256(file), "bytes": file.stat().st_size, "precision": "float16"}
+    (models / "model.json").write_text(json.dumps(record))
+    return file

@@ -113,7 +113,7 @@ def test_channels_may_have_other_names_but_no_other_order(tmp_path):
 
 
 def test_folders_that_are_no_trained_bundles_are_named(tmp_path):
-    own, untrained = make_member("mednext_s_k3", tmp_path / "a"), bundles.copy("mednext_s_k5", tmp_path)
+    own, untrained = make_member("mednext_s_k3", tmp_path / "a"), bundles.copy("mednext_l_k5", tmp_path)
     with pytest.raises(ValueError, match=f"ensemble: {tmp_path} is not the folder of a bundle"):
         members_of(own, tmp_path)
     with pytest.raises(FileNotFoundError, match=f"ensemble: {untrained} has no weights at {untrained}/models/model.pt"):
