@@ -17,6 +17,7 @@
 - ``bundles``: lists, copies, builds and zips the eight bundles, and makes those of a task.
 - ``report``: the page about a run, ``mednext report``; ``curves`` reads its event files.
 - ``pictures``: slices and overlays of images and segmentations; ``pages``: what HTML pages share.
+- ``nnunet``: trainers and plans for nnU-Net v2.
 - ``demo``: the synthetic data set and the run behind ``mednext demo``.
 - ``benchmark``: time, memory and exactness compared with other implementations, ``python -m mednext_monai.benchmark``.
 - ``cli``: the command line; ``files``: atomic writing; ``environment``: versions and hardware; ``memory``: reused

@@ -180,15 +180,17 @@ def _report_zip(folder: Path) -> None:
 
 def convert(source: str, output: str, reverse_axes: bool | None = None, to: str = "native") -> None:
     """
-    Convert weights of the authors' code or of MONAI's MedNeXt S.
+    Convert weights of the authors' code, of nnU-Net v2 or of MONAI's MedNeXt S.
 
-    The output is the file that a bundle has at models/model.pt. Variant and kernel size are inferred from the tensors.
-    Nothing in the source is executed.
+    The output is the file that a bundle has at models/model.pt. Variant and kernel size are inferred from the tensors,
+    spacing, normalization, channels and classes from the plans in a checkpoint of nnU-Net v2. Nothing in the source is
+    executed.
 
     Args:
-        source: an nnU-Net v1 .model file, or any checkpoint that holds a state dict.
+        source: an nnU-Net v1 .model file, an nnU-Net v2 .pth file, or any checkpoint that holds a state dict.
         output: the file to write, such as mednext_b_k5/models/model.pt.
-        reverse_axes: reverse the spatial axes of the kernels; by default for the authors' weights (z, y, x) only.
+        reverse_axes: reverse the spatial axes of the kernels; by default for the authors' weights (z, y, x), and those
+            of nnU-Net v2 as their plans say.
         to: native, or monai for the names of MONAI's own MedNeXt (S only).
     """
     from .weights import convert
@@ -209,11 +211,11 @@ def upkern(source: str, output: str, kernel_size: int = 5) -> None:
         kernel_size: edge of the new kernels in voxels, odd.
     """
     from .networks import MedNeXt
-    from .weights import describe, read_state_dict, upkern, write_checkpoint
+    from .weights import describe, read_weights, upkern, write_checkpoint
 
     if Path(output).exists() and Path(output).samefile(source):
         raise ValueError(f"output must differ from the source, got {output} for both.")
-    trained = read_state_dict(source)
+    trained = read_weights(source)
     description = describe(trained)
     kernels = {"encoder_kernel_size": kernel_size, "decoder_kernel_size": kernel_size}
     network = MedNeXt(**{**description.network_arguments(), **kernels})
@@ -396,6 +398,77 @@ def report(run_dir: str, output: str | None = None, dataset_dir: str | None = No
     print(f"wrote {write_report(run_dir, output, dataset_dir, overwrite)}")
 
 
+def nnunet_path() -> None:
+    """Print the folder of the nnU-Net v2 trainers, the value for the environment variable nnUNet_extTrainer."""
+    from .nnunet import TRAINER_FOLDER
+
+    print(TRAINER_FOLDER)
+
+
+def nnunet_trainers() -> None:
+    """List the nnU-Net v2 trainers, for nnUNetv2_train -tr."""
+    from .nnunet.names import TRAINERS
+
+    for name, (variant, kernel_size, learning_rate) in TRAINERS.items():
+        print(f"{name:40} MedNeXt-{variant}, kernel {kernel_size}, learning rate {learning_rate}")
+
+
+def nnunet_plan(
+    dataset: str,
+    plans_name: str = "nnUNetPlansMedNeXt",
+    patch_size: int = 128,
+    batch_size: int = 2,
+    processes: int | None = None,
+    overwrite: bool = False,
+) -> None:
+    """
+    Write a plans file for nnU-Net v2 with the published spacing, patch and batch size.
+
+    It lies beside nnU-Net's own plans and has the configuration 3d_fullres, at 1 mm. Needs nnunetv2 and its environment
+    variables.
+
+    Args:
+        dataset: id or name of a data set in nnUNet_raw, such as 4 or Dataset004_Hippocampus.
+        plans_name: name of the plans, for -p.
+        patch_size: edge of the patches in voxels, a multiple of 16.
+        batch_size: patches per step.
+        processes: processes that read images; by default one per core.
+        overwrite: replace a plans file that this command did not write.
+    """
+    _need_nnunet()
+    from .nnunet.planner import plan
+
+    path, number, name = plan(dataset, plans_name, patch_size, batch_size, processes, overwrite)
+    print(
+        f"wrote {path}\n\nTo train with it:\n  nnUNetv2_preprocess -d {number} -plans_name {name} -c 3d_fullres\n"
+        "  export nnUNet_extTrainer=$(mednext nnunet path)\n"
+        f"  nnUNetv2_train {number} 3d_fullres 0 -tr nnUNetTrainerMedNeXt_S_kernel3 -p {name}"
+    )
+
+
+def nnunet_export(source: str, output_dir: str, overwrite: bool = False) -> None:
+    """
+    Write a model folder of nnU-Net v2 from a bundle, for nnUNetv2_predict_from_modelfolder.
+
+    Other folds can be added to the same folder. The opposite direction is the command convert.
+
+    Args:
+        source: a bundle with weights, or a checkpoint of its training.
+        output_dir: the folder to write plans.json, dataset.json and fold_0/checkpoint_final.pth to.
+        overwrite: replace a checkpoint that is there.
+    """
+    from .nnunet.model_folder import export
+
+    print(export(source, output_dir, overwrite))
+
+
+def _need_nnunet() -> None:
+    from importlib.util import find_spec
+
+    if find_spec("nnunetv2") is None:
+        raise ValueError("this command needs nnU-Net v2, which is not installed: pip install 'mednext-monai[nnunet]'")
+
+
 def _report_problems(problems: Mapping[str, str]) -> int:
     """Print the cases that failed, and return the exit status."""
     for case, problem in problems.items():
@@ -423,6 +496,12 @@ COMMANDS: dict[str, Any] = {
     "export": export,
     "convert": convert,
     "upkern": upkern,
+    "nnunet": {
+        "path": nnunet_path,
+        "trainers": nnunet_trainers,
+        "plan": nnunet_plan,
+        "export": nnunet_export,
+    },
 }
 
 HELP = {"--help", "-h"}

@@ -7,12 +7,14 @@ import re
 import subprocess
 import sys
 import zipfile
+from importlib.util import find_spec
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from helpers.nnunet import write_nnunet_checkpoint
 from helpers.segmentations import write_pairs
 
 import mednext_monai
@@ -71,9 +73,10 @@ def test_help_is_instant_for_it_imports_neither_torch_nor_monai_and_opens_no_pag
     code = (
         "import sys\n"
         "from mednext_monai import cli\n"
-        "for arguments in (['--help'], ['demo', '--help'], ['convert', '--help'], ['bundle', 'zip', '--help']):\n"
+        "for arguments in (['--help'], ['demo', '--help'], ['convert', '--help'], ['bundle', 'zip', '--help'],\n"
+        "                  ['nnunet', 'plan', '--help'], ['nnunet', 'path'], ['nnunet', 'trainers']):\n"
         "    assert cli.main(arguments) == 0\n"
-        "heavy = ('torch', 'monai', 'numpy', 'nibabel', 'scipy', 'ignite', 'PIL')\n"
+        "heavy = ('torch', 'monai', 'numpy', 'nibabel', 'scipy', 'ignite', 'PIL', 'nnunetv2')\n"
         "print([name for name in heavy if name in sys.modules])"
     )
     result = subprocess.run(
@@ -261,6 +264,34 @@ def test_convert_writes_a_state_dict_and_says_what_it_found(capsys, tmp_path):
     source.write_bytes(source.read_bytes()[:1000])
     status, _, err = run(capsys, "convert", str(source), str(output))
     assert status == 1 and "model_final.model" in err
+
+
+def test_folder_and_names_of_nnunets_trainers_need_no_nnunet(capsys):
+    status, out, err = run(capsys, "nnunet", "path")
+    assert (status, err) == (0, "") and [file.name for file in Path(out.strip()).glob("*.py")] == [
+        "mednext_monai_nnunet_trainers.py"
+    ]
+    status, out, _ = run(capsys, "nnunet", "trainers")
+    assert status == 0 and len(out.splitlines()) == 19
+    assert re.search(r"^nnUNetTrainerMedNeXt_L_kernel5_lr_1e_4 +MedNeXt-L, kernel 5, learning rate 0.0001$", out, re.M)
+
+
+@pytest.mark.skipif(find_spec("nnunetv2") is not None, reason="nnunetv2 is installed")
+def test_plans_for_nnunet_without_it_are_one_sentence(capsys):
+    status, out, err = run(capsys, "nnunet", "plan", "4")
+    assert (status, out) == (1, "")
+    assert err == (
+        "mednext: error: this command needs nnU-Net v2, which is not installed: pip install 'mednext-monai[nnunet]'\n"
+    )
+
+
+def test_convert_takes_a_checkpoint_of_nnunet(capsys, tmp_path):
+    network = create_mednext("S", 3, in_channels=2, out_channels=3, base_channels=4)
+    source = write_nnunet_checkpoint(tmp_path / "checkpoint_final.pth", network)
+    status, out, _ = run(capsys, "convert", str(source), str(tmp_path / "model.pt"))
+    assert status == 0 and "a checkpoint of nnU-Net v2" in out and "spacing [1.5, 1.0, 2.0]" in out
+    status, _, err = run(capsys, "convert", str(source), str(source))
+    assert status == 1 and "must differ from the source" in err
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import monai.bundle
@@ -38,7 +39,7 @@ from mednext_monai.bundles.run_checks import check_run
 from mednext_monai.cli import COMMANDS, main
 from mednext_monai.networks import create_mednext
 
-USERS = ("README", "bundle", "task", "benchmark")
+USERS = ("README", "bundle", "task", "benchmark", "nnunet")
 
 # Run in this order, each as it begins on its page, with what makes it small.
 TINY = "--epochs 1 --iterations_per_epoch 2 --val_interval 1 --pseudo_dice_batches 1 --num_workers 0 --mirror false"
@@ -86,6 +87,18 @@ RUN_ELSEWHERE = {
         "test_a_training_begins_at_once_after_the_command_that_preprocesses",
         '"preprocess"',
     ),
+    "nnunet export": ("nnunet/test_model_folder.py", "test_the_command_writes_the_folder", '"nnunet", "export"'),
+    "nnunet path": ("test_cli.py", "test_folder_and_names_of_nnunets_trainers_need_no_nnunet", '"nnunet", "path"'),
+    "nnunet plan": (
+        "nnunet/test_trainer.py",
+        "test_train_upkern_predict_and_deploy_as_a_user_types_it",
+        '"nnunet", "plan"',
+    ),
+    "nnunet trainers": (
+        "test_cli.py",
+        "test_folder_and_names_of_nnunets_trainers_need_no_nnunet",
+        '"nnunet", "trainers"',
+    ),
     "upkern": ("test_cli.py", "test_upkern_writes_weights_that_the_larger_network_loads", '"upkern"'),
 }
 
@@ -116,8 +129,10 @@ ARGUMENTS = {  # what each command needs beside the options, where a page writes
     "export": "my_bundle --format onnx",
     "convert": "model.model model.pt",
     "upkern": "k3.pt k5.pt",
+    "nnunet plan": "4",
 }
 OTHER_PROGRAMS = {"pytest", "tensorboard", "mlflow"}
+OTHER_PROGRAMS |= {f"nnUNetv2_{name}" for name in ("preprocess", "train", "predict", "predict_from_modelfolder")}
 TORCHRUN = {"node_rank"}
 
 
@@ -177,6 +192,8 @@ def _check(text: str) -> str:
         return _check(shlex.join(words[:cut])) or _check(shlex.join(words[cut + 1 :]))
     if words[:3] in (["python", "-m", "mednext_monai"], ["python", "-m", "mednext_monai.bundles"]):
         words = ["mednext", *(["bundle", "build"] if words[2].endswith("bundles") else []), *words[3:]]
+    if words[0] == "export":  # NAME=$(COMMAND)
+        return _check(re.search(r"\$\((.*)\)", text)[1])
     if words[0] == "mednext":
         return _check_ours(words[1:], text)
     if words[:3] == ["python", "-m", "mednext_monai.benchmark"]:
@@ -196,7 +213,7 @@ def _check(text: str) -> str:
 
 
 def _name(words: list[str]) -> str:
-    return " ".join(words[: 2 if words[0] == "bundle" else 1])
+    return " ".join(words[: 2 if isinstance(COMMANDS.get(words[0]), dict) else 1])
 
 
 def _check_ours(words: list[str], text: str) -> str:
@@ -353,7 +370,8 @@ def test_blocks_of_data_are_valid():
 
 def test_python_blocks_run(tmp_path, monkeypatch):
     """Those that load a bundle, on one of the same name with weights of three classes and a narrower network."""
-    blocks = [(page, block) for page in USERS for block in read_page(page).python]
+    pages = [page for page in USERS if page != "nnunet" or find_spec("nnunetv2")]  # which its block needs
+    blocks = [(page, block) for page in pages for block in read_page(page).python]
     assert len(blocks) >= 4
     trained = make_trained("mednext_s_k3", tmp_path, base_channels=4)
     network = create_mednext("S", 3, out_channels=3, deep_supervision=True, base_channels=4)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from ignite.engine import Events
 
-from ..weights import read_state_dict, upkern
+from ..weights import read_weights, upkern
 from ..weights.kernel_interpolation import UpKernReport
 from ..weights.state_dict import unwrap_parallel
 
@@ -29,7 +29,7 @@ class UpKernInitializer:
     resumed checkpoint takes precedence.
 
     Args:
-        load_path: the checkpoint, any file that :py:func:`mednext_monai.weights.read_state_dict` takes; ``None`` for
+        load_path: the checkpoint, any file that :py:func:`mednext_monai.weights.read_weights` takes; ``None`` for
             no initialization.
         network: the network to initialize, wrapped by DistributedDataParallel or not.
         resume: whether this run resumes another one. Defaults to ``False``.
@@ -79,7 +79,7 @@ class UpKernInitializer:
             ValueError: as when the training starts.
         """
         if not self._done and not self.resume:
-            self._pretrained = read_state_dict(str(self.load_path))
+            self._pretrained = read_weights(str(self.load_path))
             self._initialize(copy.deepcopy(unwrap_parallel(self.network)))
 
     def __call__(self, engine: Engine) -> None:
@@ -97,7 +97,7 @@ class UpKernInitializer:
             self._done = True
             return
         if self._pretrained is None:
-            self._pretrained = read_state_dict(str(self.load_path))
+            self._pretrained = read_weights(str(self.load_path))
         report = self._initialize(self.network)
         self._done, self._pretrained = True, None
         self.logger.info(f"{report} (from {self.load_path})")

@@ -1,4 +1,4 @@
-"""One case from file grid to network input, on arrays: crop, resample, normalize."""
+"""One case from file grid to network input, on arrays: crop, resample, normalize (nnU-Net v2's schemes before it)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from .geometry import Geometry, plan_geometry, reorient
 from .nonzero import bounding_box, crop, fill_holes, mark_outside, nonzero_mask
-from .normalization import CT_SCHEMES, INTENSITY_KEYS, SCHEMES, by_channel, normalize_channels
+from .normalization import CT_SCHEMES, INTENSITY_KEYS, SCHEMES, by_channel, normalize_channels, schemes_at
 from .resampling import resample_image, resample_labels
 
 __all__ = ["PreprocessedCase", "check_settings", "preprocess_case"]
@@ -29,6 +29,8 @@ def preprocess_case(
 ) -> PreprocessedCase:
     """
     Crop to the nonzero region, resample to the target spacing, and normalize, in this order, as published.
+
+    Channels with a scheme of nnU-Net v2 (``"zscore_v2"``, ...) are normalized before they are resampled, as there.
 
     If the settings have an ``orientation``, the axes are reordered and flipped first, and the resulting grid replaces
     that of the file.
@@ -57,15 +59,28 @@ def preprocess_case(
     start, stop = bounding_box(mask)
     geometry = plan_geometry(image.shape[1:], affine, start, stop, settings["spacing"])
     cropped, filled = crop(label, start, stop), fill_holes(crop(mask, start, stop))
-    label = resample_labels(mark_outside(cropped, filled), geometry.resampled_shape, geometry.axis)
-    inside = label >= 0
+    marked = annotated = mark_outside(cropped, filled)
     if ignore_label is not None:  # says nothing about the image: the mask is that of background in its place
         annotated = mark_outside(np.where(cropped == ignore_label, 0, cropped), filled)
+    image = _normalize_early(crop(image, start, stop), settings, annotated)
+    label = resample_labels(marked, geometry.resampled_shape, geometry.axis)
+    inside = label >= 0
+    if ignore_label is not None:
         inside = resample_labels(annotated, geometry.resampled_shape, geometry.axis) >= 0
-    del mask, cropped, filled  # a large scan takes memory in the next step
-    image = resample_image(crop(image, start, stop), geometry.resampled_shape, geometry.axis)
-    image = normalize_channels(image, settings["normalization"], settings["intensity"], inside=inside)
+    del mask, cropped, filled, marked, annotated  # a large scan takes memory in the next step
+    image = resample_image(image, geometry.resampled_shape, geometry.axis)
+    schemes = schemes_at(settings["normalization"], early=False)
+    image = normalize_channels(image, schemes, settings["intensity"], inside=inside)
     return PreprocessedCase(image, label, geometry)
+
+
+def _normalize_early(image: np.ndarray, settings: Mapping, marked: np.ndarray) -> np.ndarray:
+    """Normalize the channels that have a scheme of nnU-Net v2; ``marked`` is -1 outside the nonzero region."""
+    schemes = schemes_at(settings["normalization"], early=True)
+    if set(schemes) == {"none"}:
+        return image
+    valid = resample_image(image, image.shape[1:])  # to its own grid: NaN becomes 0
+    return normalize_channels(valid, schemes, settings["intensity"], inside=marked >= 0)
 
 
 def check_settings(settings: Mapping, channels: int | None = None) -> dict:

@@ -1,4 +1,4 @@
-"""Intensity normalization per channel, after resampling: the schemes of nnU-Net v1, which MedNeXt uses."""
+"""Intensity normalization per channel: the schemes of nnU-Net v1, which MedNeXt uses, and those of nnU-Net v2."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-__all__ = ["CT_SCHEMES", "INTENSITY_KEYS", "SCHEMES", "by_channel", "normalize_channels"]
+__all__ = ["CT_SCHEMES", "EARLY_SCHEMES", "INTENSITY_KEYS", "SCHEMES", "by_channel", "normalize_channels", "schemes_at"]
 
-SCHEMES = ("CT", "masked_CT", "zscore", "masked_zscore", "none")
-CT_SCHEMES = ("CT", "masked_CT")  # those that need the intensities of the data set
+EARLY_SCHEMES = ("CT_v2", "zscore_v2", "masked_zscore_v2")  # of nnU-Net v2, before resampling; the others: after it
+SCHEMES = ("CT", "masked_CT", "zscore", "masked_zscore", "none", *EARLY_SCHEMES)
+CT_SCHEMES = ("CT", "masked_CT", "CT_v2")  # those that need the intensities of the data set
 INTENSITY_KEYS = ("mean", "sd", "p005", "p995")  # of the foreground of the whole data set, for CT
 EPSILON = 1e-8
 
@@ -29,15 +30,17 @@ def normalize_channels(
     - ``"zscore"``: subtract the mean of the channel, divide by its (population) standard deviation plus 1e-8.
     - ``"masked_zscore"``: z-score with the statistics of the voxels inside the mask; voxels outside become 0.
     - ``"none"``: unchanged.
+    - ``"CT_v2"``, ``"zscore_v2"``, ``"masked_zscore_v2"``: those of nnU-Net v2, meant for images before resampling; in
+      the last one, voxels outside the mask are unchanged, which are 0 there.
 
     Args:
         image: ``(C, X, Y, Z)``.
         schemes: one of ``SCHEMES`` per channel.
         intensity: ``mean``, ``sd``, ``p005`` and ``p995`` of each CT channel, by channel index. Defaults to
             ``None``.
-        inside: boolean ``(X, Y, Z)``, required by the masked schemes: the resampled mask. (The nonzero voxels of the
-            resampled image are not the same, because cubic interpolation overshoots into the background.) Defaults to
-            ``None``.
+        inside: boolean ``(X, Y, Z)``, required by the masked schemes: the mask, resampled as the image. (The nonzero
+            voxels of a resampled image are not the same, because cubic interpolation overshoots into the background.)
+            Defaults to ``None``.
 
     Returns:
         float32 ``(C, X, Y, Z)``, a new array.
@@ -55,15 +58,25 @@ def normalize_channels(
             _normalize_ct(values, channel, intensity)
             if scheme == "masked_CT":
                 values[~_checked_mask(inside, values.shape)] = 0
-        elif scheme == "zscore":
+        elif scheme in ("zscore", "zscore_v2"):
             _standardize(values, values)
         elif scheme == "masked_zscore":
             mask = _checked_mask(inside, values.shape)
             _standardize(values, values[mask])
             values[~mask] = 0
+        elif scheme == "masked_zscore_v2":
+            mask = _checked_mask(inside, values.shape)
+            standardized = values[mask]
+            _standardize(standardized, standardized)
+            values[mask] = standardized
         elif scheme != "none":
             raise ValueError(f"normalization must be one of {list(SCHEMES)}, got {scheme!r}.")
     return result
+
+
+def schemes_at(schemes: Sequence[str], early: bool) -> list[str]:
+    """Return the schemes of the channels normalized before (``early``) or after resampling, ``"none"`` for others."""
+    return [scheme if (scheme in EARLY_SCHEMES) == early else "none" for scheme in schemes]
 
 
 def by_channel(intensity: Mapping | Sequence | None) -> dict[int, Mapping[str, float]]:

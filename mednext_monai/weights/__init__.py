@@ -8,7 +8,7 @@ Checkpoints are read with ``torch.load(weights_only=True)``: no code in a file i
 from .conversion import Conversion, convert, reverse_spatial_axes
 from .description import NetworkDescription, describe
 from .kernel_interpolation import UpKernReport, upkern
-from .load import load_weights
+from .load import load_weights, read_weights
 from .locate import find_checkpoint, find_checkpoints, fold_folder, fold_name
 from .members import Group, Members, find_members
 from .released import find_pretrained, set_aside, starting_point
@@ -35,6 +35,7 @@ __all__ = [
     "read_checkpoint",
     "read_settings",
     "read_state_dict",
+    "read_weights",
     "set_aside",
     "starting_point",
     "reverse_spatial_axes",

@@ -1,4 +1,4 @@
-"""Conversion of weights between the authors' code, MONAI's ``MedNeXt`` and this package.
+"""Conversion of weights between the authors' code, nnU-Net v2, MONAI's ``MedNeXt`` and this package.
 
 Sources: the layout of MIC-DKFZ/MedNeXt (Apache-2.0), whose names this package shares; MONAI 1.5 to 1.6's
 ``monai.networks.nets.MedNeXt``, whose S variant is the published one up to names.
@@ -20,6 +20,7 @@ import torch
 
 from ..networks import VARIANTS
 from .description import NetworkDescription, describe, has_monai_names
+from .nnunet import is_nnunet, nnunet_plans, nnunet_settings, nnunet_title, to_file_axes
 from .settings import attach_settings, settings_of
 from .state_dict import find_state_dict, is_original, plain_names, read_checkpoint, write_checkpoint
 
@@ -56,48 +57,52 @@ class Conversion(NamedTuple):
 
 def convert(source: str | Path, output: str | Path, reverse_axes: bool | None = None, to: str = "native") -> Conversion:
     """
-    Convert a checkpoint of the authors' code or of MONAI's ``MedNeXt`` S into a plain state dict of this package.
+    Convert a checkpoint of the authors' code, of nnU-Net v2 or of MONAI's ``MedNeXt`` S into a plain state dict.
 
     Its kind, the variant and the kernel size are inferred from the tensors. The ``.pkl`` file beside a checkpoint of
     the authors' code is not needed; if present, the trainer's name in it is compared, without unpickling. The settings
-    that a training of this package has stored in the source are kept, unless axes are reversed.
+    that a training of this package has stored in the source are kept, unless axes are reversed. A checkpoint of nnU-Net
+    v2 contains its plans; the weights carry them as settings, so that a bundle preprocesses images as nnU-Net did.
 
     Args:
-        source: an nnU-Net v1 ``.model``, or any file that :py:func:`read_state_dict` takes.
+        source: an nnU-Net v1 ``.model``, an nnU-Net v2 ``.pth``, or any file that :py:func:`read_state_dict` takes.
         output: the file to write, usually ``model.pt``; an existing one is replaced only after success.
         reverse_axes: whether to reverse the spatial axes of the kernels. Defaults to ``None``: only for checkpoints of
-            the authors' code, trained on arrays ordered (z, y, x).
+            the authors' code, trained on arrays ordered (z, y, x); those of nnU-Net v2 are reordered as their plans
+            say. With a value, only the weights of these are converted, without settings.
         to: ``"native"`` for this package, ``"monai"`` for MONAI's ``MedNeXt``, S only. Defaults to ``"native"``.
 
     Raises:
         FileNotFoundError: if the source does not exist.
-        ValueError: if it is not a checkpoint of a MedNeXt, or if the other implementation has no such network.
+        ValueError: if it is not a checkpoint of a MedNeXt, if the other implementation has no such network, or if
+            bundles cannot do what nnU-Net did, see :py:func:`~mednext_monai.weights.nnunet.nnunet_settings`.
     """
     source, output = Path(source), Path(output)
     if to not in LAYOUTS:
         raise ValueError(f"to must be one of {LAYOUTS}, got {to!r}.")
-    raw = find_state_dict(read_checkpoint(source), source)
+    content = read_checkpoint(source)
+    raw = find_state_dict(content, source)
     if output.exists() and output.samefile(source):
         raise ValueError(f"output must differ from the source, got {output} for both.")
-    original, state_dict, notes = is_original(raw), plain_names(raw), []
+    original, state_dict, settings = is_original(raw), plain_names(raw), settings_of(raw)
+    notes = ["The source has the tensor names of MONAI's MedNeXt."] if has_monai_names(state_dict) else []
     try:
-        if has_monai_names(state_dict):
-            state_dict = from_monai(state_dict)
-            notes.append("The source has the tensor names of MONAI's MedNeXt.")
+        state_dict = from_monai(state_dict) if notes else state_dict
         description = describe(state_dict)
-        reverse_axes = original if reverse_axes is None else reverse_axes
-        if reverse_axes:
-            state_dict = reverse_spatial_axes(state_dict)
-        result = to_monai(state_dict) if to == "monai" else state_dict
+        if is_nnunet(content) and reverse_axes is None:
+            settings, result = nnunet_settings(content, source), to_file_axes(state_dict, nnunet_plans(content, source))
+            notes.append(_nnunet_note(content, settings))
+        else:
+            reverse_axes = original if reverse_axes is None else reverse_axes
+            settings = None if reverse_axes else settings  # else they are those of the other order of axes
+            result = reverse_spatial_axes(state_dict) if reverse_axes else state_dict
+            notes += ["The settings of the training that the source carries were kept."] if settings else []
+            notes.append(_axes_note(original, reverse_axes))
+        result = to_monai(result) if to == "monai" else result
     except ValueError as error:
-        raise ValueError(f"{source}: {error}") from error
-    settings = settings_of(raw)
-    if settings is not None and not reverse_axes:  # else they are those of the other order of axes
-        result = attach_settings(result, settings)
-        notes.append("The settings of the training that the source carries were kept.")
-    notes.append(_axes_note(original, reverse_axes))
+        raise ValueError(_naming(source, error)) from error
     notes += _compare_with_trainer(source.with_name(source.name + ".pkl"), description)
-    write_checkpoint(result, output)
+    write_checkpoint(result if settings is None else attach_settings(result, settings), output)
     return Conversion(description, output, notes)
 
 
@@ -156,6 +161,25 @@ def _rename(state_dict: Mapping[str, torch.Tensor], modules: Mapping[str, str]) 
         module = next((module for module in modules if name.startswith(f"{module}.")), "")
         renamed[modules.get(module, "") + name[len(module) :]] = tensor
     return renamed
+
+
+def _naming(source: Path, error: ValueError) -> str:
+    message = str(error)
+    return message if message.startswith(str(source)) else f"{source}: {message}"
+
+
+def _nnunet_note(content: Mapping, settings: Mapping) -> str:
+    shown = ("in_channels", "out_channels", "spacing", "patch_size", "normalization", "fold")
+    mirrored = content.get("inference_allowed_mirroring_axes")
+    warning = (
+        ""
+        if mirrored is None or sorted(mirrored) == [0, 1, 2]
+        else f" It was trained with mirror images along the axes {list(mirrored)} only: predict with `--mirror false`."
+    )
+    return (
+        f"The source is a checkpoint of nnU-Net v2 ({nnunet_title(content)}); its kernels were reordered to (x, y, z), "
+        f"and the weights carry its settings: {', '.join(f'{key} {settings[key]}' for key in shown)}.{warning}"
+    )
 
 
 def _axes_note(original: bool, reverse_axes: bool) -> str:

@@ -28,6 +28,7 @@ from ..files import json_object, sha256
 from ..options import patch_size, plain
 from ..preprocessing.case import check_settings
 from .locate import fold_name
+from .nnunet import is_nnunet, nnunet_settings
 from .released import StartingPoint
 from .state_dict import find_state_dict, is_placeholder, read_checkpoint, unwrap_parallel
 
@@ -39,6 +40,7 @@ __all__ = [
     "same",
     "settings_of",
     "task_settings",
+    "training_record",
     "training_settings",
 ]
 
@@ -178,13 +180,17 @@ def training_settings(
         "channel_names": channel_names,
         "labels": labels,
         "fold": fold_name(fold),
-        "training_cases": cases_digest(cases),
-        "training_ids": [_hash(case) for case in cases],
+        **training_record(cases),
         "initialized_from": _origin(start),
         "package_version": __version__,
         "versions": package_versions(),
         "hardware": hardware(device),
     }
+
+
+def training_record(cases: Sequence[Mapping]) -> dict[str, Any]:
+    """Return what a checkpoint says about its training cases, without their ids, see :py:func:`training_settings`."""
+    return {"training_cases": cases_digest(cases), "training_ids": [_hash(case) for case in cases]}
 
 
 def _names(
@@ -246,6 +252,9 @@ def read_settings(path: str | Path) -> dict[str, Any] | None:
     """
     Return the settings that a checkpoint carries, as :py:func:`training_settings` made them, or ``None``.
 
+    Those of a checkpoint of nnU-Net v2 come from the plans in it, see
+    :py:func:`~mednext_monai.weights.nnunet.nnunet_settings`.
+
     Raises:
         FileNotFoundError, ValueError: as :py:func:`read_state_dict`; ``ValueError`` also if the settings are invalid.
     """
@@ -291,7 +300,10 @@ def check_fold(checkpoint: str | Path, fold: int | str, cases: Sequence[Mapping]
 
 @functools.lru_cache(maxsize=4)
 def _read_settings(path: str, modified: int, size: int) -> dict[str, Any] | None:
-    settings = settings_of(find_state_dict(read_checkpoint(path), path))
+    checkpoint = read_checkpoint(path)
+    settings = settings_of(find_state_dict(checkpoint, path))
+    if settings is None and is_nnunet(checkpoint):
+        settings = nnunet_settings(checkpoint, path)
     if settings is None:
         return None
     try:

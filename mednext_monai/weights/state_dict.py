@@ -2,8 +2,8 @@
 
 Sources of the layouts: nnU-Net v1 as used by MIC-DKFZ/MedNeXt (``state_dict`` among training state that holds NumPy
 scalars, and a ``dummy_tensor`` in every network), MONAI and ignite (``model``, ``network`` or ``net``), Lightning
-(``state_dict`` with names that begin with the module's attribute), ``torch.nn.parallel`` (``module.``) and
-``torch.compile`` (``_orig_mod.``).
+(``state_dict`` with names that begin with the module's attribute), nnU-Net v2 (``network_weights``),
+``torch.nn.parallel`` (``module.``) and ``torch.compile`` (``_orig_mod.``).
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ ENTRIES = (
     "ema",
     "ema_state_dict",
     "module",
+    "network_weights",
 )  # by priority
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.")  # that wrappers add to all names
 DUMMY = "dummy_tensor"  # part of every network of the authors' code, for its checkpointing; it has no function
@@ -50,8 +51,9 @@ def read_state_dict(path: str | Path) -> dict[str, torch.Tensor]:
     Read the tensors of a network from a checkpoint, without executing anything in it.
 
     The file may hold a state dict, or a dictionary with one under ``model``, ``network``, ``net``, ``state_dict``,
-    ``model_state_dict``, ``ema``, ``ema_state_dict`` or ``module``, at any depth. Prefixes that all tensors share
-    (``module.``, ``_orig_mod.``, ``model.``, ``net.``, ``network.``, in any combination) are removed from their names.
+    ``model_state_dict``, ``ema``, ``ema_state_dict``, ``module`` or ``network_weights``, at any depth. Prefixes that
+    all tensors share (``module.``, ``_orig_mod.``, ``model.``, ``net.``, ``network.``, in any combination) are removed
+    from their names.
 
     Args:
         path: the file.

@@ -52,6 +52,7 @@ LAYOUTS = {
     "ema_state_dict": lambda t: {"ema_state_dict": t},
     "module": lambda t: {"module": t, "lr_scheduler": {"last_epoch": 1}},
     "model before ema": lambda t: {"ema": {name: tensor + 1 for name, tensor in t.items()}, "model": t},
+    "network_weights": lambda t: {"network_weights": t, "optimizer_state": {}},
     "nested": lambda t: {"model": {"state_dict": t, "arch": "mednext"}},
     "parallel": lambda t: prefixed("module.", t),
     "parallel, under model": lambda t: {"model": prefixed("module.", t)},

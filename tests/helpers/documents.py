@@ -16,7 +16,7 @@ PACKAGE = ROOT / "mednext_monai"
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SPAN = re.compile(r"`([^`]+)`")
 FOREIGN_COLUMN = re.compile(r"^\| there \| here \|\n\| --- \| --- \|\n((?:\|.*\n)+)", re.MULTILINE)
-PAGES = ("README", "bundle", "task", "benchmark", "configs", "tests")
+PAGES = ("README", "bundle", "task", "benchmark", "nnunet", "configs", "tests")
 
 
 class Page(NamedTuple):
@@ -61,5 +61,5 @@ def _text(name: str) -> str:
     if name == "task":
         text = (PACKAGE / "bundles" / "task_readme.md").read_text(encoding="utf-8")
         return Template(text).safe_substitute(name="my_bundle")
-    files = {"README": ROOT, "benchmark": PACKAGE / "benchmark", "configs": ROOT / "configs", "tests": ROOT / "tests"}
-    return (files[name] / "README.md").read_text(encoding="utf-8")
+    folder = {"README": ROOT, "configs": ROOT / "configs", "tests": ROOT / "tests"}.get(name, PACKAGE / name)
+    return (folder / "README.md").read_text(encoding="utf-8")

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.datasets import example, rotated_affine
+from helpers.nnunet import make_plans, needs_nnunet
 from monai.data import MetaTensor
 from monai.transforms import Orientation
 from scipy import ndimage
@@ -100,3 +101,56 @@ def test_voxels_without_annotation_keep_their_label_and_do_not_change_the_image(
     assert check_settings({**SETTINGS, "ignore_label": None}) == check_settings(SETTINGS)  # stored under the same name
     with pytest.raises(ValueError, match="ignore_label must be a positive integer, or None, got 0"):
         check_settings({**SETTINGS, "ignore_label": 0})
+
+
+def test_schemes_of_nnunet_v2_normalize_before_resampling():
+    image, label = example()
+    image[1, 6, 10, 10] = np.nan  # counts as 0
+    settings = {**SETTINGS, "normalization": ["CT_v2", "masked_zscore_v2"]}
+    result = preprocess_case(image, label, rotated_affine(), settings)
+    published = preprocess_case(image, label, rotated_affine(), SETTINGS)
+    box = tuple(slice(a, b) for a, b in zip(result.geometry.start, result.geometry.stop))
+    inside = ndimage.binary_fill_holes((image != 0).any(axis=0))[box] | (label[box] > 0)
+    exact = np.nan_to_num(image)[(slice(None), *box)].astype(np.float64)
+    ct = (np.clip(exact[0], -30, 160) - 50) / 20
+    standardized = (exact[1] - exact[1][inside].mean()) / exact[1][inside].std()
+    early = np.stack([ct, np.where(inside, standardized, exact[1])])
+    factors = np.divide(result.image.shape[1:], inside.shape)
+    cubic = [
+        np.clip(ndimage.zoom(c, factors, order=3, mode="nearest", grid_mode=True), c.min(), c.max()) for c in early
+    ]
+    np.testing.assert_allclose(result.image, cubic, atol=1e-4)
+    np.testing.assert_array_equal(result.label, published.label)
+    assert np.abs(result.image - published.image).max() > 0.1
+
+
+@needs_nnunet
+@pytest.mark.parametrize("affine", [np.diag([2.0, 0.7, 1.2, 1]), np.diag([-0.8, 0.8, 4.0, 1])], ids=["cubic", "thick"])
+def test_schemes_of_nnunet_v2_give_what_its_preprocessor_gives(affine):
+    from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    image, label = example()
+    plans = make_plans(
+        (1, 2, 0), spacing=[1.0, 1.5, 0.9], normalization_schemes=["CTNormalization", "ZScoreNormalization"]
+    )
+    plans["configurations"]["3d_fullres"]["use_mask_for_norm"] = [False, True]
+    statistics = {"mean": 50.0, "std": 20.0, "percentile_00_5": -30.0, "percentile_99_5": 160.0}
+    plans["foreground_intensity_properties_per_channel"] = {"0": statistics, "1": {}}
+    manager = PlansManager(plans)
+    properties = {"spacing": np.abs(np.diag(affine))[2::-1].tolist()}
+    theirs, their_label, _ = DefaultPreprocessor(verbose=False).run_case_npy(
+        image.transpose(0, 3, 2, 1),
+        label.transpose(2, 1, 0)[None],
+        properties,
+        manager,
+        manager.get_configuration("3d_fullres"),
+        {"labels": {"background": 0, "one": 1, "two": 2}},
+    )
+    spacing = [[1.0, 1.5, 0.9][axis] for axis in (0, 2, 1)]  # of x, y and z: transpose_backward, reversed
+    settings = {**SETTINGS, "normalization": ["CT_v2", "masked_zscore_v2"], "spacing": spacing}
+    ours = preprocess_case(image, label, affine, settings)
+    back = theirs.transpose(0, 2, 3, 1).transpose(0, 3, 2, 1)
+    assert ours.image.shape == back.shape
+    np.testing.assert_allclose(ours.image, back, atol=2e-4)
+    assert np.mean(ours.label != their_label[0].transpose(1, 2, 0).transpose(2, 1, 0)) < 0.01  # ties

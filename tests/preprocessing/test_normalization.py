@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mednext_monai.preprocessing.normalization import normalize_channels
+from mednext_monai.preprocessing.normalization import normalize_channels, schemes_at
 
 CT = {"mean": 50.0, "sd": 20.0, "p005": -30.0, "p995": 160.0}
 
@@ -42,3 +42,18 @@ def test_a_masked_ct_is_the_ct_with_zeros_outside_the_mask():
         normalize_channels(image, ["masked_CT"], {0: CT})
     with pytest.raises(ValueError, match="needs the intensity"):
         normalize_channels(image, ["masked_CT"], None, inside)
+
+
+def test_the_schemes_of_nnunet_v2_leave_what_is_outside_the_mask():
+    image = np.random.RandomState(0).rand(3, 5, 6, 7).astype(np.float32) * 300 - 100
+    inside = np.random.RandomState(1).rand(5, 6, 7) < 0.5
+    result = normalize_channels(image, ["CT_v2", "zscore_v2", "masked_zscore_v2"], {0: CT}, inside)
+    np.testing.assert_array_equal(result[:2], normalize_channels(image[:2], ["CT", "zscore"], {0: CT}))
+    masked = normalize_channels(image[2:], ["masked_zscore"], inside=inside)[0]
+    np.testing.assert_array_equal(result[2], np.where(inside, masked, image[2]))
+
+
+def test_each_scheme_has_its_place_before_or_after_resampling():
+    schemes = ["CT", "zscore_v2", "none", "masked_zscore_v2"]
+    assert schemes_at(schemes, early=True) == ["none", "zscore_v2", "none", "masked_zscore_v2"]
+    assert schemes_at(schemes, early=False) == ["CT", "none", "none", "none"]

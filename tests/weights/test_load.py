@@ -7,11 +7,14 @@ import re
 import pytest
 import torch
 from helpers.checkpoints import LAYOUTS
+from ignite.engine import Engine
 from monai.networks.nets.mednext import create_mednext as create_monai_mednext
 from torch.nn.parallel import DataParallel
 
+from mednext_monai import cli
+from mednext_monai.handlers import UpKernInitializer
 from mednext_monai.networks import MedNeXt, create_mednext
-from mednext_monai.weights import convert, load_weights
+from mednext_monai.weights import convert, load_weights, read_weights, upkern
 
 TINY = {"base_channels": 4, "block_counts": (1,) * 9}
 
@@ -48,6 +51,20 @@ def test_axes_of_the_authors_kernels_are_reversed_with_a_warning_and_those_of_co
     load_weights(tmp_path / "kept.pt", network)
     assert_equal(network, source.state_dict())
     assert not caplog.records
+
+
+def test_upkern_from_a_file_begins_with_the_same_order_of_axes(tmp_path):
+    source, asymmetric = tiny(), "enc_block_0.0.conv1.weight"
+    torch.save({"state_dict": {**source.state_dict(), "dummy_tensor": torch.ones(1)}}, tmp_path / "a.model")
+    assert cli.main(["upkern", str(tmp_path / "a.model"), str(tmp_path / "k5.pt")]) == 0
+    convert(tmp_path / "a.model", tmp_path / "model.pt")
+    expected = tiny(kernel_size=5)
+    upkern(read_weights(tmp_path / "model.pt"), expected)
+    found = torch.load(tmp_path / "k5.pt", weights_only=True)
+    assert torch.equal(found[asymmetric], expected.state_dict()[asymmetric])
+    handled = tiny(kernel_size=5)
+    UpKernInitializer(str(tmp_path / "a.model"), handled)(Engine(lambda *_: None))
+    assert torch.equal(found[asymmetric], handled.state_dict()[asymmetric])
 
 
 def test_a_wrapped_network_is_loaded(tmp_path):
