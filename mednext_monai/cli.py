@@ -104,7 +104,7 @@ def bundle_zip(bundle: str, output: str | None = None) -> None:
     """
     from . import bundles
 
-    folder = bundles.path(bundle) if bundle in bundles.names() and not Path(bundle).exists() else Path(bundle)
+    folder = _folder(bundle)
     print(bundles.zip_bundle(folder, output or f"{folder.resolve().name}.zip"))
     _report_zip(folder)
     if not bundles.has_weights(folder):
@@ -161,6 +161,50 @@ def export(
 
     file, error = export(bundle, format, output, fold, checkpoint, opset, overwrite)
     print(f"{file}: differs from the network by at most {error:.1e} of the largest logit")
+
+
+def bundle_zoo(bundle: str, output_dir: str, weights_url: str | None = None) -> None:
+    """
+    Write the files of a pull request to MONAI's model zoo.
+
+    They are models/<name>/ and a test in the form of its CI, ci/unit_tests/test_<name>.py.
+
+    Args:
+        bundle: folder of a bundle with released weights, or the name of one of the bundles.
+        output_dir: a new or empty folder.
+        weights_url: where models/model.pt can be downloaded, needed above 25 MB.
+    """
+    from . import bundles
+
+    print(bundles.zoo_folder(_folder(bundle), output_dir, weights_url))
+
+
+def bundle_publish(bundle: str, repo: str, private: bool = True, dry_run: bool = False) -> None:
+    """
+    Publish a bundle on the Hugging Face Hub.
+
+    Writes the model card, README.md of the bundle, and sends it with weights, configs, pages and license: no cache, no
+    results, no states of a training, no plans with case ids. Needs huggingface_hub and its login.
+
+    Args:
+        bundle: folder of a bundle, best one that the command release wrote.
+        repo: the repository, OWNER/NAME, which is created if it does not exist.
+        private: whether a new repository is private.
+        dry_run: send nothing, only write the card and list the files.
+    """
+    from . import bundles
+
+    files = bundles.publish(bundle, repo, private, dry_run)
+    for name, size in files.items():
+        print(f"{size:>12,}  {name}")
+    print(f"{'would send' if dry_run else 'sent'} {len(files)} files, {sum(files.values()) / 1e6:.1f} MB, to {repo}")
+
+
+def _folder(bundle: str) -> Path:
+    """Return the folder of a bundle, given by its path or as the name of one of the package."""
+    from . import bundles
+
+    return bundles.path(bundle) if bundle in bundles.names() and not Path(bundle).exists() else Path(bundle)
 
 
 def _report_zip(folder: Path) -> None:
@@ -488,6 +532,8 @@ COMMANDS: dict[str, Any] = {
         "build": bundle_build,
         "release": bundle_release,
         "zip": bundle_zip,
+        "zoo": bundle_zoo,
+        "publish": bundle_publish,
     },
     "evaluate-folder": evaluate_folder,
     "find-postprocessing": find_postprocessing,

@@ -112,7 +112,10 @@ def test_module_runs_as_a_program():
             ["nonsense"],
             "'nonsense'; the commands are demo, plan, preprocess, train, evaluate, predict, cross-validate, bundle",
         ),
-        (["bundle", "nonsense"], "no command 'nonsense'; the commands are list, copy, new, build, release, zip"),
+        (
+            ["bundle", "nonsense"],
+            "no command 'nonsense'; the commands are list, copy, new, build, release, zip, zoo, publish",
+        ),
         (["bundle", "copy"], "required argument: name"),
         (["bundle", "copy", "mednext_s_k3", "there", "too much"], "too much"),
         (["demo", "--epohcs", "3"], "--epohcs"),

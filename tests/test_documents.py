@@ -74,6 +74,12 @@ RUN_ELSEWHERE = {
         "test_what_does_not_belong_together_is_not_released",
         '"bundle", "release"',
     ),
+    "bundle publish": (
+        "bundles/test_hub.py",
+        "test_a_dry_run_lists_exactly_what_would_be_sent_and_writes_the_card",
+        '"bundle", "publish"',
+    ),
+    "bundle zoo": ("bundles/test_zoo.py", "test_it_has_the_bundle_and_a_test", '"bundle", "zoo"'),
     "bundle zip": ("test_cli.py", "test_bundles_are_listed_copied_and_zipped", '"bundle", "zip"'),
     "convert": ("test_cli.py", "test_convert_writes_a_state_dict_and_says_what_it_found", '"convert"'),
     "export": (
@@ -116,6 +122,8 @@ ARGUMENTS = {  # what each command needs beside the options, where a page writes
     "bundle copy": "mednext_s_k3",
     "bundle new": "--variant S --kernel_size 3 --plan task.json --output_dir other",
     "bundle release": "my_bundle released",
+    "bundle publish": "my_bundle USER/NAME",
+    "bundle zoo": "my_bundle zoo",
     "bundle zip": "my_bundle",
     "predict": "my_bundle IN OUT",
     "preprocess": "my_bundle",

@@ -125,32 +125,39 @@ def _eval_metrics(evaluation: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _section(record: Mapping[str, Any]) -> str:
-    """Return the text about weights for the page of the bundle."""
+    """Return the text about weights for the page of the bundle, with the headings that MONAI's model zoo asks for."""
     task, data, evaluation, training = (record[key] for key in ("task", "data", "evaluation", "training"))
     classes, channels = " and ".join(task["labels"][1:]), ", ".join(task["channel_names"])
     rows = [*evaluation["classes"].items(), ("mean", evaluation["mean"])]
     table = [f"| {name} | {' | '.join(_shown(values[metric]) for metric in METRICS)} |" for name, values in rows]
     tolerance = f"{evaluation['tolerance']:g} {evaluation['tolerance_unit']}"
+    stored = " (loaded as float32)" if record["precision"] == "float16" else ""
     lines = [
         f"`models/model.pt` segments {classes} in {channels} volumes of {data['name']}. `mednext predict . IMAGE OUT` "
         "needs no options for it. The defaults of `configs/train.json` are the published ones, for your own data; a "
         "training in this folder keeps these weights as `models/pretrained.pt`.",
         "",
+        f"The file has {record['bytes'] / 1e6:.1f} MB, {record['precision']}{stored}, and the SHA-256 "
+        f"`{record['sha256']}`." + _change_text(evaluation["dice_change_of_half_precision"]),
+        "",
+        "## **Data**",
+        "",
+        _data_text(data),
+        "",
+        "## **Performance**",
+        "",
         f"On the {evaluation['cases']} validation cases of fold {data['fold']}, on their own grids, with mirror images "
-        f"and no post-processing:",
+        "and no post-processing:",
         "",
         f"| class | Dice | surface Dice, {tolerance} | HD95, mm |",
         "| --- | --- | --- | --- |",
         *table,
         "",
-        f"- Training: {_training_text(record)}",
-        f"- Data: {_data_text(data)}",
-        f"- File: {record['bytes'] / 1e6:.1f} MB, {record['precision']}"
-        + (" (loaded as float32)" if record["precision"] == "float16" else "")
-        + f", SHA-256 `{record['sha256']}`."
-        + _change_text(evaluation["dice_change_of_half_precision"]),
-        "",
         f"![Loss and Dice during the {training['epochs']} epochs of the training]({Path(CURVE).name})",
+        "",
+        "## **System Configuration**",
+        "",
+        f"Training: {_training_text(record)}",
         "",
     ]
     return "\n".join(lines)
