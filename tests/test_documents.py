@@ -379,8 +379,8 @@ def test_blocks_of_data_are_valid():
 def test_python_blocks_run(tmp_path, monkeypatch):
     """Those that load a bundle, on one of the same name with weights of three classes and a narrower network."""
     pages = [page for page in USERS if page != "nnunet" or find_spec("nnunetv2")]  # which its block needs
-    blocks = [(page, block) for page in pages for block in read_page(page).python]
-    assert len(blocks) >= 4
+    blocks = [(page, block) for page in pages for block in read_page(page).python if "monai.deploy" not in block]
+    assert len(blocks) >= 4  # tests/bundles/test_deploy.py runs the one left out
     trained = make_trained("mednext_s_k3", tmp_path, base_channels=4)
     network = create_mednext("S", 3, out_channels=3, deep_supervision=True, base_channels=4)
     torch.save(network.state_dict(), trained / "models/model.pt")
