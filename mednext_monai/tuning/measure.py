@@ -58,7 +58,7 @@ def measure(
     if key is None:
         return {"problem": "the kernels do not compute such a network"}
     found: dict[str, Any] = {"environment": table.environment(step.x.device), "key": key._asdict()}
-    report(found)
+    report(dict(found))
     with table.trial(key):
         runs = {"plain": step.of("plain"), "triton": step.of("auto")}
         plain, kernels = step.results(runs["plain"]), step.results(runs["triton"])

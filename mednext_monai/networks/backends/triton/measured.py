@@ -16,6 +16,7 @@ from ...blocks import MedNeXtBlock, MedNeXtDownBlock, MedNeXtUpBlock
 from ...mednext import MedNeXt
 from ..cpu.common import is_parameter_like, is_transformed
 from ..cpu.network import has_published_structure
+from .precision import allows_tf32
 from .table import Key, is_interpreting, keys_of
 
 __all__ = ["key", "run", "structure", "takes"]
@@ -105,7 +106,7 @@ def _shapes(
     compiled: bool,
 ) -> tuple[tuple[int, ...], ...]:
     """Return the shapes of inputs for which the kernels were measured."""
-    if autocast is None and torch.backends.cuda.matmul.allow_tf32:  # the kernels then round otherwise than measured
+    if autocast is None and allows_tf32():  # the kernels then round otherwise than measured
         return ()
     types = _types(network, dtype, autocast)
     fitting = [k for k in keys_of(device) if (k.types, k.training, k.compiled) == (types, training, compiled)]

@@ -155,7 +155,9 @@ def _key(entry: Mapping[str, Any]) -> Key:
         raise ValueError(f"shape {shape} is none of (B, C, D, H, W)")
     if len(types) != 3 or not all(type(name) is str for name in types) or not all(type(mode) is bool for mode in modes):
         raise ValueError(f"types {types} or modes {modes} are none")
-    return Key(_tuples(stored["structure"]), shape, types, *modes)  # type: ignore[arg-type]
+    key = Key(_tuples(stored["structure"]), shape, types, *modes)  # type: ignore[arg-type]
+    hash(key)  # raises for an object in it
+    return key
 
 
 def _tuples(item: Any) -> Any:
