@@ -51,9 +51,9 @@ def test_noise_like_that_of_the_plain_modules_is_exact_however_large_it_is():
         ("output 0", lambda x: x + torch.nn.functional.one_hot(torch.tensor(500), 1000)),  # one voxel in a thousand
         ("output 0", lambda x: torch.full_like(x, math.nan)),
         ("output 0", lambda x: x[:999]),
-        ("gradient of a.weight", lambda x: 0.98 * x),
+        ("gradient of a.weight", lambda x: 0.99 * x),
         (NORM, lambda x: -x),
-        (BIAS, lambda x: x + 0.1),  # that of the norm's bias is 1
+        (BIAS, lambda x: x + 3),  # that of the norm's bias is 1
         ("gradient of b.weight", lambda x: x + math.inf),
         ("gradient of b.weight", lambda x: x + 1.0),
     ],
@@ -62,7 +62,7 @@ def test_a_wrong_tensor_is_found_and_named(name, change):
     assert verdict({name: change(results()[name])}, noise=2.0**-12) == (name, False)
 
 
-@pytest.mark.parametrize("type, allowed", [("float32", 2.0**-17), ("float16", 2.0**-9), ("bfloat16", 2.0**-6)])
+@pytest.mark.parametrize("type, allowed", [("float32", 2.0**-16), ("float16", 2.0**-8), ("bfloat16", 2.0**-5)])
 def test_a_few_roundings_of_the_type_are_exact_and_more_are_not(type, allowed):
     output = results()["output 0"]
     assert verdict({"output 0": output * (1 + allowed)}, type=type)[1]

@@ -27,10 +27,10 @@ def test_what_the_kernels_compute_is_exact_and_timed_in_turn(training):
     reports = []
     result = measure(make_case(training=training, compiled=False), CPU, 3, reports.append)
     assert "problem" not in result
-    assert result["error"] <= max(2 * result["plain_error"], 2**-5)
+    assert result["error"] <= max(2 * result["plain_error"], 2**-7)
     assert {name: len(times) for name, times in result["seconds"].items()} == {"plain": 3, "triton": 3}
     assert result["key"]["shape"] == (1, 1, 32, 32, 32) and result["key"]["training"] is training
-    assert result["key"]["types"] == ("torch.float32", "torch.float32", "torch.bfloat16")
+    assert result["key"]["types"] == ("torch.float32", "torch.float32", "torch.float16")
     (report,) = reports  # before the first kernel
     assert set(report) == {"key", "environment"} and report.items() <= result.items()
 
@@ -95,7 +95,7 @@ from helpers.tuning import make_case
 from mednext_monai.networks.backends.triton import operators
 from mednext_monai.tuning.measure import measure
 assert operators.interpreted
-case = make_case(shape=[1, 1, 16, 16, 16], autocast="float16", training=sys.argv[1] == "training", compiled=False)
+case = make_case(shape=[1, 1, 16, 16, 16], training=sys.argv[1] == "training", compiled=False)
 result = measure(case, torch.device("cpu"), 1)
 assert "problem" not in result, result
 assert result["environment"]["gpu"].startswith("interpreter"), result
