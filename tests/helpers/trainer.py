@@ -8,19 +8,20 @@ from monai.engines import SupervisedTrainer
 __all__ = ["make_trainer"]
 
 
-def make_trainer(epochs=2, handlers=(), scale=1.0):
+def make_trainer(epochs=2, handlers=(), scale=1.0, device="cpu", amp=False):
     torch.manual_seed(0)
-    network = torch.nn.Linear(3, 1)
+    network = torch.nn.Linear(3, 1).to(device)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
     data = [{"image": torch.full((1, 3), float(i + 1)), "label": torch.zeros(1, 1)} for i in range(4)]
     trainer = SupervisedTrainer(
-        device=torch.device("cpu"),
+        device=torch.device(device),
         max_epochs=epochs,
         train_data_loader=data,
         network=network,
         optimizer=optimizer,
         loss_function=lambda y, t: scale * (y - t).square().mean(),
         decollate=False,
+        amp=amp,
     )
     for make in handlers:
         make(network, optimizer).attach(trainer)
