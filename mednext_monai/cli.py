@@ -585,7 +585,6 @@ def _report_problems(problems: Mapping[str, str]) -> int:
 COMMANDS: dict[str, Any] = {
     "demo": run_demo,
     "plan": plan,
-    "tune": tune,
     **WORKFLOWS,
     "bundle": {
         "list": bundle_list,
@@ -597,6 +596,7 @@ COMMANDS: dict[str, Any] = {
         "zoo": bundle_zoo,
         "publish": bundle_publish,
     },
+    "tune": tune,
     "evaluate-folder": evaluate_folder,
     "find-postprocessing": find_postprocessing,
     "apply-postprocessing": apply_postprocessing,
