@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from helpers.trainer import make_trainer
+from helpers.trainer import Scaler, make_trainer
 
 from mednext_monai.handlers import GradientClipping, NonFiniteLoss
 from mednext_monai.handlers.random_states import RandomStates
@@ -95,7 +95,7 @@ def test_a_gpu_segments_as_a_cpu_does(run_bundle, dataset, device, tmp_path):
     on_cpu = found.pop("cpu_false")
     assert len(np.unique(on_cpu)) > 1
     for name, labels in found.items():  # float32 with TF32, and float16
-        assert (labels == on_cpu).mean() > 0.98, name
+        assert (labels == on_cpu).mean() > 0.95, name
 
 
 def test_the_states_of_the_random_generators_come_back(device):
@@ -111,13 +111,13 @@ def test_steps_that_overflow_are_skipped_and_the_scale_falls(gpu, tmp_path):
     trainer, network, _ = make_trainer(
         epochs=1,
         handlers=[
+            lambda network, optimizer: Scaler(2.0**40, "cuda"),
             lambda network, optimizer: NonFiniteLoss(f"{tmp_path}/nonfinite.pt", {}),
             lambda network, optimizer: GradientClipping(network.parameters(), optimizer),
         ],
         device=gpu,
         amp=True,
     )
-    trainer.scaler = torch.amp.GradScaler("cuda", init_scale=2.0**40)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     trainer.run()
     assert trainer.scaler.get_scale() == 2.0**36  # halved at each of the four steps, none of which was taken

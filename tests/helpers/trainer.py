@@ -3,9 +3,23 @@
 from __future__ import annotations
 
 import torch
+from ignite.engine import Events
 from monai.engines import SupervisedTrainer
 
-__all__ = ["make_trainer"]
+__all__ = ["Scaler", "make_trainer"]
+
+
+class Scaler:
+    """A handler that gives a trainer its gradient scaler, as MONAI's does at the start of a run."""
+
+    def __init__(self, scale: float | None, device: str = "cpu") -> None:
+        self.scale, self.device = scale, device
+
+    def attach(self, engine) -> None:
+        engine.add_event_handler(Events.STARTED, self)
+
+    def __call__(self, engine) -> None:
+        engine.scaler = None if self.scale is None else torch.amp.GradScaler(self.device, init_scale=self.scale)
 
 
 def make_trainer(epochs=2, handlers=(), scale=1.0, device="cpu", amp=False):
