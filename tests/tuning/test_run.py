@@ -144,12 +144,17 @@ def test_bad_arguments_are_errors_before_anything_is_measured(capsys, monkeypatc
 QUICK = "from mednext_monai.networks.backends.triton import operators, eager; operators._on_kernels = lambda x: False\n"
 SLOW_PLAIN = """
 import time
-from mednext_monai.networks import blocks, get_backend
+from mednext_monai.networks import blocks
 plain = blocks._BlockBase._transform
 def slow(self, x):
     time.sleep(0.02)
     return plain(self, x)
 blocks._BlockBase._transform = slow
+"""
+SLOW_KERNELS = """
+import time
+kernel = eager.mlp
+eager.mlp = lambda *arguments: (time.sleep(0.02), kernel(*arguments))[1]
 """
 
 
@@ -167,7 +172,7 @@ def tune(bundle: Path, *options: str) -> int:
 @pytest.mark.parametrize(
     "code, training, inference",
     [
-        ("", "not used: not faster: exact", "not used: not faster: exact"),
+        (SLOW_KERNELS, "not used: not faster: exact", "not used: not faster: exact"),
         (SLOW_PLAIN, "used: exact", "used: exact"),
         (
             "wrong = eager.depthwise_gradients\n"
@@ -233,6 +238,6 @@ def test_another_process_uses_what_was_written_until_it_is_no_longer_faster(meas
     measuring(QUICK + SLOW_PLAIN)
     assert tune(bundle) == 0
     assert use() == ["True", "True", "True", "False", "True", "False"]
-    measuring(QUICK)
+    measuring(QUICK + SLOW_KERNELS)
     assert tune(bundle) == 0
     assert use() == ["False", "True", "False", "False", "True", "False"]
