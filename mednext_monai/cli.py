@@ -316,6 +316,67 @@ def plan(
     print(f"  mednext bundle new --variant S --kernel_size 3 --plan {shlex.quote(output)} --output_dir my_bundle")
 
 
+def tune(
+    bundle: str | None = None,
+    variant: str | None = None,
+    kernel_size: int | None = None,
+    patch_size: str | None = None,
+    batch_size: int | None = None,
+    in_channels: int | None = None,
+    out_channels: int | None = None,
+    amp: bool | None = None,
+    gradient_checkpointing: str | None = None,
+    device: str = "cuda",
+    compile: bool = True,
+    timeout: float = 1800,
+) -> None:
+    """
+    Measure whether the Triton kernels are exact and faster on your GPU, and use them where they are.
+
+    Compares them, in processes of their own, with the plain network: outputs and all gradients of a training step, the
+    outputs of an inference, both as they are and compiled by PyTorch; then times both. What is exact and faster is
+    written to a file in the folder MEDNEXT_CACHE, by default ~/.cache/mednext, for this GPU, driver, PyTorch, network
+    and input; training and inference of exactly these use the kernels from then on. A kernel that fails costs a line.
+
+    Args:
+        bundle: your bundle, whose network, patches and batch are measured, or the name of one of the package.
+        variant: S, B, M or L, instead of a bundle.
+        kernel_size: 3 or 5, with the variant.
+        patch_size: edge of the patches in voxels, or three such as 128,160,112; by default that of the bundle.
+        batch_size: patches per step; with several GPUs those of one. By default that of the bundle.
+        in_channels: image channels; by default those of the bundle.
+        out_channels: classes, background included; by default those of the bundle.
+        amp: mixed precision; false: float32. By default that of the bundle.
+        gradient_checkpointing: as for the command train; by default that of the bundle.
+        device: the GPU, such as cuda:1.
+        compile: measure compiled code, too, which takes some minutes.
+        timeout: seconds after which a measurement is given up.
+    """
+    from .bundles.options import check_option
+    from .tuning.run import check_device, tune
+
+    if (bundle is None) == (variant is None) or (variant is None) != (kernel_size is None):
+        raise ValueError("give either a bundle, or --variant and --kernel_size.")
+    sizes = [int(size) if size.isdigit() else size for size in (patch_size or "").split(",")]
+    options: dict[str, Any] = {
+        "patch_size": None if patch_size is None else sizes if len(sizes) > 1 else sizes[0],
+        "batch_size": batch_size,
+        "in_channels": in_channels,
+        "out_channels": out_channels,
+        "amp": amp,
+        "gradient_checkpointing": gradient_checkpointing,
+    }
+    options = {name: value for name, value in options.items() if value is not None}
+    for name, value in {**options, "variant": variant or "S", "kernel_size": kernel_size or 3}.items():
+        check_option(name, value)
+    check_device(device)
+    folder = _folder(bundle or f"mednext_{str(variant).lower()}_k{kernel_size}")
+    if not (folder / "configs" / "train.json").is_file():
+        raise ValueError(f"bundle: {bundle} is not a bundle, it has no configs/train.json.")
+    file = tune(folder, options, device, compile, timeout)
+    print(f"wrote {file}" if file else "nothing is known about these kernels here, and nothing was written")
+
+
 def evaluate_folder(
     prediction_dir: str,
     label_dir: str,
@@ -550,6 +611,7 @@ COMMANDS: dict[str, Any] = {
         "zoo": bundle_zoo,
         "publish": bundle_publish,
     },
+    "tune": tune,
     "evaluate-folder": evaluate_folder,
     "find-postprocessing": find_postprocessing,
     "apply-postprocessing": apply_postprocessing,

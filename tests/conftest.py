@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import nibabel
@@ -13,6 +14,12 @@ from helpers.patches import numbered_case
 
 from mednext_monai import bundles
 from mednext_monai.data import store, training_cases
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Hide the GPUs from all tests but those that are for one, `-m gpu`: results are those of a CPU."""
+    if "gpu" not in str(config.option.markexpr).replace("not gpu", ""):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 @pytest.fixture

@@ -105,6 +105,11 @@ RUN_ELSEWHERE = {
         "test_folder_and_names_of_nnunets_trainers_need_no_nnunet",
         '"nnunet", "trainers"',
     ),
+    "tune": (
+        "tuning/test_run.py",
+        "test_kernels_that_fail_are_not_used_and_what_is_exact_and_faster_is",
+        "tune(bundle)",
+    ),
     "upkern": ("test_cli.py", "test_upkern_writes_weights_that_the_larger_network_loads", '"upkern"'),
 }
 
@@ -128,6 +133,7 @@ ARGUMENTS = {  # what each command needs beside the options, where a page writes
     "predict": "my_bundle IN OUT",
     "preprocess": "my_bundle",
     "train": "my_bundle",
+    "tune": "my_bundle",
     "evaluate": "my_bundle",
     "cross-validate": "my_bundle",
     "evaluate-folder": "PREDICTIONS LABELS",

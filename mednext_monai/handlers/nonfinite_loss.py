@@ -35,7 +35,9 @@ class NonFiniteLoss:
 
     Infinite gradients alone are accepted: they are common in mixed precision, and the scaler skips the step. The loss
     is checked after the backward pass, while the weights are still unchanged; reading it waits for the GPU, which the
-    scaler does next anyway. Attach the handler before handlers that change gradients.
+    scaler does next anyway. From then on it is on the CPU in the engine's output, so that no other handler waits for
+    the GPU again and the next batch is prepared during the optimizer step. Attach the handler before handlers that
+    change gradients.
 
     In a distributed training all processes stop if the loss of one is not finite; that one writes the file.
 
@@ -60,7 +62,9 @@ class NonFiniteLoss:
         engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
-        loss = engine.state.output[CommonKeys.LOSS].detach().item()
+        on_cpu = engine.state.output[CommonKeys.LOSS].detach().cpu()
+        engine.state.output[CommonKeys.LOSS] = on_cpu
+        loss = on_cpu.item()
         here = not math.isfinite(loss)
         several = idist.get_world_size() > 1
         if not (idist.all_reduce(int(here), "MAX") if several else here):

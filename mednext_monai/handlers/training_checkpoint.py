@@ -80,7 +80,8 @@ class TrainingCheckpoint:
     What the user states takes effect on a resumed training: the options of optimizers and learning rate schedules are
     those of the new run, and a schedule of which one has changed is computed for the epoch that it has reached, where
     ``torch.optim``'s own ``load_state_dict`` would silently go back to the old ones. What cannot change, ``run``, is
-    compared, and a difference is an error.
+    compared, and a difference is an error. The precision may change: a gradient scaler of which the file has no state
+    starts anew.
 
     Args:
         path: the file, replaced atomically.
@@ -167,6 +168,9 @@ class TrainingCheckpoint:
                 has reached its last epoch.
         """
         (state, source), items = _read(self.path), self._items(engine)
+        if "scaler" in items and "scaler" not in state:
+            del items["scaler"]
+            self.logger.warning(f"resumed with another option: {source} is of a training without mixed precision")
         max_epochs, epoch_length = engine.state.max_epochs, engine.state.epoch_length
         done = _check_state(state, source, max_epochs, self.run, set(items))
         if self.settings is not None:

@@ -230,9 +230,11 @@ class MedNeXtInferer(SlidingWindowInferer):
         for number, row in enumerate(tqdm(rows) if self.progress else rows):
             others = [[row] if axis == along else places[axis] for axis in range(len(places))]
             queue = list(product(range(len(images)), product(*others)))
+            keys = _keys([padded[image][(slice(None), *place)] for image, place in queue])
             for start in range(0, len(queue), self.sw_batch_size):
                 batch = queue[start : start + self.sw_batch_size]
-                for (image, place), value in zip(batch, self._values(padded, batch, predict, background)):
+                values = self._values(padded, batch, keys[start : start + self.sw_batch_size], predict, background)
+                for (image, place), value in zip(batch, values):
                     if tuple(value.shape[1:]) != window:
                         raise ValueError(f"The network made {tuple(value.shape[1:])} voxels of a window of {window}.")
                     target = list(place)
@@ -254,12 +256,12 @@ class MedNeXtInferer(SlidingWindowInferer):
         self,
         padded: torch.Tensor,
         batch: Sequence[tuple[int, tuple[slice, ...]]],
+        keys: Sequence[Hashable],
         predict: Callable[[torch.Tensor], torch.Tensor],
         background: dict[Hashable, torch.Tensor],
     ) -> list[torch.Tensor]:
-        """Return the probabilities of windows, ``(classes, *window)`` each; of equal constant ones those before."""
+        """Return the probabilities of windows, ``(classes, *window)`` each; of those with equal keys the first's."""
         windows = [padded[image][(slice(None), *place)] for image, place in batch]
-        keys: list[Hashable] = [_constant(window) or number for number, window in enumerate(windows)]
         new = {key: window for key, window in zip(keys, windows) if key not in background}
         values = dict(background)
         if new:
@@ -344,8 +346,13 @@ class _Averages:
             tensor.narrow(axis, kept, planes).zero_()
 
 
-def _constant(window: torch.Tensor) -> tuple[float, ...] | None:
-    """Return the values of the channels of a window, ``(C, *spatial)``, if each channel is constant, else ``None``."""
-    axes = tuple(range(1, window.dim()))
-    low, high = window.amin(axes), window.amax(axes)
-    return tuple(low.tolist()) if torch.equal(low, high) else None
+def _keys(windows: Sequence[torch.Tensor]) -> list[Hashable]:
+    """
+    Return for each window, ``(C, *spatial)``, the values of its channels if each is constant, else its number.
+
+    Of all windows of a row at once, so that a GPU is waited for once and not between the windows.
+    """
+    axes = tuple(range(1, windows[0].dim()))
+    low = torch.stack([window.amin(axes) for window in windows]).cpu()
+    high = torch.stack([window.amax(axes) for window in windows]).cpu()
+    return [tuple(a.tolist()) if torch.equal(a, b) else number for number, (a, b) in enumerate(zip(low, high))]

@@ -1,9 +1,11 @@
 """The switch between implementations of the network, and the list of those that registered.
 
 - ``"auto"``: the optimized implementations that match the modules to rounding error and were measured to be faster on
-  the device in use; the plain modules otherwise, and always under tracing, scripting, export and ``torch.compile``.
+  the device in use: on a CPU those of ``backends.cpu``, on a GPU the Triton kernels, but only for networks and inputs
+  for which ``mednext tune`` has measured them on this GPU. The plain modules otherwise, and always under tracing,
+  scripting and export; under ``torch.compile`` unless the kernels were measured in compiled code.
 - ``"plain"``: the modules as written in ``blocks`` and ``mednext``, the readable reference.
-- ``"triton"``: the Triton kernels on a GPU; ``"auto"`` never selects them.
+- ``"triton"``: the Triton kernels on a GPU, measured or not.
 
 All compute the same function of the same parameters. The environment variable ``MEDNEXT_BACKEND`` sets the initial one.
 
@@ -14,6 +16,7 @@ This module imports none of its neighbors: ``blocks`` and ``mednext`` ask :py:fu
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -22,7 +25,16 @@ from typing import Any, Protocol
 import torch
 import torch.nn as nn
 
-__all__ = ["BACKENDS", "Implementation", "find", "get_backend", "register", "set_backend", "using_backend"]
+__all__ = [
+    "BACKENDS",
+    "Implementation",
+    "find",
+    "get_backend",
+    "preferring",
+    "register",
+    "set_backend",
+    "using_backend",
+]
 
 BACKENDS = ("auto", "plain", "triton")
 
@@ -66,6 +78,33 @@ def using_backend(name: str) -> Iterator[None]:
         set_backend(before)
 
 
+_preferred = threading.local()  # its attribute backend, if set, is asked in this thread
+
+
+@contextmanager
+def preferring(name: str) -> Iterator[None]:
+    """
+    Compute within a ``with`` block with another backend, in this thread only.
+
+    For implementations of a whole network that hand its blocks to another backend, also where several threads run
+    networks, as ``torch.nn.DataParallel`` does. Code that is compiled, in one thread, changes the backend itself, which
+    every version of ``torch.compile`` can follow.
+
+    Args:
+        name: one of ``BACKENDS``.
+    """
+    if torch.compiler.is_compiling():
+        with using_backend(name):
+            yield
+        return
+    before = getattr(_preferred, "backend", None)
+    _preferred.backend = _checked(name, "name")
+    try:
+        yield
+    finally:
+        _preferred.backend = before
+
+
 class Implementation(Protocol):
     """What a backend registers: any object, such as a module, with these two functions."""
 
@@ -100,7 +139,9 @@ def find(module: nn.Module, x: torch.Tensor) -> Callable[[torch.Tensor], Any] | 
         a function of ``x``, or ``None`` where the module's own operations are to be used.
     """
     if not torch.jit.is_tracing():
+        preferred = None if torch.compiler.is_compiling() else getattr(_preferred, "backend", None)
+        wanted = preferred or _backend
         for backend, implementation in _implementations:
-            if backend == _backend and implementation.takes(module, x):
+            if backend == wanted and implementation.takes(module, x):
                 return partial(implementation.run, module)
     return None

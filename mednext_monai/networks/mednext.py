@@ -150,6 +150,12 @@ class MedNeXt(nn.Module):
             run = dispatch.find(self, x)
             if run is not None:
                 return run(x)
+        return self.run_blocks(x)
+
+    def run_blocks(
+        self, x: torch.Tensor
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Compute the output from one block after the other, whichever implementation computes each of them."""
         # with n = base_channels: (B, C, D, H, W) -> (B, n, D, H, W)
         skip_0 = self.enc_block_0(self.stem(x))
         skip_1 = self.enc_block_1(self.down_0(skip_0))  # -> (B, 2n, D/2, H/2, W/2)

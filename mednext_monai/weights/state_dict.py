@@ -8,8 +8,9 @@ scalars, and a ``dummy_tensor`` in every network), MONAI and ignite (``model``, 
 
 from __future__ import annotations
 
+import copy
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -145,13 +146,27 @@ def write_checkpoint(content: Any, path: str | Path, previous: str | Path | None
     """
     Write a file with ``torch.save``; at every moment the complete new file or the complete old one exists.
 
+    Tensors are written as tensors on the CPU: ``torch.load`` would otherwise look for the GPU that they were on.
+
     Args:
         content: what is written.
         path: the file.
         previous: new name of the file that is replaced. Defaults to ``None``: it is deleted.
     """
     with atomic_path(path, previous) as temporary:
-        torch.save(content, temporary)
+        torch.save(_on_cpu(content), temporary)
+
+
+def _on_cpu(item: Any) -> Any:
+    """Return an object with its tensors on the CPU; mappings and sequences in it are copied, with their attributes."""
+    if isinstance(item, torch.Tensor):
+        return item.cpu()
+    if isinstance(item, MutableMapping):
+        moved = copy.copy(item)
+        for key, value in item.items():
+            moved[key] = _on_cpu(value)
+        return moved
+    return type(item)(map(_on_cpu, item)) if type(item) in (list, tuple) else item
 
 
 def _search(item: Any) -> dict[str, torch.Tensor] | None:

@@ -7,7 +7,8 @@ import math
 import ignite.distributed as idist
 import torch
 from helpers.processes import spawn
-from ignite.engine import Engine
+from helpers.trainer import make_trainer
+from ignite.engine import Engine, Events
 from monai.engines.utils import IterationEvents
 
 from mednext_monai.handlers import NonFiniteLoss
@@ -37,3 +38,16 @@ def test_several_processes_stop_together(tmp_path):
     assert "another process" in messages[0]
     assert "the loss is nan in epoch 1, iteration 1 of 5" in messages[1] and "case_1" in messages[1]
     assert torch.load(tmp_path / "nonfinite.pt", weights_only=True)["cases"] == ["case_1"]
+
+
+def test_after_the_check_the_loss_is_on_the_cpu_and_holds_no_graph(tmp_path):
+    trainer, *_ = make_trainer(handlers=[lambda network, optimizer: NonFiniteLoss(f"{tmp_path}/nonfinite.pt", {})])
+    seen = []
+
+    def look(engine):
+        loss = engine.state.output["loss"]
+        seen.append((loss.device.type, loss.requires_grad, loss.item() > 0))
+
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, look)
+    trainer.run()
+    assert seen == [("cpu", False, True)] * 8

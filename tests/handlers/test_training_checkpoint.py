@@ -6,7 +6,7 @@ import re
 
 import pytest
 import torch
-from helpers.trainer import make_trainer
+from helpers.trainer import Scaler, make_trainer
 from ignite.engine import Events
 from monai.handlers import LrScheduleHandler
 
@@ -236,3 +236,22 @@ def test_all_checkpoints_of_a_training_carry_its_settings(tmp_path, monkeypatch)
     trainer.run()
     for name in ("last.pt", "model.pt", "model_best.pt"):
         assert read_settings(tmp_path / name) == settings
+
+
+def test_the_scaler_of_mixed_precision_is_resumed_or_starts_anew_where_there_was_none(tmp_path, caplog):
+    def train(epochs, resume, scale):
+        def checkpoint(network, optimizer):
+            return TrainingCheckpoint(tmp_path / "last.pt", {"model": network, "optimizer": optimizer}, resume=resume)
+
+        trainer, *_ = make_trainer(epochs, [lambda *_: Scaler(scale), checkpoint])
+        trainer.run()
+        return trainer.scaler and trainer.scaler.get_scale()
+
+    train(1, False, None)
+    assert train(2, True, 4.0) == 4.0
+    assert "last.pt is of a training without mixed precision" in caplog.text
+    assert torch.load(tmp_path / "last.pt", weights_only=True)["scaler"]["scale"] == 4.0
+    caplog.clear()
+    assert train(3, True, 8.0) == 4.0
+    assert train(4, True, None) is None  # on a CPU, or with amp false
+    assert "mixed precision" not in caplog.text

@@ -11,7 +11,7 @@ from monai.data import MetaTensor
 from monai.inferers import sliding_window_inference
 from scipy.ndimage import gaussian_filter
 
-from mednext_monai.inferers import MedNeXtInferer
+from mednext_monai.inferers import MedNeXtInferer, sliding_window
 
 
 def network(x: torch.Tensor) -> torch.Tensor:
@@ -72,6 +72,22 @@ def test_batches_of_windows_and_of_images_change_nothing():
     result = MedNeXtInferer(16, sw_batch_size=5)(x, lambda w: sizes.append(len(w)) or network(w))
     torch.testing.assert_close(result, expected)
     assert sizes == [5, 3] * 3  # three rows of 2 x 2 windows of each image; a batch ends with its row
+
+
+def test_the_windows_of_a_row_are_looked_at_once_before_the_network_runs(monkeypatch):
+    """On a GPU each look waits for all that was started: between the windows it would keep the GPU waiting."""
+    log = []
+    plain = sliding_window._keys
+    monkeypatch.setattr(sliding_window, "_keys", lambda windows: log.append(len(windows)) or plain(windows))
+    MedNeXtInferer(16)(random_images(1, 1, 20, 24, 28), lambda x: log.append("network") or network(x))
+    assert log == [4, *["network"] * 4] * 3
+
+
+def test_windows_are_known_by_their_number_or_by_the_constants_that_they_hold():
+    windows = torch.stack([torch.zeros(2, 3, 3, 3), random_images(2, 3, 3, 3), torch.zeros(2, 3, 3, 3)])
+    windows[2, 1] = 5
+    nan = torch.full((2, 3, 3, 3), torch.nan)
+    assert sliding_window._keys([*windows, nan]) == [(0.0, 0.0), 1, (0.0, 5.0), 3]
 
 
 @pytest.mark.parametrize("windows", ["published", "monai"])

@@ -36,3 +36,26 @@ def test_the_mean_is_monais_if_a_class_occurs_and_nan_if_none_does():
 
 def test_a_network_that_finds_nothing_has_a_score_of_zero():
     assert score(MeanDice, [torch.full((4, 4, 4), 2.0)]) == 0
+
+
+def test_class_maps_score_as_one_hot_volumes_do():
+    generator = torch.Generator().manual_seed(0)
+    maps = [torch.randint(0, n, (2, 1, 6, 5, 4), generator=generator).float() for n in (2, 3, 4, 1)]
+    results = []
+    for num_classes in (4, None):
+        outputs = [
+            [{key: m if num_classes else one_hot(m, 4, dim=0) for key, m in zip(("pred", "label"), pair)}]
+            for pair in maps
+        ]
+        engine = Engine(lambda engine, batch: batch)
+        engine.state.metric_details = {}
+        metric = MeanDice(
+            include_background=False,
+            num_classes=num_classes,
+            class_names=["background", "x", "y", "z"],
+            output_transform=from_engine(["pred", "label"]),
+        )
+        metric.attach(engine, "dice")
+        results.append(engine.run(outputs).metrics)
+    assert results[0] == results[1]
+    assert set(results[0]) == {"dice", "dice/x", "dice/y", "dice/z"}

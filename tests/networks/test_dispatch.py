@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
@@ -82,6 +83,24 @@ def test_nothing_is_remembered_and_the_backend_named_plain_has_no_implementation
     with using_backend("plain"):
         block(x)
     assert asked == []
+
+
+def test_a_preference_holds_in_its_thread_only_and_ends_with_its_block(asked):
+    block, x = MedNeXtBlock(3, 4, 4), torch.zeros(1, 4, 4, 4, 4)
+    block.taken = "three"  # by the backend triton
+
+    def is_taken() -> bool:
+        return torch.equal(block(x), x + 1)
+
+    with using_backend("plain"), ThreadPoolExecutor(1) as other:
+        with dispatch.preferring("triton"):
+            assert is_taken() and not other.submit(is_taken).result()
+            with dispatch.preferring("plain"):
+                assert not is_taken()
+            assert is_taken() and get_backend() == "plain"
+            with pytest.raises(ValueError, match="name must be one of"), dispatch.preferring("cuda"):
+                pass
+        assert not is_taken()
 
 
 def test_tracing_asks_no_implementation(asked):

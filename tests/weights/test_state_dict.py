@@ -175,6 +175,18 @@ def test_writing_gives_back_the_tensors_and_leaves_no_other_file(tmp_path):
     assert os.listdir(path.parent) == ["model.pt"]
 
 
+def test_what_is_written_has_the_structure_and_the_attributes_of_the_content(tmp_path):
+    state = torch.nn.Sequential(torch.nn.Linear(2, 2)).state_dict()
+    content = {"model": state, "steps": [torch.ones(2), 3], "shape": (1, torch.zeros(1)), "name": "x", "none": None}
+    write_checkpoint(content, tmp_path / "a.pt")
+    found = torch.load(tmp_path / "a.pt", weights_only=True)
+    assert list(found) == list(content) and type(found["model"]) is type(state) and found["name"] == "x"
+    assert found["model"]._metadata == state._metadata and state._metadata
+    assert_same(found["model"], state)
+    assert torch.equal(found["steps"][0], torch.ones(2)) and found["steps"][1] == 3
+    assert found["shape"] == (1, torch.zeros(1)) and found["none"] is None
+
+
 def test_failed_writing_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "model.pt"
     write_checkpoint(TENSORS, path)

@@ -29,7 +29,7 @@ needs_cpu = pytest.mark.skipif(operators.interpreted, reason="Triton's interpret
 @needs_triton
 @needs_new_interpreter
 def test_kernels_compute_the_formulas_under_the_interpreter():
-    tests = Path(__file__).with_name("triton_interpreted.py")
+    tests = Path(__file__).with_name("triton_kernels.py")
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tests)]
     result = subprocess.run(command, cwd=tests.parents[3], env=environment, capture_output=True, text=True)

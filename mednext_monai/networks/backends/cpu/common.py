@@ -23,6 +23,7 @@ __all__ = [
     "is_parameter_like",
     "is_pointwise",
     "is_published_block",
+    "is_transformed",
     "keeps_metadata",
 ]
 
@@ -37,12 +38,15 @@ HOOKS = ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_h
 def is_observed() -> bool:
     """Return whether something is active that looks at or changes operations, which only the plain modules serve.
 
-    That is compilation, autocast, a function transform, forward-mode gradients, a mode or a global hook.
+    That is compilation, autocast, and what :py:func:`is_transformed` names.
     """
+    return torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu") or is_transformed()
+
+
+def is_transformed() -> bool:
+    """Return whether a function transform, forward-mode gradients, a mode or a global hook is active."""
     return bool(
-        torch.compiler.is_compiling()
-        or torch.is_autocast_enabled("cpu")
-        or torch._C._functorch.peek_interpreter_stack() is not None
+        torch._C._functorch.peek_interpreter_stack() is not None
         or torch.autograd.forward_ad._current_level >= 0
         or torch._C._len_torch_dispatch_stack()
         or torch._C._len_torch_function_stack()

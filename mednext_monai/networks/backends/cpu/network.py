@@ -33,7 +33,7 @@ from .common import (
 from .depthwise import Phase, depthwise_slabs, slab_ranges, transposed_phases
 from .pointwise import ChannelStatistics, PointwiseWeights, as_rows, expand_compress, fold_norm
 
-__all__ = ["run", "takes"]
+__all__ = ["has_published_structure", "run", "takes"]
 
 LEVELS = 4  # of the encoder and of the decoder; the bottleneck is below
 
@@ -54,7 +54,7 @@ def takes(network: nn.Module, x: torch.Tensor) -> bool:
         and torch.backends.mkldnn.is_available()
         and (is_parameter_like(x) or type(x) is MetaTensor)
         and _needs_no_gradient(x)
-        and _has_published_structure(network)
+        and has_published_structure(network)
         and all(_needs_no_gradient(p) and is_parameter_like(p) for p in network.parameters())
     )
 
@@ -64,7 +64,7 @@ def _needs_no_gradient(x: torch.Tensor) -> bool:
     return is_on_cpu(x, torch.float32) and not (x.requires_grad and torch.is_grad_enabled())
 
 
-def _has_published_structure(network: MedNeXt) -> bool:
+def has_published_structure(network: MedNeXt) -> bool:
     """Return whether the network is made of the unaltered modules, whose channel numbers fit each other."""
     levels = range(LEVELS)
     encoder = [getattr(network, f"enc_block_{level}") for level in levels]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
+
+from .precision import allows_tf32
 
 __all__ = ["INTERPRETED", "block", "dot", "precision", "rounded"]
 
@@ -39,4 +40,4 @@ def block(size: int, largest: int) -> int:
 
 def precision() -> str:
     """Return how float32 products are taken: exactly, unless ``torch`` is told that TF32 is good enough."""
-    return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"
+    return "tf32" if allows_tf32() else "ieee"

@@ -1,4 +1,5 @@
-"""The Triton kernels against float64 formulas, under Triton's interpreter; ``test_triton`` runs this file.
+"""The Triton kernels against float64 formulas: ``test_triton`` runs this file under Triton's interpreter, and
+``tests/gpu/test_kernels.py`` on a GPU.
 
 Channels, voxels and batch are no powers of two, sizes exceed a tile where they can, and every program does several
 tiles: the numbers of programs are cut down.
@@ -16,16 +17,23 @@ from mednext_monai.networks import MedNeXtBlock, MedNeXtDownBlock, MedNeXtUpBloc
 from mednext_monai.networks.backends.triton import depthwise, operators, pointwise, statistics
 from mednext_monai.networks.backends.triton.operators import depthwise_conv3d, norm_mlp
 
+DEVICE = "cpu" if operators.interpreted else "cuda"
 HALVES = (torch.float16, torch.bfloat16)
 
 
 @pytest.fixture(autouse=True)
 def few_programs(monkeypatch):
-    assert operators.interpreted
+    assert operators.interpreted or torch.cuda.is_available()
     torch.manual_seed(0)
     monkeypatch.setattr(depthwise, "PROGRAMS", 6)
     monkeypatch.setattr(pointwise, "PROGRAMS", 4)
     monkeypatch.setattr(statistics, "PARTS", 2)
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):  # of what they are compared with
+        yield
+
+
+def randn(*size) -> torch.Tensor:
+    return torch.randn(*size, device=DEVICE)
 
 
 def gradients(function, arguments, weight):
@@ -50,7 +58,7 @@ def torch_depthwise(stride: int, transposed: bool):
 
 
 def depthwise_arguments(channels: int, size: tuple, k: int) -> list[torch.Tensor]:
-    return [torch.randn(2 if k == 3 else 1, channels, *size), torch.randn(channels, 1, k, k, k), torch.randn(channels)]
+    return [randn(2 if k == 3 else 1, channels, *size), randn(channels, 1, k, k, k), randn(channels)]
 
 
 @pytest.mark.parametrize(
@@ -85,7 +93,7 @@ def test_depthwise_convolution_in_half_precision_is_no_less_accurate_than_torch(
     half = [argument.to(dtype) for argument in arguments]
     exact_arguments = [argument.double() for argument in half]
     reference = torch_depthwise(1, False)
-    weight = torch.randn(2, 5, 2, 3, 4).to(dtype).double()
+    weight = randn(2, 5, 2, 3, 4).to(dtype).double()
     exact = gradients(reference, exact_arguments, weight)
     ours = gradients(lambda x, w, b: depthwise_conv3d(x, w, b, 1, False), half, weight)
     for actual, theirs, expected in zip(ours, gradients(reference, half, weight), exact):
@@ -102,9 +110,9 @@ def torch_norm_mlp(y, gamma, beta, w2, b2, w3, b3, residual):
 @pytest.mark.parametrize("channels, expanded, outputs, size", [(5, 70, 7, (3, 4, 23)), (20, 24, 35, (1, 2, 3))])
 def test_norm_mlp_and_its_gradients(channels, expanded, outputs, size):
     shapes = [(channels,), (channels,), (expanded, channels), (expanded,), (outputs, expanded), (outputs,)]
-    y = 3 + torch.randn(2, channels, *size)
-    arguments = [y, *(0.5 * torch.randn(shape) for shape in shapes), torch.randn(2, outputs, *size)]
-    weight = torch.randn(2, outputs, *size).double()
+    y = 3 + randn(2, channels, *size)
+    arguments = [y, *(0.5 * randn(shape) for shape in shapes), randn(2, outputs, *size)]
+    weight = randn(2, outputs, *size).double()
     exact = gradients(torch_norm_mlp, [argument.double() for argument in arguments], weight)
     for actual, expected in zip(gradients(lambda *a: norm_mlp(*a, 1e-5)[0], arguments, weight), exact):
         assert actual.shape == expected.shape
@@ -114,13 +122,13 @@ def test_norm_mlp_and_its_gradients(channels, expanded, outputs, size):
 @pytest.mark.parametrize("dtype", HALVES)
 def test_norm_mlp_in_half_precision_is_no_less_accurate_than_autocast(dtype):
     def autocast(*arguments):
-        with torch.autocast("cpu", dtype):
+        with torch.autocast(DEVICE, dtype):
             return torch_norm_mlp(*arguments)
 
     errors = []
     for _ in range(3):
-        arguments = [0.5 * torch.randn(shape) for shape in ((6,), (6,), (18, 6), (18,), (6, 18), (6,))]
-        y, residual, weight = torch.randn(3, 2, 6, 3, 4, 5).to(dtype)
+        arguments = [0.5 * randn(shape) for shape in ((6,), (6,), (18, 6), (18,), (6, 18), (6,))]
+        y, residual, weight = randn(3, 2, 6, 3, 4, 5).to(dtype)
         arguments = [y, *arguments, residual]
         exact = gradients(torch_norm_mlp, [argument.double() for argument in arguments], weight)
         for function in (lambda *a: norm_mlp(*a, 1e-5)[0], autocast):
@@ -130,7 +138,7 @@ def test_norm_mlp_in_half_precision_is_no_less_accurate_than_autocast(dtype):
 
 
 def test_statistics_keep_their_digits_far_from_zero_and_for_constant_channels():
-    x = torch.randn(2, 5, 7, 6, 20) + torch.tensor([0.0, 1e3, -1e3, 10.0, 0.0]).view(-1, 1, 1, 1)
+    x = randn(2, 5, 7, 6, 20) + torch.tensor([0.0, 1e3, -1e3, 10.0, 0.0], device=DEVICE).view(-1, 1, 1, 1)
     x[:, 4] = 7.0
     mean, rstd = statistics.instance_statistics(x.contiguous(memory_format=torch.channels_last_3d), 1e-5)
     variance64, mean64 = torch.var_mean(x.double().flatten(2), dim=2, correction=0)
@@ -143,16 +151,16 @@ def make_block(kind: type, **kwargs) -> torch.nn.Module:
     block = kind(3, 6, 6 if kind is MedNeXtBlock else 10, 3, **kwargs)
     for parameter in block.parameters():
         torch.nn.init.normal_(parameter, std=0.4)
-    return block
+    return block.to(DEVICE)
 
 
 def block_gradients(block, x, backend, dtype=None):
     """Return output and gradients of input and parameters by name; of the depthwise bias, exactly 0, the size only."""
     x = x.clone().requires_grad_()
-    with using_backend(backend), torch.autocast("cpu", dtype, enabled=dtype is not None):
+    with using_backend(backend), torch.autocast(DEVICE, dtype, enabled=dtype is not None):
         output = block(x)
     names, parameters = zip(*getattr(block, "_orig_mod", block).named_parameters())  # without the compiled module
-    weight = torch.linspace(-1, 1, output.numel(), dtype=x.dtype).view(output.shape)
+    weight = torch.linspace(-1, 1, output.numel(), dtype=x.dtype, device=x.device).view(output.shape)
     found = torch.autograd.grad((output * weight).sum(), [x, *parameters])
     result = dict(zip(("output", "x", *names), (output.detach(), *found)))
     assert result.pop("conv1.bias").abs().max() < 0.05 * result["norm.bias"].abs().max()
@@ -175,13 +183,13 @@ def assert_equal_gradients(actual: dict, expected: dict) -> None:
     ],
 )
 def test_a_block_computes_the_function_of_the_plain_one(kind, use_residual, size):
-    block, x = make_block(kind, use_residual=use_residual), torch.randn(2, 6, *size)
+    block, x = make_block(kind, use_residual=use_residual), randn(2, 6, *size)
     assert_equal_gradients(block_gradients(block, x, "triton"), block_gradients(block, x, "plain"))
 
 
 def test_a_block_under_autocast_is_no_less_accurate_than_the_plain_one():
     dtype = torch.bfloat16
-    block, x = make_block(MedNeXtBlock), torch.randn(2, 6, 3, 2, 5).to(dtype)  # of that type, as between blocks
+    block, x = make_block(MedNeXtBlock), randn(2, 6, 3, 2, 5).to(dtype)  # of that type, as between blocks
     plain, triton = (block_gradients(block, x, backend, dtype) for backend in ("plain", "triton"))
     assert triton["output"].dtype == dtype
     exact = block_gradients(block.double(), x.double(), "plain")
@@ -190,7 +198,7 @@ def test_a_block_under_autocast_is_no_less_accurate_than_the_plain_one():
 
 
 def test_checkpointing_and_compiling_change_nothing():
-    block, x = make_block(MedNeXtBlock), torch.randn(2, 6, 2, 2, 2)
+    block, x = make_block(MedNeXtBlock), randn(2, 6, 2, 2, 2)
     expected = block_gradients(block, x, "triton")
     checkpointed = make_block(MedNeXtBlock, use_checkpoint=True).train()
     compiled = torch.compile(block, backend="aot_eager", fullgraph=True)
@@ -200,7 +208,7 @@ def test_checkpointing_and_compiling_change_nothing():
 
 @pytest.mark.skipif(not dist.is_available(), reason="this torch has no distributed package")
 def test_distributed_training_reduces_the_gradients_of_every_parameter(tmp_path):
-    block, x = make_block(MedNeXtBlock).train(), torch.randn(1, 6, 4, 5, 3)
+    block, x = make_block(MedNeXtBlock).train(), randn(1, 6, 4, 5, 3)
     with using_backend("plain"):
         block(x).square().mean().backward()
     expected = {name: parameter.grad.clone() for name, parameter in block.named_parameters()}
@@ -219,7 +227,7 @@ def test_distributed_training_reduces_the_gradients_of_every_parameter(tmp_path)
 
 @pytest.mark.parametrize("kind", [MedNeXtBlock, MedNeXtUpBlock])
 def test_one_voxel_is_no_exception(kind):
-    block, x = make_block(kind), torch.randn(2, 6, 1, 1, 1)
+    block, x = make_block(kind), randn(2, 6, 1, 1, 1)
     with using_backend("plain"):
         expected = block(x)
     with using_backend("triton"):
@@ -228,7 +236,7 @@ def test_one_voxel_is_no_exception(kind):
 
 @pytest.mark.parametrize("kwargs", [{"use_grn": True}, {"norm": "layer"}, {"groups": 3}])
 def test_other_blocks_run_as_written(kwargs):
-    block, x = make_block(MedNeXtBlock, **kwargs), torch.randn(1, 6, 3, 2, 4)
+    block, x = make_block(MedNeXtBlock, **kwargs), randn(1, 6, 3, 2, 4)
     results = []
     for backend in ("plain", "triton"):
         with using_backend(backend):
