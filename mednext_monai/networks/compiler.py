@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -82,13 +83,13 @@ class Compiler:
             return
         arguments = dict(self.arguments)
         if arguments["backend"] == "inductor":  # what an earlier run compiled says nothing about the compiler
-            arguments["options"] = {"force_disable_caches": True}
+            arguments["options"] = {"fx_graph_cache": False}
         try:
             torch.compile(_one_line, **arguments)(torch.ones(64, device=self.device))
         except Exception as error:  # of dynamo, the backend, its compilers and their processes
             raise ValueError(
-                f"compile: torch.compile does not work on this computer, {_reason(error)}. It needs a C++ compiler, such "
-                "as g++, and on a GPU Triton; --compile false runs without it."
+                f"compile: torch.compile does not work on this computer, {_reason(error)}. It needs a C++ compiler "
+                "such as g++, and on a GPU Triton; --compile false runs without it."
             ) from error
         if self.device.type == "cpu":
             logger.warning("compile: on a CPU, the optimized implementation that runs without this option is faster.")
@@ -104,7 +105,7 @@ def _reason(error: BaseException) -> str:
         error = error.__cause__
     inner = getattr(error, "inner_exception", error)
     line = next((line.strip() for line in str(inner).splitlines() if line.strip()), "")
-    return f"{type(inner).__name__}: {line}".rstrip(": .")
+    return f"{type(inner).__name__}: {shorten(line, 200)}".rstrip(": .")
 
 
 def _without_metadata(call: Callable[..., Any] | None) -> Callable[..., Any]:
