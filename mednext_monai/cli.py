@@ -306,7 +306,8 @@ def plan(
         groups: a CSV file of case id and patient id, so that no patient is in both parts of a fold.
         splits: your own folds, a JSON file in nnU-Net's format; by default splits_final.json of the data set, or the
             original's five.
-        gpu_memory: GPU memory in GiB; by default that of the installed GPU.
+        gpu_memory: GPU memory in GiB, for which the plan chooses gradient_checkpointing: for each variant the fastest
+            setting that fits; by default that of the installed GPU.
         processes: processes that read files; by default one per core.
     """
     from .planning import plan, text_report

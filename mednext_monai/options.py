@@ -12,9 +12,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["literal", "parse_switch", "patch_size", "path", "paths", "plain", "switch"]
+__all__ = ["gradient_checkpointing", "literal", "parse_switch", "patch_size", "path", "paths", "plain", "switch"]
 
 SWITCH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+CHECKPOINTING = {"block": True, "off": False}
 
 
 def switch(**option: Any) -> bool | None:
@@ -38,6 +39,40 @@ def parse_switch(name: str, value: Any) -> bool:
     if text not in SWITCH or not isinstance(value, (bool, int, str)):
         raise ValueError(f"{name} must be true or false, got {value!r}.")
     return SWITCH[text]
+
+
+def gradient_checkpointing(
+    gradient_checkpointing: Any, variant: str | None = None, kernel_size: int | None = None
+) -> bool | str | None:
+    """
+    Return the option ``gradient_checkpointing`` as ``use_checkpoint`` of :py:func:`.networks.create_mednext`.
+
+    Args:
+        gradient_checkpointing: ``None`` or the text null or none, as published; block or true, off or false, where true
+            and false may be spelled as for :py:func:`switch`; or expansion. A plan has a dictionary of them by variant,
+            ``{"S_k3": False}``.
+        variant: S, B, M or L, whose value of a dictionary is taken. Defaults to ``None``: there is no dictionary.
+        kernel_size: of the variant. Defaults to ``None``.
+
+    Returns:
+        ``True``, ``False`` or ``"expansion"``; ``None`` also for a variant that is not in the dictionary.
+
+    Raises:
+        ValueError: if it is something else.
+    """
+    value = gradient_checkpointing
+    if isinstance(value, Mapping):
+        value = value.get(f"{variant}_k{kernel_size}")
+    text = str(value).strip().lower()
+    if value is None or text in ("null", "none"):
+        return None
+    if text == "expansion":
+        return text
+    if text not in CHECKPOINTING and (text not in SWITCH or not isinstance(value, (bool, int, str))):
+        raise ValueError(
+            f"gradient_checkpointing must be true, false, 'block', 'expansion' or null, got {gradient_checkpointing!r}."
+        )
+    return {**SWITCH, **CHECKPOINTING}[text]
 
 
 def path(**option: Any) -> str | None:

@@ -72,6 +72,8 @@ class Predictor:
         kept = {name: value for name, value in parser["evaluator"].items() if name not in OF_A_RUN}
         parser["evaluator"] = {**kept, "_target_": "SupervisedEvaluator", "val_data_loader": []}
         parser.parse(reset=True)
+        if "compiler" in config:  # not in bundles of earlier versions
+            parser.get_parsed_content("compiler").check()
         parser.get_parsed_content("weights_loader")()
         self.task: Mapping[str, Any] = parser.get_parsed_content("task")  #: settings that the network was trained with
         self._preprocess = parser.get_parsed_content("preprocessing")

@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 DIMS = {"2d": 2, "3d": 3}
-CHECKPOINT_STYLES = (None, "outside_block")
+CHECKPOINT_STYLES: dict[str | None, bool | str] = {None: False, "outside_block": "block", "expansion": "expansion"}
 
 
 class MedNeXt(networks.MedNeXt):
@@ -53,7 +53,8 @@ class MedNeXt(networks.MedNeXt):
         deep_supervision: whether to build the auxiliary heads. Defaults to ``False``.
         do_res: whether blocks have a residual. Defaults to ``False``.
         do_res_up_down: whether down- and up-sampling blocks have one. Defaults to ``False``.
-        checkpoint_style: ``"outside_block"`` to recompute blocks in the backward pass, or ``None``.
+        checkpoint_style: ``"outside_block"`` to compute blocks again in the backward pass, or ``None``; not in the
+            original, ``"expansion"`` for all but the depthwise convolutions. Defaults to ``None``.
         block_counts: blocks in each of the nine stages. Defaults to two each.
         norm_type: ``"group"`` or ``"layer"``. Defaults to ``"group"``.
         dim: ``"2d"`` or ``"3d"``. Defaults to ``"3d"``.
@@ -82,7 +83,7 @@ class MedNeXt(networks.MedNeXt):
         grn: bool = False,
     ) -> None:
         if checkpoint_style not in CHECKPOINT_STYLES:
-            raise ValueError(f"checkpoint_style must be one of {CHECKPOINT_STYLES}, got {checkpoint_style!r}.")
+            raise ValueError(f"checkpoint_style must be one of {tuple(CHECKPOINT_STYLES)}, got {checkpoint_style!r}.")
         if kernel_size is not None:
             enc_kernel_size = dec_kernel_size = kernel_size
         if enc_kernel_size is None or dec_kernel_size is None:
@@ -104,7 +105,7 @@ class MedNeXt(networks.MedNeXt):
             deep_supervision=deep_supervision,
             norm=norm_type,
             use_grn=grn,
-            use_checkpoint=checkpoint_style is not None,
+            use_checkpoint=CHECKPOINT_STYLES[checkpoint_style],
         )
 
     def load_state_dict(self, state_dict: Mapping[str, torch.Tensor], *args, **kwargs):

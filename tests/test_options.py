@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from monai.bundle import ConfigParser
 
-from mednext_monai.options import literal, patch_size, path, paths, plain, switch
+from mednext_monai.options import gradient_checkpointing, literal, patch_size, path, paths, plain, switch
 
 
 @pytest.mark.parametrize(
@@ -24,6 +24,27 @@ def test_an_on_off_option_takes_every_usual_spelling(value, expected):
 def test_anything_else_is_an_error_that_names_the_option(value):
     with pytest.raises(ValueError, match="mirror must be true or false, got "):
         switch(mirror=value)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [(True, True), ("true", True), ("Yes", True), (1, True), ("1", True), ("block", True), ("Block", True)]
+    + [(False, False), ("false", False), ("no", False), (0, False), ("off", False), ("OFF", False)]
+    + [("expansion", "expansion"), (" Expansion", "expansion"), (None, None), ("null", None), ("None", None)],
+)
+def test_gradient_checkpointing_takes_every_usual_spelling_also_by_variant(value, expected):
+    assert gradient_checkpointing(value) == expected and type(gradient_checkpointing(value)) is type(expected)
+    assert gradient_checkpointing({"L_k5": value, "S_k5": "expansion"}, "L", 5) == expected
+    assert gradient_checkpointing({"L_k5": value}, "L", 3) is None
+
+
+@pytest.mark.parametrize("value", ["on", "", 2, 1.0, ["block"], "expand", "stage"])
+def test_what_is_no_setting_of_gradient_checkpointing_is_an_error(value):
+    message = "gradient_checkpointing must be true, false, 'block', 'expansion' or null, got "
+    with pytest.raises(ValueError, match=message):
+        gradient_checkpointing(value)
+    with pytest.raises(ValueError, match=message):
+        gradient_checkpointing({"S_k3": value}, "S", 3)
 
 
 def test_one_patch_size_is_that_of_all_axes():

@@ -34,6 +34,12 @@ def test_create_mednext_v1_builds_the_published_parameters_and_loads_an_original
     assert network.enc_block_0[0].use_checkpoint == (model_id in "ML")
 
 
+@pytest.mark.parametrize(("style", "stored"), [(None, False), ("outside_block", True), ("expansion", "expansion")])
+def test_a_checkpoint_style_is_what_is_computed_again(style, stored):
+    network = upstream.MedNeXt(1, 4, 2, kernel_size=3, checkpoint_style=style)
+    assert network.enc_block_0[0].use_checkpoint is stored or network.enc_block_0[0].use_checkpoint == stored
+
+
 def test_a_state_dict_with_dummy_tensor_loads_strictly():
     network = upstream.create_mednext_v1(1, 2, "S")
     state = {**network.state_dict(), "dummy_tensor": torch.ones(1)}

@@ -83,6 +83,16 @@ def _is_switch(value: Any) -> bool:
     return True
 
 
+def _is_checkpointing(value: Any) -> bool:
+    values = value if isinstance(value, dict) else {"S_k3": value}
+    for name, item in values.items():
+        variant, separator, kernel_size = str(name).partition("_k")
+        if not separator or not (OPTIONS["variant"].accepts(variant) and kernel_size in ("3", "5")):
+            return False
+        options.gradient_checkpointing(item)
+    return True
+
+
 def _is_patch_size(value: Any) -> bool:
     return bool(options.patch_size(value))
 
@@ -158,7 +168,10 @@ OPTIONS: dict[str, Option] = {
     ),
     "device": Option("a device of this computer, such as 'cpu', 'cuda' or 'cuda:1'", _is_device),
     "amp": SWITCH,
-    "gradient_checkpointing": _or_null(SWITCH),
+    "compile": SWITCH,
+    "gradient_checkpointing": _or_null(
+        Option("true, false, 'block' or 'expansion', or a dictionary of them by variant", _is_checkpointing)
+    ),
     "fold": _or_null(Option("0, 1, 2, ... or 'all'", _is_fold)),  # null: inference only
     "folds": _or_null(
         Option(

@@ -48,7 +48,8 @@ REQUIRED = (
     "_plan_",
 )
 INFORMATION = {"channel_names", "labels", "dummy_2d", "_plan_"}  # keys of a plan that are not settings
-PLAN_KEYS = {*REQUIRED, *INFORMATION, "fold", "orientation", "splits", "regions", "ignore_label"}  # all it may hold
+OPTIONAL = {"fold", "orientation", "splits", "regions", "ignore_label", "gradient_checkpointing"}
+PLAN_KEYS = {*REQUIRED, *INFORMATION, *OPTIONAL}  # all it may hold
 CHOSEN_ELSEWHERE = {"variant", "kernel_size", "bundle_root", "imports", "released_task"}
 DATA_TYPES = {".nii": "nifti", ".nii.gz": "nifti", ".nrrd": "nrrd", ".mha": "metaimage", ".mhd": "metaimage"}
 
@@ -83,8 +84,13 @@ def new_bundle(variant: str, kernel_size: int, plan: str | Path, output_dir: str
     content = _read_plan(Path(plan))
     configs = {name: read_json(source / "configs" / f"{name}.json") for name in ("train", "inference", "metadata")}
     _refuse_unknown(content, (configs["train"], configs["inference"]), plan)
+    settings = dict(content)
+    if isinstance(content.get("gradient_checkpointing"), Mapping):  # by variant
+        settings["gradient_checkpointing"] = content["gradient_checkpointing"].get(
+            f"{configs['train']['variant']}_k{kernel_size}"
+        )
     for name in ("train", "inference"):
-        configs[name].update({key: literal(value) for key, value in content.items() if key in configs[name]})
+        configs[name].update({key: literal(value) for key, value in settings.items() if key in configs[name]})
         configs[name]["released_task"] = None
     splits = content.get("splits")
     if splits:

@@ -3,18 +3,21 @@
 - ``blocks``: the four blocks and their norms.
 - ``mednext``: the network, the table of its variants, and the function that builds one.
 - ``ensemble``: several networks as one.
+- ``compiler``: ``torch.compile`` of any of them.
 - ``dispatch``: which implementation computes them.
 - ``backends``: optimized implementations of the same function, ``cpu`` and ``triton``.
 """
 
 from . import backends  # noqa: F401 - registers the implementations
 from .blocks import MedNeXtBlock, MedNeXtDownBlock, MedNeXtOutBlock, MedNeXtUpBlock
+from .compiler import Compiler
 from .dispatch import BACKENDS, get_backend, set_backend, using_backend
 from .ensemble import Ensemble, ensemble
 from .mednext import KERNEL_SIZES, SHAPE_FACTOR, STAGES, VARIANTS, MedNeXt, Variant, create_mednext
 
 __all__ = [
     "BACKENDS",
+    "Compiler",
     "Ensemble",
     "KERNEL_SIZES",
     "MedNeXt",

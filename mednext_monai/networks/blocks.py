@@ -26,6 +26,7 @@ __all__ = [
 ]
 
 NORMS = ("group", "layer")
+CHECKPOINTS = (False, True, "block", "expansion")
 
 
 class ChannelLayerNorm(nn.Module):
@@ -85,11 +86,13 @@ class _BlockBase(nn.Module):
         norm: str = "group",
         groups: int | None = None,
         use_grn: bool = False,
-        use_checkpoint: bool = False,
+        use_checkpoint: bool | str = False,
     ) -> None:
         super().__init__()
         groups = in_channels if groups is None else groups
         _check_block_arguments(spatial_dims, in_channels, out_channels, expansion_ratio, kernel_size, norm, groups)
+        if not isinstance(use_checkpoint, (bool, str)) or use_checkpoint not in CHECKPOINTS:
+            raise ValueError(f"use_checkpoint must be one of {CHECKPOINTS}, got {use_checkpoint!r}.")
         if use_residual and self.stride == 1 and in_channels != out_channels:
             raise ValueError(
                 f"use_residual=True needs out_channels equal to in_channels, got {in_channels} and {out_channels}."
@@ -100,7 +103,7 @@ class _BlockBase(nn.Module):
         self.spatial_dims = spatial_dims
         self.use_residual = use_residual
         self.use_grn = use_grn
-        self.use_checkpoint = use_checkpoint
+        self.use_checkpoint = use_checkpoint == "block" or use_checkpoint  # False, True or "expansion"
         self.conv1 = strided_conv(
             in_channels, in_channels, kernel_size, stride=self.stride, padding=kernel_size // 2, groups=groups
         )
@@ -122,8 +125,15 @@ class _BlockBase(nn.Module):
 
     def _transform(self, x: torch.Tensor) -> torch.Tensor:
         """The block without residual, with C' hidden channels; ``(d, h, w)`` is the size after the depthwise one."""
-        x = self.norm(self.conv1(x))  # (B, C_in, D, H, W) -> (B, C_in, d, h, w)
-        x = self.act(self.conv2(x))  # (B, C_in, d, h, w) -> (B, C', d, h, w)
+        x = self.conv1(x)  # (B, C_in, D, H, W) -> (B, C_in, d, h, w)
+        if not torch.jit.is_scripting():
+            if self.use_checkpoint == "expansion" and self.training:
+                return checkpoint(self._pointwise, x, use_reentrant=False)
+        return self._pointwise(x)
+
+    def _pointwise(self, x: torch.Tensor) -> torch.Tensor:
+        """What follows the depthwise convolution; the norm belongs to it, so that only its input is stored."""
+        x = self.act(self.conv2(self.norm(x)))  # (B, C_in, d, h, w) -> (B, C', d, h, w)
         if self.use_grn:
             x = self._grn(x)
         return self.conv3(x)  # (B, C', d, h, w) -> (B, C_out, d, h, w)
@@ -144,7 +154,7 @@ class _BlockBase(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not torch.jit.is_scripting():
             run = dispatch.find(self, x) or self._forward
-            if self.use_checkpoint and self.training:
+            if self.use_checkpoint is True and self.training:
                 return checkpoint(run, x, use_reentrant=False)
             return run(x)
         return self._forward(x)
@@ -168,8 +178,11 @@ class MedNeXtBlock(_BlockBase):
             Defaults to ``"group"``.
         groups: number of groups of the depthwise convolution. Defaults to ``None``, one per input channel.
         use_grn: whether to apply global response normalization after the GELU. Defaults to ``False``.
-        use_checkpoint: whether to recompute the block in the backward pass of training instead of storing its
-            activations: same outputs and gradients, less memory, more time. Defaults to ``False``.
+        use_checkpoint: what the backward pass of training computes again instead of storing it: same outputs and
+            gradients, less memory, more time. ``True`` or ``"block"``: the block; ``"expansion"``: what follows the
+            depthwise convolution (norm, expansion, GELU, compression), which takes less time again but stores the
+            depthwise convolution's output. The optimized implementations compute that part again in any case.
+            Defaults to ``False``.
 
     Raises:
         ValueError: if an argument is invalid.

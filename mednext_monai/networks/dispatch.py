@@ -106,7 +106,12 @@ def preferring(name: str) -> Iterator[None]:
 
 
 class Implementation(Protocol):
-    """What a backend registers: any object, such as a module, with these two functions."""
+    """
+    What a backend registers: any object, such as a module, with these two functions.
+
+    For a block, ``run`` must not store the expanded tensor for the backward pass: with ``use_checkpoint="expansion"``
+    it is used as it is.
+    """
 
     @property
     def takes(self) -> Callable[[nn.Module, torch.Tensor], bool]:

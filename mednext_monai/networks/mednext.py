@@ -56,8 +56,9 @@ class MedNeXt(nn.Module):
         norm: ``"group"`` (one group per channel, published) or ``"layer"`` (over channels). Defaults to ``"group"``.
         use_grn: whether to apply global response normalization in the blocks; as in the authors' code never in the
             first down-sampling block. Defaults to ``False``.
-        use_checkpoint: whether to recompute blocks in the backward pass of training instead of storing their
-            activations: same outputs and gradients, less memory, more time. Defaults to ``False``.
+        use_checkpoint: what the backward pass of training computes again instead of storing it: ``True`` or
+            ``"block"`` for whole blocks, ``"expansion"`` for all but their depthwise convolution; see
+            :py:class:`MedNeXtBlock`. Same outputs and gradients, less memory, more time. Defaults to ``False``.
 
     Raises:
         ValueError: if an argument is invalid, or, from ``forward``, if the input has another rank or number of
@@ -86,7 +87,7 @@ class MedNeXt(nn.Module):
         deep_supervision: bool = False,
         norm: str = "group",
         use_grn: bool = False,
-        use_checkpoint: bool = False,
+        use_checkpoint: bool | str = False,
     ) -> None:
         super().__init__()
         ratios = (expansion_ratio,) * STAGES if isinstance(expansion_ratio, int) else tuple(expansion_ratio)
@@ -198,7 +199,7 @@ class Variant(NamedTuple):
 
     expansion_ratio: tuple[int, ...]
     block_counts: tuple[int, ...]
-    use_checkpoint: bool = False  # in training
+    use_checkpoint: bool | str = False  # in training
     use_grn: bool = False
     base_channels: int = 32
 
@@ -218,7 +219,7 @@ def create_mednext(
     in_channels: int = 1,
     out_channels: int = 2,
     deep_supervision: bool = False,
-    use_checkpoint: bool | None = None,
+    use_checkpoint: bool | str | None = None,
     **kwargs: Any,
 ) -> MedNeXt:
     """
@@ -231,8 +232,7 @@ def create_mednext(
         in_channels: number of image channels. Defaults to 1.
         out_channels: number of classes, background included. Defaults to 2.
         deep_supervision: whether to build the auxiliary heads. Defaults to ``False``.
-        use_checkpoint: whether to recompute blocks in the backward pass to save memory. Defaults to ``None``, as
-            published: for M and L.
+        use_checkpoint: as for :py:class:`MedNeXt`. Defaults to ``None``, as published: ``True`` for M and L.
         kwargs: further arguments of :py:class:`MedNeXt`; they take precedence over the variant's.
 
     Raises:

@@ -1,4 +1,4 @@
-"""GPU memory of a training step for each variant: the estimate, the table behind it, and its measurement.
+"""GPU memory of a training step for each variant, and what fits a card: estimate, table behind it, measurement.
 
 ``python -m mednext_monai.planning.memory`` measures the table again and prints it. The measurement needs neither a GPU
 nor much memory: PyTorch's fake tensors have shapes and types but no data, so the step can be traced at the published
@@ -9,24 +9,36 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from itertools import product
 
-__all__ = ["BYTES_PER_VOXEL", "CARDS_GIB", "estimate_training_memory", "measure"]
+__all__ = [
+    "BYTES_PER_VOXEL",
+    "CARDS_GIB",
+    "CHECKPOINTING",
+    "estimate_training_memory",
+    "fastest_fitting",
+    "measure",
+    "published_setting",
+]
 
-# Live bytes per voxel of the batch in a training step (mixed precision, five outputs with Dice and cross-entropy, M and
-# L checkpointed as published), without parameters and their gradients: at the backward peak in the full-resolution
-# blocks, and at the loss. BYTES_PER_VOXEL_AND_CLASS is added for each class; the larger sum is the peak.
+# The settings of gradient checkpointing by their names in a plan, fastest first, with the values of the option.
+CHECKPOINTING: dict[str, bool | str] = {"off": False, "expansion": "expansion", "block": "block"}
+
+# Live bytes per voxel of the batch in a training step (mixed precision, five outputs with Dice and cross-entropy) for
+# each of these settings, without parameters and their gradients: at the backward peak in the full-resolution blocks,
+# and at the loss. BYTES_PER_VOXEL_AND_CLASS is added for each class; the larger sum is the peak.
 # Measured by `measure` at 2 x 128^3 with 2, 3, 150 and 250 classes, torch 2.13.
-BYTES_PER_VOXEL = {
-    ("S", 3): (4268.5, 4119.3),
-    ("S", 5): (4268.3, 4119.1),
-    ("B", 3): (4599.4, 4450.1),
-    ("B", 5): (4599.2, 4449.9),
-    ("M", 3): (1725.5, 708.5),
-    ("M", 5): (1724.8, 707.8),
-    ("L", 3): (2099.4, 707.3),
-    ("L", 5): (2098.3, 706.2),
+BYTES_PER_VOXEL = {  # off, expansion, block
+    ("S", 3): ((4268.5, 4119.3), (1976.3, 1023.3), (1588.4, 507.5)),
+    ("S", 5): ((4268.3, 4119.1), (1976.1, 1023.1), (1588.0, 507.0)),
+    ("B", 3): ((4599.4, 4450.1), (1971.5, 1018.5), (1583.7, 502.7)),
+    ("B", 5): ((4599.2, 4449.9), (1971.3, 1018.3), (1583.3, 502.3)),
+    ("M", 3): ((6506.0, 6356.8), (2261.9, 1436.9), (1725.5, 708.5)),
+    ("M", 5): ((6505.7, 6356.4), (2261.5, 1436.5), (1724.8, 707.8)),
+    ("L", 3): ((9140.4, 8927.1), (2676.8, 1476.8), (2099.4, 707.3)),
+    ("L", 5): ((9139.8, 8926.5), (2676.3, 1476.2), (2098.3, 706.2)),
 }
 BYTES_PER_VOXEL_AND_CLASS = (2.29, 22.57)
 BYTES_PER_PARAMETER = 16  # float32 weight and gradient, and AdamW's two moments
@@ -35,15 +47,19 @@ MARGIN = 1.1  # fragmentation of the caching allocator
 CARDS_GIB = (8, 11, 16, 24, 40, 80)  # usual graphics cards, if none is available to query
 
 
-def estimate_training_memory(patch_size: Sequence[int], batch_size: int, out_channels: int) -> dict[str, float]:
+def estimate_training_memory(
+    patch_size: Sequence[int], batch_size: int, out_channels: int
+) -> dict[str, dict[str, float]]:
     """
     Estimate the GPU memory of training with mixed precision for the eight variants.
 
     The estimate is the live tensors as counted by :py:func:`measure`, plus parameters, gradients and optimizer state,
-    times 1.1 for fragmentation, plus 1 GiB. It has not been verified on a GPU. Compared with published values for the
-    authors' code, it is within 10% for S (20 GB at 2 x 80 x 160 x 160, MIC-DKFZ/MedNeXt issue 7), but gives 11.1 GiB
-    for L k3 at 2 x 128^3, where 17.3 GB is reported (Isensee et al. 2024, a value that users question). The convolution
-    library may choose a large workspace, so allow some margin.
+    times 1.1 for fragmentation, plus 1 GiB. It has not been verified on a GPU by us. Compared with published values for
+    the authors' code, it is within 10% for S (20 GB at 2 x 80 x 160 x 160, MIC-DKFZ/MedNeXt issue 7), but gives 11.1
+    GiB for L k3 at 2 x 128^3, where 17.3 GB is reported (Isensee et al. 2024, a value that users question). For B k3 at
+    1 x 128^3, the live tensors are 9.0 GiB off, 3.8 GiB with expansion and 3.1 GiB with block, where the package
+    mednext-accel measured peaks of 9.4, 3.8 and 3.2 GiB in its own modules. The convolution library may choose a large
+    workspace, so allow some margin.
 
     Args:
         patch_size: patch size in voxels per axis.
@@ -51,15 +67,35 @@ def estimate_training_memory(patch_size: Sequence[int], batch_size: int, out_cha
         out_channels: number of classes, background included.
 
     Returns:
-        GiB by ``"S_k3"``, ``"S_k5"``, ... ``"L_k5"``.
+        by ``"S_k3"``, ``"S_k5"``, ... ``"L_k5"``: GiB by the settings in ``CHECKPOINTING``.
     """
     voxels = batch_size * math.prod(patch_size)
-    estimate = {}
-    for (variant, kernel), bytes_per_voxel in BYTES_PER_VOXEL.items():
-        peak = max(b + per_class * out_channels for b, per_class in zip(bytes_per_voxel, BYTES_PER_VOXEL_AND_CLASS))
-        live = voxels * peak + BYTES_PER_PARAMETER * _count_parameters(variant, kernel)
-        estimate[f"{variant}_k{kernel}"] = MARGIN * live / 2**30 + FIXED_GIB
+    estimate: dict[str, dict[str, float]] = {}
+    for (variant, kernel), measured in BYTES_PER_VOXEL.items():
+        states = BYTES_PER_PARAMETER * _count_parameters(variant, kernel)
+        row = estimate[f"{variant}_k{kernel}"] = {}
+        for setting, bytes_per_voxel in zip(CHECKPOINTING, measured):
+            peak = max(b + per_class * out_channels for b, per_class in zip(bytes_per_voxel, BYTES_PER_VOXEL_AND_CLASS))
+            row[setting] = MARGIN * (voxels * peak + states) / 2**30 + FIXED_GIB
     return estimate
+
+
+def fastest_fitting(estimate: Mapping[str, float], gpu_memory: float) -> str | None:
+    """
+    Return the setting that computes least again among those that fit a card, or ``None`` if none fits.
+
+    Args:
+        estimate: GiB by setting, of one variant of :py:func:`estimate_training_memory`.
+        gpu_memory: memory of the card in GiB.
+    """
+    return next((setting for setting in CHECKPOINTING if estimate[setting] <= gpu_memory), None)
+
+
+def published_setting(name: str) -> str:
+    """Return the published setting of a variant such as ``"S_k3"``: block for M and L, off for S and B."""
+    from ..networks import VARIANTS
+
+    return "block" if VARIANTS[name.partition("_")[0]].use_checkpoint else "off"
 
 
 @lru_cache
@@ -74,7 +110,14 @@ def _count_parameters(variant: str, kernel_size: int) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def measure(variant: str, kernel_size: int, out_channels: int, size: int = 128, batch_size: int = 2) -> float:
+def measure(
+    variant: str,
+    kernel_size: int,
+    out_channels: int,
+    use_checkpoint: bool | str | None = None,
+    size: int = 128,
+    batch_size: int = 2,
+) -> float:
     """
     Return the peak of live tensor bytes per voxel in a training step, without parameters and their gradients.
 
@@ -85,6 +128,7 @@ def measure(variant: str, kernel_size: int, out_channels: int, size: int = 128, 
         variant: a name in ``networks.VARIANTS``.
         kernel_size: size of the depthwise kernels in voxels.
         out_channels: number of classes, background included.
+        use_checkpoint: as for :py:func:`~mednext_monai.networks.create_mednext`. Defaults to ``None``, as published.
         size: size of the cubic patch in voxels per axis, a multiple of 16. Defaults to 128.
         batch_size: number of patches per batch. Defaults to 2.
 
@@ -133,7 +177,9 @@ def measure(variant: str, kernel_size: int, out_channels: int, size: int = 128, 
         return torch.nn.functional.cross_entropy(logits, label[:, 0].long()) - dice.mean()
 
     with FakeTensorMode():
-        network = create_mednext(variant, kernel_size, out_channels=out_channels, deep_supervision=True).train()
+        network = create_mednext(
+            variant, kernel_size, out_channels=out_channels, deep_supervision=True, use_checkpoint=use_checkpoint
+        ).train()
         for module in network.modules():
             if isinstance(module, torch.nn.GroupNorm):
                 module.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
@@ -149,12 +195,12 @@ def measure(variant: str, kernel_size: int, out_channels: int, size: int = 128, 
 
 def main() -> None:
     """Measure the table again and print it, with each peak as a linear function of the number of classes."""
-    for variant, kernel in BYTES_PER_VOXEL:
-        two, three, many, more = (measure(variant, kernel, classes) for classes in (2, 3, 150, 250))
+    for (variant, kernel), (setting, value) in product(BYTES_PER_VOXEL, CHECKPOINTING.items()):
+        two, three, many, more = (measure(variant, kernel, classes, value) for classes in (2, 3, 150, 250))
         slopes = (three - two, (more - many) / 100)
         offsets = (two - 2 * slopes[0], many - 150 * slopes[1])
         lines = ", ".join(f"{offset:.1f} + {slope:.2f} per class" for offset, slope in zip(offsets, slopes))
-        print(f"{variant} k{kernel}: {lines}", flush=True)
+        print(f"{variant} k{kernel} {setting}: {lines}", flush=True)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from ..options import patch_size as check_patch_size
 from ..preprocessing.normalization import CT_SCHEMES
 from ..preprocessing.resampling import ANISOTROPY_THRESHOLD, resampled_shape, separate_axis
 from .fingerprint import CaseFingerprint, intensity_statistics, scan
-from .memory import CARDS_GIB, estimate_training_memory
+from .memory import CARDS_GIB, CHECKPOINTING, estimate_training_memory, fastest_fitting, published_setting
 
 __all__ = ["make_plan", "plan"]
 
@@ -33,6 +33,7 @@ TARGET_SPACING = (1.0, 1.0, 1.0)  # mm
 PATCH_SIZE = 128  # voxels per axis, as published
 BATCH_SIZE = 2  # as published
 MASK_BELOW = 3 / 4  # median size reduction below which z-score statistics exclude voxels outside the mask
+ESTIMATE = "by an estimate of one training step with mixed precision; computed without a GPU, so allow some margin"
 FIRST_STAGE_PATCHES = 4  # a low-resolution stage is planned if the median case is larger than this many patches
 
 
@@ -63,7 +64,8 @@ def plan(
             validation. Defaults to ``None``.
         splits: file with the user's own folds in nnU-Net's format. Defaults to ``None``: ``splits_final.json`` in the
             directory of the data set if it exists, else the original's five folds.
-        gpu_memory: memory of the graphics card in GiB. Defaults to ``None``: that of the first available card, if any.
+        gpu_memory: memory of the graphics card in GiB, for which the plan chooses ``gradient_checkpointing``. Defaults
+            to ``None``: that of the first available card, if any.
         processes: number of parallel processes, see :py:func:`.fingerprint.scan`. Defaults to ``None``.
         report: whether to write the HTML page. Defaults to ``True``.
         progress: whether to show a progress bar. Defaults to ``True``.
@@ -129,8 +131,9 @@ def make_plan(
         region-based labels ``regions`` (values of the classes by name), with an ignore label ``ignore_label``,
         ``spacing`` (mm), ``patch_size`` (voxels), ``batch_size``, ``batch_dice``, ``normalization`` (of each channel:
         one of :py:data:`~mednext_monai.preprocessing.normalization.SCHEMES`), ``intensity`` (foreground statistics of
-        each channel), ``dummy_2d``, and under ``_plan_`` the fingerprint, the decisions with their reasons, the
-        warnings and the estimated memory.
+        each channel), ``dummy_2d``, with ``gpu_memory`` also ``gradient_checkpointing`` (by variant such as ``"S_k3"``:
+        the fastest setting that fits, ``"block"`` if none does), and under ``_plan_`` the fingerprint, the decisions
+        with their reasons, the warnings and the estimated memory.
 
     Raises:
         ValueError: if the patch or batch size is not positive, or the patch size is not a multiple of 16.
@@ -144,6 +147,8 @@ def make_plan(
     schemes, why_schemes = _normalization(dataset.channel_names, cases)
     dummy_2d = max(patch) / min(patch) > ANISOTROPY_THRESHOLD
     memory = estimate_training_memory(patch, batch_size, len(dataset.labels))
+    fastest = {} if gpu_memory is None else {name: fastest_fitting(row, gpu_memory) for name, row in memory.items()}
+    checkpointing = {name: CHECKPOINTING[setting or "block"] for name, setting in fastest.items()}
     decisions = [
         *_label_decisions(dataset, cases),
         {"what": "spacing", "value": "1 x 1 x 1 mm", "why": f"the published target; {_describe_spacing(cases)}"},
@@ -156,7 +161,7 @@ def make_plan(
         {"what": "batch_size", "value": str(batch_size), "why": _why_batch_size(batch_size)},
         {"what": "batch_dice", "value": "yes" if batch_dice else "no", "why": why_batch_dice},
         {"what": "dummy_2d", "value": "yes" if dummy_2d else "no", "why": _why_dummy_2d(patch)},
-        {"what": "memory", "value": _fits(memory, gpu_memory), "why": _why_memory(gpu_memory)},
+        _fits(memory) if gpu_memory is None else _checkpointing(fastest, gpu_memory),
     ]
     return {
         "dataset_dir": str(dataset.directory),
@@ -173,13 +178,17 @@ def make_plan(
         "normalization": schemes,
         "intensity": intensity_statistics(cases),
         "dummy_2d": dummy_2d,
+        **({"gradient_checkpointing": checkpointing} if checkpointing else {}),
         "_plan_": {
             "name": dataset.name,
             "layout": dataset.layout,
             "decisions": decisions,
             "warnings": _warnings(dataset, cases, patch, schemes),
-            "training_memory_gib": {name: round(gib, 1) for name, gib in memory.items()},
+            "training_memory_gib": {
+                name: {setting: round(gib, 1) for setting, gib in row.items()} for name, row in memory.items()
+            },
             "gpu_memory_gib": gpu_memory,
+            "fastest_setting": fastest,
             "fingerprint": _summary(cases, shapes, extents),
             "cases": [_case_entry(case) for case in cases],
         },
@@ -356,23 +365,35 @@ def _why_dummy_2d(patch: Sequence[int]) -> str:
     )
 
 
-def _fits(memory: dict[str, float], gpu_memory: float | None) -> str:
-    """Return the variants that fit the given card, or the smallest usual card that each fits."""
-    if gpu_memory is not None:
-        return ", ".join(name for name, gib in memory.items() if gib <= gpu_memory) or "none of the eight fits"
-    fits: dict[str, list[str]] = {}
-    for name, gib in memory.items():
-        card = next((f"{card} GiB" for card in CARDS_GIB if gib <= card), "none of the usual cards")
-        fits.setdefault(card, []).append(name)
-    return "; ".join(f"{card}: {', '.join(names)}" for card, names in fits.items())
-
-
-def _why_memory(gpu_memory: float | None) -> str:
-    card = "smallest usual card" if gpu_memory is None else f"fits the card of {gpu_memory:g} GiB"
-    return (
-        f"{card}, by an estimate of one training step with mixed precision, in which M and L recompute activations; "
-        "computed without a GPU, so allow some margin"
+def _fits(memory: dict[str, dict[str, float]]) -> dict[str, str]:
+    """Return the decision without a card: the smallest usual one that fits each variant as published."""
+    groups: dict[str, list[str]] = {}
+    for name, row in memory.items():
+        needed = row[published_setting(name)]
+        card = next((f"{card} GiB" for card in CARDS_GIB if needed <= card), "none of the usual cards")
+        groups.setdefault(card, []).append(name)
+    why = (
+        f"smallest usual card, {ESTIMATE}; M and L compute blocks again, as published (with gpu_memory, the setting of "
+        "each variant is chosen)"
     )
+    return {"what": "memory", "value": _grouped(groups), "why": why}
+
+
+def _checkpointing(fastest: dict[str, str | None], gpu_memory: float) -> dict[str, str]:
+    """Return the decision for a card of ``gpu_memory`` GiB, given the fastest setting that fits each variant."""
+    groups: dict[str, list[str]] = {}
+    for name, setting in fastest.items():
+        groups.setdefault(setting or "does not fit", []).append(name)
+    why = (
+        f"fastest setting that fits the card of {gpu_memory:g} GiB, {ESTIMATE}; off stores all activations, "
+        "expansion computes all but the depthwise convolutions again, block whole blocks, with the same results; "
+        "published are off for S and B, block for M and L"
+    )
+    return {"what": "gradient_checkpointing", "value": _grouped(groups), "why": why}
+
+
+def _grouped(groups: dict[str, list[str]]) -> str:
+    return "; ".join(f"{group}: {', '.join(names)}" for group, names in groups.items())
 
 
 def _warnings(dataset: Dataset, cases: Sequence[CaseFingerprint], patch: list[int], schemes: list[str]) -> list[str]:

@@ -17,6 +17,7 @@ from ..preprocessing.normalization import CT_SCHEMES
 from ..preprocessing.resampling import resampled_shape
 from .fingerprint import CaseFingerprint
 from .histograms import histogram
+from .memory import CHECKPOINTING
 
 __all__ = ["html_report", "text_report"]
 
@@ -47,7 +48,8 @@ def text_report(plan: dict) -> str:
         lines.append(_wrap(f"{decision['what']}: {decision['value']}", "  "))
         lines.append(_wrap(decision["why"], "      "))
     lines += ["", f"Training memory (estimate, GiB, batch {plan['batch_size']} of {_times(plan['patch_size'])} voxels)"]
-    lines.append("  " + "  ".join(f"{name} {gib:.1f}" for name, gib in details["training_memory_gib"].items()))
+    heads, rows = _memory_table(plan)
+    lines += ["  " + "".join(f"{cell:>12}" for cell in cells) for cells in (heads, *rows)]
     if details["warnings"]:
         lines += ["", "Warnings", *(_wrap(warning, "  - ") for warning in details["warnings"])]
     return "\n".join(lines)
@@ -214,20 +216,28 @@ def _intensity_table(plan: dict) -> str:
 
 
 def _memory(plan: dict) -> list[str]:
-    details = plan["_plan_"]
-    card = details["gpu_memory_gib"]
-    heads = ("variant", "GiB") if card is None else ("variant", "GiB", f"on a GPU with {card:g} GiB")
-    rows = []
-    for name, gib in details["training_memory_gib"].items():
-        rows.append([name, f"{gib:.1f}"] + ([] if card is None else ["fits" if gib <= card else "does not fit"]))
     return [
         "<h2>Training memory</h2>",
         lead(
-            f"Estimate for a batch of {plan['batch_size']} patches of {_times(plan['patch_size'])} voxels with mixed "
-            "precision; M and L use gradient checkpointing, as published."
+            f"Estimate in GiB for a batch of {plan['batch_size']} patches of {_times(plan['patch_size'])} voxels with "
+            "mixed precision, by the option gradient_checkpointing: off stores all activations, expansion computes all "
+            "but the depthwise convolutions again, block whole blocks. Results are the same, off is the fastest; "
+            "published are off for S and B, block for M and L."
         ),
-        table(heads, rows, numbers=(1,)),
+        table(*_memory_table(plan), numbers=(1, 2, 3)),
     ]
+
+
+def _memory_table(plan: dict) -> tuple[list[str], list[list[str]]]:
+    """Return heads and rows: GiB of each variant by setting, and the setting for the card, if it is known."""
+    details = plan["_plan_"]
+    card = details["gpu_memory_gib"]
+    heads = ["variant", *CHECKPOINTING] + ([] if card is None else [f"for {card:g} GiB"])
+    rows = []
+    for name, gib in details["training_memory_gib"].items():
+        chosen = [] if card is None else [details["fastest_setting"][name] or "does not fit"]
+        rows.append([name, *(f"{gib[setting]:.1f}" for setting in CHECKPOINTING), *chosen])
+    return heads, rows
 
 
 def _folds(splits: Sequence[dict]) -> str:

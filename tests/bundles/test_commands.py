@@ -95,6 +95,10 @@ def test_help_shows_the_defaults_of_the_bundle_that_is_named(capsys, bundle):
         ("--dataset_dir 'my #1 @home $x'", {"dataset_dir": "my #1 @home $x"}),
         ("--dataset_dir '$x' --cache_dir @y", {"dataset_dir": "$x", "cache_dir": "@y"}),
         ("--train::trainer::amp false", {"train::trainer::amp": False}),
+        ("--compile true --gradient_checkpointing expansion", {"compile": True, "gradient_checkpointing": "expansion"}),
+        ("--compile --gradient-checkpointing=block", {"compile": True, "gradient_checkpointing": "block"}),
+        ("--compile no --gradient_checkpointing off", {"compile": False, "gradient_checkpointing": False}),
+        ("--gradient_checkpointing null", {"gradient_checkpointing": None}),
     ],
 )
 def test_what_is_typed_is_what_monai_reads(started, bundle, typed, expected):
@@ -172,6 +176,12 @@ def test_predict_by_several_processes_has_an_overlay_of_its_own(started, bundle)
         (["train", "mednext_s_k3", "--plan", "x.json"], 1, "--plan: there is no file 'x.json'."),
         (["train", "mednext_s_k3", "--gpus", "0"], 1, "--gpus must be an integer of at least 1, got 0."),
         (["train", "mednext_s_k3", "--dataset_dir", "a", "b"], 2, "--dataset_dir takes one value, got a b"),
+        (["train", "mednext_s_k3", "--compile", "inductor"], 1, "compile must be true or false, got 'inductor'."),
+        (
+            ["train", "mednext_s_k3", "--gradient_checkpointing", "x"],
+            1,
+            "gradient_checkpointing must be true, false, 'b",
+        ),
         (["predict", "mednext_s_k3"], 2, "expected BUNDLE INPUT OUTPUT, got 1: INPUT, OUTPUT."),
         (["preprocess", "mednext_s_k3", "--gpus", "2"], 2, "there is no option --gpus"),
         (["predict", "mednext_s_k3", "a", "b", "--overlap", "1"], 1, "overlap must be a number of at least 0"),

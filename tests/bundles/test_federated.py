@@ -28,10 +28,10 @@ TINY = {
 }
 
 
-def make_client(directory: Path, dataset: Path) -> MonaiAlgo:
+def make_client(directory: Path, dataset: Path, **added: object) -> MonaiAlgo:
     """Return a client with a bundle that has no weights."""
     bundles.copy("mednext_s_k3", directory)
-    options = {**TINY, "dataset_dir": str(dataset)}
+    options = {**TINY, "dataset_dir": str(dataset), **added}
     client = MonaiAlgo(
         "mednext_s_k3",
         train_kwargs={**options, "epochs": 3},
@@ -60,8 +60,9 @@ def test_statistics_of_the_data_are_of_the_images_of_the_fold(dataset, tmp_path)
 
 
 @pytest.mark.slow
-def test_rounds_train_the_weights_of_the_server_and_evaluate_them(dataset, tmp_path):
-    client = make_client(tmp_path, dataset)
+@pytest.mark.parametrize("added", [{}, {"compile": True, "compiler::backend": "eager"}], ids=["plain", "compiled"])
+def test_rounds_train_the_weights_of_the_server_and_evaluate_them(dataset, tmp_path, added):
+    client = make_client(tmp_path, dataset, **added)
     handlers = client.eval_workflow.parser["validate::handlers"]
     assert [handler["_target_"] for handler in handlers if handler.get("_disabled_") is True] == [
         "mednext_monai.handlers.SharedCheckpointLoader"

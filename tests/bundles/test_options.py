@@ -9,6 +9,7 @@ import torch
 from monai.bundle import ConfigParser
 
 from mednext_monai import bundles
+from mednext_monai.bundles.options import check_option
 from mednext_monai.networks import create_mednext
 
 
@@ -35,6 +36,37 @@ def test_on_off_options_of_training(typed, meant):
     assert parser.get_parsed_content("loss").loss.dice.batch is meant
     assert parser.get_parsed_content("is_resumed") is meant and parser.get_parsed_content("use_amp") is meant
     assert parser.get_parsed_content("network_def").enc_block_0[0].use_checkpoint is meant
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [(None, False), ("null", False), ("block", True), ("off", False), (False, False), ("Expansion", "expansion")]
+    + [({"S_k3": "expansion", "S_k5": True}, "expansion"), ({"S_k5": True}, False)],  # of a plan
+)
+@pytest.mark.parametrize("name", ["train", "inference"])
+def test_gradient_checkpointing_is_what_is_typed_or_as_published(name, typed, meant):
+    network = config(name, gradient_checkpointing=typed).get_parsed_content("network_def")
+    assert network.enc_block_0[0].use_checkpoint == meant
+    check_option("gradient_checkpointing", typed)
+
+
+@pytest.mark.parametrize("value", ["expand", 2, {"S_k7": True}, {"S": True}, {"S_k3": "on"}, ["block"]])
+def test_what_gradient_checkpointing_may_be_is_said(value):
+    allowed = "true, false, 'block' or 'expansion', or a dictionary of them by variant, or null"
+    with pytest.raises(ValueError, match=f"gradient_checkpointing must be {allowed}, got "):
+        check_option("gradient_checkpointing", value)
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"), [("false", False), (0, False), ("true", True), (True, True), ("Yes", True)]
+)
+@pytest.mark.parametrize("name", ["train", "inference"])
+def test_the_network_of_a_run_is_compiled_if_that_is_typed_and_its_checkpoints_are_the_same(name, typed, meant):
+    parser = config(name, compile=typed)
+    parser.update({"compiler::backend": "eager"})
+    network, inner = parser.get_parsed_content("network"), parser.get_parsed_content("network_def")
+    assert network is inner and (network._compiled_call_impl is not None) is meant
+    assert not any(key.startswith("_orig_mod") for key in network.state_dict())
 
 
 def test_mirroring_of_an_evaluation_is_switched_by_its_path():

@@ -48,6 +48,21 @@ def test_a_new_bundle_inherits_nothing_of_weights_for_another_task(task, tmp_pat
     assert "Anterior" not in (bundle / "docs" / "README.md").read_text()
 
 
+def test_a_new_bundle_has_the_gradient_checkpointing_that_its_plan_chose_for_the_variant(dataset, tmp_path):
+    file = tmp_path / "task.json"
+    plan(dataset, file, 128, processes=1, progress=False, report=False, gpu_memory=11)
+    for variant, kernel_size, setting in (("s", 3, "expansion"), ("L", 5, "block")):
+        bundle = bundles.new_bundle(variant, kernel_size, file, tmp_path / f"boxes_{variant}")
+        for name in ("train", "inference"):
+            assert load(bundle / "configs" / f"{name}.json")["gradient_checkpointing"] == setting
+        assert load(bundle / "configs" / "task.json")["gradient_checkpointing"]["S_k3"] == "expansion"
+    content = load(file)
+    content["gradient_checkpointing"]["S_k3"] = "some"
+    file.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"plan: .*task.json: gradient_checkpointing must be true, false, 'block'"):
+        bundles.new_bundle("S", 3, file, tmp_path / "wrong")
+
+
 def test_a_new_bundle_says_what_the_task_is_and_trains_loads_and_zips(tmp_path, task):
     bundle = bundles.new_bundle("s", 3, task, tmp_path / "deep" / "boxes_s")
     planned, generic = load(task), bundles.path("mednext_s_k3") / "configs"

@@ -18,6 +18,7 @@ BLOCK_OPTIONS = [
     {"use_grn": True},
     {"use_residual": False, "expansion_ratio": 3},
     {"use_checkpoint": True, "kernel_size": 5},
+    {"use_checkpoint": "expansion", "use_grn": True},
 ]
 
 
@@ -84,6 +85,11 @@ def test_grn_equals_its_definition():
         ({"kernel_size": 2}, "kernel_size must be a positive odd integer, got 2"),
         ({"norm": "instance"}, "norm must be one of ('group', 'layer'), got 'instance'"),
         ({"groups": 3}, "groups must divide in_channels=4, got 3"),
+        (
+            {"use_checkpoint": "inside"},
+            "use_checkpoint must be one of (False, True, 'block', 'expansion'), got 'inside'",
+        ),
+        ({"use_checkpoint": None}, "use_checkpoint must be one of (False, True, 'block', 'expansion'), got None"),
         ({"groups": 0}, "groups must divide in_channels=4, got 0"),
     ],
 )

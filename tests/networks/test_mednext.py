@@ -18,6 +18,7 @@ from mednext_monai.networks import (
     SHAPE_FACTOR,
     VARIANTS,
     MedNeXt,
+    MedNeXtBlock,
     Variant,
     create_mednext,
     using_backend,
@@ -163,10 +164,14 @@ def run_counting_saved_bytes(network: MedNeXt, x: torch.Tensor) -> tuple[list, d
     return [output.detach() for output in outputs], gradients, kept
 
 
+CHECKPOINTS = (False, True, "block", "expansion")
+
+
+@pytest.mark.parametrize("use_checkpoint", [True, "expansion"])
 @pytest.mark.parametrize("options", [{}, {"norm": "layer"}, {"use_grn": True}, {"spatial_dims": 2}], ids=str)
-def test_checkpointing_changes_no_output_and_no_gradient_and_saves_memory(options):
+def test_checkpointing_changes_no_output_and_no_gradient_and_saves_memory(options, use_checkpoint):
     plain = small(deep_supervision=True, **options).train()
-    checkpointed = small(deep_supervision=True, use_checkpoint=True, **options).train()
+    checkpointed = small(deep_supervision=True, use_checkpoint=use_checkpoint, **options).train()
     x = make_input([1, 1] + [32] * plain.spatial_dims)
     outputs, gradients, _ = run_counting_saved_bytes(plain, x)
     with using_backend("plain"):  # whose activations checkpointing was made for
@@ -176,6 +181,61 @@ def test_checkpointing_changes_no_output_and_no_gradient_and_saves_memory(option
     for name, gradient in gradients.items():
         torch.testing.assert_close(same_gradients[name], gradient, rtol=1e-5, atol=1e-7 + 1e-5 * gradient.abs().max())
     assert kept_checkpointed < 0.4 * kept
+
+
+@pytest.mark.parametrize("options", [{}, {"norm": "layer"}, {"use_grn": True}, {"spatial_dims": 2}], ids=str)
+def test_whatever_is_computed_again_outputs_and_gradients_are_the_same_to_the_last_bit(options):
+    x = make_input([1, 1] + [32, 16, 16][: options.get("spatial_dims", 3)]).double()
+    found, kept = {}, {}
+    with using_backend("plain"):
+        for use_checkpoint in CHECKPOINTS:
+            network = small(deep_supervision=True, use_checkpoint=use_checkpoint, **options).double().train()
+            *found[use_checkpoint], kept[use_checkpoint] = run_counting_saved_bytes(network, x)
+    outputs, gradients = found[False]
+    for use_checkpoint in CHECKPOINTS[1:]:
+        same_outputs, same_gradients = found[use_checkpoint]
+        assert all(torch.equal(one, other) for one, other in zip(outputs, same_outputs)), use_checkpoint
+        assert all(torch.equal(same_gradients[name], gradients[name]) for name in gradients), use_checkpoint
+    assert kept[True] == kept["block"] < kept["expansion"] < 0.6 * kept[False]
+
+
+def test_the_optimized_implementation_stores_no_expanded_tensor_and_so_needs_no_checkpoint(monkeypatch):
+    x = make_input([1, 1, 32, 16, 16]).double()
+    with using_backend("plain"):
+        expected, gradients, _ = run_counting_saved_bytes(small(deep_supervision=True).double().train(), x)
+    monkeypatch.setattr("mednext_monai.networks.blocks.checkpoint", None)  # is not called
+    network = small(deep_supervision=True, use_checkpoint="expansion").double().train()
+    outputs, same_gradients, kept = run_counting_saved_bytes(network, x)
+    assert kept == run_counting_saved_bytes(small(deep_supervision=True).double().train(), x)[2]
+    for output, other in zip(outputs, expected):
+        torch.testing.assert_close(output, other, rtol=1e-12, atol=1e-12 * other.abs().max())
+    for name, gradient in gradients.items():
+        noise = 1e-9 if name.endswith("conv1.bias") else 1e-12 * gradient.abs().max()
+        torch.testing.assert_close(same_gradients[name], gradient, rtol=1e-10, atol=noise)
+
+
+def test_a_variant_is_built_with_what_is_stated_or_as_published():
+    with torch.device("meta"):
+        for use_checkpoint, stored in ((False, False), (True, True), ("block", True), ("expansion", "expansion")):
+            for variant in VARIANTS:
+                network = create_mednext(variant, use_checkpoint=use_checkpoint, block_counts=(1,) * 9, base_channels=2)
+                assert {block.use_checkpoint for block in network.modules() if isinstance(block, MedNeXtBlock)} == {
+                    stored
+                }
+
+
+@pytest.mark.parametrize(("use_checkpoint", "function"), [("block", "_forward"), ("expansion", "_pointwise")])
+def test_what_is_computed_again_in_plain_modules(monkeypatch, use_checkpoint, function):
+    names = []
+    monkeypatch.setattr(
+        "mednext_monai.networks.blocks.checkpoint", lambda f, x, **kwargs: names.append(f.__name__) or f(x)
+    )
+    network = small(use_checkpoint=use_checkpoint)
+    with using_backend("plain"):
+        network.eval()(make_input([1, 1, 16, 16, 32]))
+        assert names == []
+        network.train()(make_input([1, 1, 16, 16, 32]))
+    assert names == [function] * 17  # 9 stages of one block, 4 down, 4 up
 
 
 def test_checkpointing_happens_in_training_only(monkeypatch):
@@ -305,7 +365,11 @@ def test_shape_rule_is_offered_as_methods():
 # --- what PyTorch offers ---------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module", params=[{}, {"norm": "layer", "use_grn": True, "use_checkpoint": True}], ids=str)
+@pytest.fixture(
+    scope="module",
+    params=[{}, {"norm": "layer", "use_grn": True, "use_checkpoint": True}, {"use_checkpoint": "expansion"}],
+    ids=str,
+)
 def evaluated(request):
     """A network in evaluation mode, an input of another size than it is traced with, and its modules' output."""
     network = small(deep_supervision=True, **request.param).eval()
@@ -339,7 +403,7 @@ def test_export_works_for_dynamic_sizes(evaluated):
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("use_checkpoint", [False, True])
+@pytest.mark.parametrize("use_checkpoint", [False, True, "expansion"])
 def test_compile_gives_the_same_outputs_and_gradients(backend, use_checkpoint):
     network = small(deep_supervision=True, use_checkpoint=use_checkpoint).train()
     x = make_input([1, 1, 16, 16, 32])
@@ -355,7 +419,11 @@ def test_compile_gives_the_same_outputs_and_gradients(backend, use_checkpoint):
         torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-3, atol=noise)
 
 
-@pytest.mark.parametrize("options", [{}, {"norm": "layer", "use_grn": True}, {"use_checkpoint": True}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"norm": "layer", "use_grn": True}, {"use_checkpoint": True}, {"use_checkpoint": "expansion"}],
+    ids=str,
+)
 def test_bfloat16_autocast_trains(options):
     network = small(deep_supervision=True, **options).train()
     x = make_input([1, 1, 16, 16, 32])
@@ -397,7 +465,7 @@ def process_group(tmp_path):
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("use_checkpoint", [False, True])
+@pytest.mark.parametrize("use_checkpoint", [False, True, "expansion"])
 def test_distributed_training_finds_no_unused_parameter(process_group, use_checkpoint):
     network = small(deep_supervision=True, use_checkpoint=use_checkpoint).train()
     parallel = DistributedDataParallel(network, find_unused_parameters=False)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from helpers.datasets import AFFINE, make_case, make_decathlon, make_regions, save
 
+from mednext_monai.cli import main
 from mednext_monai.data import make_folds
 from mednext_monai.data.checks import Volume
 from mednext_monai.data.dataset import Dataset
@@ -199,10 +200,42 @@ def test_a_ct_with_air_gives_ct_statistics(tmp_path):
     assert (result["intensity"][0]["min"], result["intensity"][0]["max"]) == (-1000, 41)
 
 
-def test_a_plan_says_which_variants_fit_the_card():
-    result = make_plan(make_dataset(), make_cases((200, 200, 200)), gpu_memory=16)
+def test_a_plan_says_which_cards_the_published_settings_need():
+    result = make_plan(make_dataset(), make_cases((200, 200, 200)))
     fits = next(d["value"] for d in result["_plan_"]["decisions"] if d["what"] == "memory")
-    assert fits == "M_k3, M_k5, L_k3, L_k5"
+    assert fits == "24 GiB: S_k3, S_k5, B_k3, B_k5; 11 GiB: M_k3, M_k5; 16 GiB: L_k3, L_k5"
+    assert "gradient_checkpointing" not in result
+
+
+def test_a_plan_chooses_for_each_variant_the_fastest_setting_that_fits_the_card():
+    result = make_plan(make_dataset(), make_cases((200, 200, 200)), gpu_memory=12)
+    assert result["_plan_"]["training_memory_gib"]["M_k3"] == {"off": 29.3, "expansion": 11.0, "block": 8.7}
+    assert result["gradient_checkpointing"] == {
+        **dict.fromkeys(("S_k3", "S_k5", "B_k3", "B_k5", "M_k3", "M_k5"), "expansion"),
+        **dict.fromkeys(("L_k3", "L_k5"), "block"),
+    }
+    roomy = make_plan(make_dataset(), make_cases((200, 200, 200)), gpu_memory=80)
+    assert set(roomy["gradient_checkpointing"].values()) == {False}
+    assert "fastest setting that fits the card of 80 GiB" in why(roomy, "gradient_checkpointing")
+    tight = make_plan(make_dataset(), make_cases((200, 200, 200)), gpu_memory=8)
+    assert next(d["value"] for d in tight["_plan_"]["decisions"] if d["what"] == "gradient_checkpointing") == (
+        "block: S_k3, S_k5; does not fit: B_k3, B_k5, M_k3, M_k5, L_k3, L_k5"
+    )
+    assert set(tight["gradient_checkpointing"].values()) == {"block"}
+
+
+def test_the_memory_of_every_setting_is_in_text_and_page(tmp_path):
+    directory = make_decathlon(tmp_path / "data", cases=5)
+    arguments = ["--output", str(tmp_path / "my.json"), "--processes", "1", "--patch_size", "128", "--gpu_memory", "11"]
+    assert main(["plan", str(directory), *arguments]) == 0
+    result = json.loads((tmp_path / "my.json").read_text())
+    assert result["gradient_checkpointing"]["B_k3"] == "expansion"
+    text, page = text_report(result), (tmp_path / "my.html").read_text()
+    assert "     variant         off   expansion       block  for 11 GiB\n" in text
+    assert "        B_k3        21.0         9.7         8.0   expansion\n" in text
+    assert "        L_k5" in text and "does not fit" in text
+    cells = "".join(f"<td class='number'>{value}</td>" for value in ("21.0", "9.7", "8.0"))
+    assert f"<tr><td>B_k3</td>{cells}<td>expansion</td></tr>" in page
 
 
 LABEL = make_case(0)[1]
