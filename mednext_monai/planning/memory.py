@@ -29,6 +29,17 @@ BYTES_PER_VOXEL = {
     ("L", 5): (2098.3, 706.2),
 }
 BYTES_PER_VOXEL_AND_CLASS = (2.29, 22.57)
+BYTES_PER_VOXEL_2D = {  # the same at 16 x 512^2; in 2D the lower resolutions have a larger share
+    ("S", 3): (6211.6, 6023.6),
+    ("S", 5): (6211.5, 6023.5),
+    ("B", 3): (7284.2, 7096.2),
+    ("B", 5): (7284.2, 7096.2),
+    ("M", 3): (2156.7, 1077.4),
+    ("M", 5): (2156.6, 1077.3),
+    ("L", 3): (2705.1, 1243.3),
+    ("L", 5): (2704.9, 1243.1),
+}
+BYTES_PER_VOXEL_AND_CLASS_2D = (2.66, 23.33)
 BYTES_PER_PARAMETER = 16  # float32 weight and gradient, and AdamW's two moments
 FIXED_GIB = 1.0  # rough guess: CUDA context, cuDNN's workspace and memory left by its algorithm search
 MARGIN = 1.1  # fragmentation of the caching allocator
@@ -46,7 +57,7 @@ def estimate_training_memory(patch_size: Sequence[int], batch_size: int, out_cha
     library may choose a large workspace, so allow some margin.
 
     Args:
-        patch_size: patch size in voxels per axis.
+        patch_size: patch size in voxels per axis, two or three.
         batch_size: number of patches per batch.
         out_channels: number of classes, background included.
 
@@ -54,27 +65,32 @@ def estimate_training_memory(patch_size: Sequence[int], batch_size: int, out_cha
         GiB by ``"S_k3"``, ``"S_k5"``, ... ``"L_k5"``.
     """
     voxels = batch_size * math.prod(patch_size)
+    tables = (BYTES_PER_VOXEL, BYTES_PER_VOXEL_AND_CLASS)
+    if len(patch_size) == 2:
+        tables = (BYTES_PER_VOXEL_2D, BYTES_PER_VOXEL_AND_CLASS_2D)
     estimate = {}
-    for (variant, kernel), bytes_per_voxel in BYTES_PER_VOXEL.items():
-        peak = max(b + per_class * out_channels for b, per_class in zip(bytes_per_voxel, BYTES_PER_VOXEL_AND_CLASS))
-        live = voxels * peak + BYTES_PER_PARAMETER * _count_parameters(variant, kernel)
+    for (variant, kernel), bytes_per_voxel in tables[0].items():
+        peak = max(b + per_class * out_channels for b, per_class in zip(bytes_per_voxel, tables[1]))
+        live = voxels * peak + BYTES_PER_PARAMETER * _count_parameters(variant, kernel, len(patch_size))
         estimate[f"{variant}_k{kernel}"] = MARGIN * live / 2**30 + FIXED_GIB
     return estimate
 
 
 @lru_cache
-def _count_parameters(variant: str, kernel_size: int) -> int:
+def _count_parameters(variant: str, kernel_size: int, spatial_dims: int) -> int:
     """Return the number of parameters with one input channel, three classes and the deep-supervision heads."""
     import torch
 
     from ..networks import create_mednext
 
     with torch.device("meta"):  # shapes without memory
-        network = create_mednext(variant, kernel_size, out_channels=3, deep_supervision=True)
+        network = create_mednext(variant, kernel_size, spatial_dims, out_channels=3, deep_supervision=True)
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def measure(variant: str, kernel_size: int, out_channels: int, size: int = 128, batch_size: int = 2) -> float:
+def measure(
+    variant: str, kernel_size: int, out_channels: int, size: int = 128, batch_size: int = 2, spatial_dims: int = 3
+) -> float:
     """
     Return the peak of live tensor bytes per voxel in a training step, without parameters and their gradients.
 
@@ -87,6 +103,7 @@ def measure(variant: str, kernel_size: int, out_channels: int, size: int = 128, 
         out_channels: number of classes, background included.
         size: size of the cubic patch in voxels per axis, a multiple of 16. Defaults to 128.
         batch_size: number of patches per batch. Defaults to 2.
+        spatial_dims: axes of the network, 2 or 3. Defaults to 3.
 
     Returns:
         bytes per voxel of the batch.
@@ -133,28 +150,29 @@ def measure(variant: str, kernel_size: int, out_channels: int, size: int = 128, 
         return torch.nn.functional.cross_entropy(logits, label[:, 0].long()) - dice.mean()
 
     with FakeTensorMode():
-        network = create_mednext(variant, kernel_size, out_channels=out_channels, deep_supervision=True).train()
+        network = create_mednext(variant, kernel_size, spatial_dims, 1, out_channels, deep_supervision=True).train()
         for module in network.modules():
             if isinstance(module, torch.nn.GroupNorm):
                 module.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
-        image = torch.empty(batch_size, 1, size, size, size)
+        image = torch.empty(batch_size, 1, *[size] * spatial_dims)
         counter = LiveBytes()
         with counter:
             with torch.autocast("cpu", torch.bfloat16):
                 logits = network(image)
             torch.stack([loss(output.float()) for output in logits]).sum().backward()
         gradients = sum(p.grad.untyped_storage().nbytes() for p in network.parameters() if p.grad is not None)
-    return (counter.peak - gradients) / (batch_size * size**3)
+    return (counter.peak - gradients) / (batch_size * size**spatial_dims)
 
 
 def main() -> None:
     """Measure the table again and print it, with each peak as a linear function of the number of classes."""
-    for variant, kernel in BYTES_PER_VOXEL:
-        two, three, many, more = (measure(variant, kernel, classes) for classes in (2, 3, 150, 250))
+    shapes = [((128, 2, 3), key) for key in BYTES_PER_VOXEL] + [((512, 16, 2), key) for key in BYTES_PER_VOXEL_2D]
+    for (size, batch_size, dims), (variant, kernel) in shapes:
+        two, three, many, more = (measure(variant, kernel, n, size, batch_size, dims) for n in (2, 3, 150, 250))
         slopes = (three - two, (more - many) / 100)
         offsets = (two - 2 * slopes[0], many - 150 * slopes[1])
         lines = ", ".join(f"{offset:.1f} + {slope:.2f} per class" for offset, slope in zip(offsets, slopes))
-        print(f"{variant} k{kernel}: {lines}", flush=True)
+        print(f"{variant} k{kernel}, {dims}D: {lines}", flush=True)
 
 
 if __name__ == "__main__":

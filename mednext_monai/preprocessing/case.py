@@ -89,7 +89,7 @@ def check_settings(settings: Mapping, channels: int | None = None) -> dict:
 
     Args:
         settings: dictionary with the keys ``spacing`` (mm per axis, in the axis order of the files, or of the
-            orientation if set); ``normalization`` (one of ``SCHEMES`` per channel); ``intensity`` (required for
+            orientation if set; ``None`` for an axis that is not resampled); ``normalization`` (one of ``SCHEMES`` per channel); ``intensity`` (required for
             CT channels: ``mean``, ``sd``, ``p005`` and ``p995`` of the data set, as a list with one entry per
             channel or a dictionary by channel index, which may be a string as in JSON); and optionally ``orientation``
             (axis codes such as ``"RAS"``; ``None`` keeps the axes of the files, as published) and ``ignore_label``
@@ -104,8 +104,12 @@ def check_settings(settings: Mapping, channels: int | None = None) -> dict:
         ValueError: if a setting is missing or invalid. The message names it.
     """
     spacing = settings.get("spacing")
-    if not isinstance(spacing, Sequence) or len(spacing) != 3 or not all(_is_positive(value) for value in spacing):
-        raise ValueError(f"preprocessing settings: spacing must be three positive numbers (mm), got {spacing!r}.")
+    is_three = isinstance(spacing, Sequence) and len(spacing) == 3
+    if not is_three or not all(value is None or _is_positive(value) for value in spacing):
+        raise ValueError(
+            "preprocessing settings: spacing must be three positive numbers (mm), or null for an axis that keeps its "
+            f"own, got {spacing!r}."
+        )
     schemes = settings.get("normalization")
     if not isinstance(schemes, Sequence) or not schemes or not all(scheme in SCHEMES for scheme in schemes):
         raise ValueError(
@@ -141,7 +145,7 @@ def check_settings(settings: Mapping, channels: int | None = None) -> dict:
             )
         intensity[channel] = {key: float(values[key]) for key in INTENSITY_KEYS}
     return {
-        "spacing": [float(value) for value in spacing],
+        "spacing": [None if value is None else float(value) for value in spacing],
         "normalization": list(schemes),
         "intensity": intensity,
         "orientation": orientation,

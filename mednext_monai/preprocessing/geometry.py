@@ -22,6 +22,7 @@ from .resampling import (
     Slab,
     class_type,
     classes_by_slab,
+    filled_spacing,
     most_probable,
     resample_image,
     resample_labels,
@@ -99,10 +100,12 @@ def plan_geometry(
     affine: np.ndarray,
     start: Sequence[int],
     stop: Sequence[int],
-    target_spacing: Sequence[float] = (1.0, 1.0, 1.0),
+    target_spacing: Sequence[float | None] = (1.0, 1.0, 1.0),
 ) -> Geometry:
     """
     Return the geometry of a case that is cropped to a box and resampled to the target spacing in mm.
+
+    An axis whose target spacing is ``None`` is not resampled.
 
     Raises:
         ValueError: if a spacing is not a positive number, or the resampled case could not be held in memory.
@@ -110,7 +113,7 @@ def plan_geometry(
     spacing = spacing_of(affine)
     cropped = [high - low for low, high in zip(start, stop)]
     resampled = resampled_shape(cropped, spacing, target_spacing)
-    _check_size(resampled, spacing, target_spacing)
+    _check_size(resampled, spacing, filled_spacing(spacing, target_spacing))
     return Geometry(
         shape=tuple(int(count) for count in shape),
         affine=tuple(tuple(float(value) for value in row) for row in np.asarray(affine)),
