@@ -304,8 +304,12 @@ def plan(
     """
     from .planning import plan, text_report
 
-    sizes = {"spatial_dims": spatial_dims, "slice_axis": slice_axis, "slice_spacing": slice_spacing}
-    made = plan(dataset_dir, output, patch_size, batch_size, groups, splits, gpu_memory, processes, **sizes)
+    made = plan(
+        *(dataset_dir, output, patch_size, batch_size, groups, splits, gpu_memory, processes),
+        spatial_dims=spatial_dims,
+        slice_axis=slice_axis,
+        slice_spacing=slice_spacing,
+    )
     print(text_report(made))
     print(f"\nwrote {output} and {Path(output).with_suffix('.html')}\n\nTo create a bundle from it:")
     print(f"  mednext bundle new --variant S --kernel_size 3 --plan {shlex.quote(output)} --output_dir my_bundle")

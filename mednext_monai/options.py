@@ -118,9 +118,7 @@ def patch_size(value: int | Sequence[int], spatial_dims: int = 3) -> list[int]:
     if not whole or len(sizes) != spatial_dims or any(size < SHAPE_FACTOR or size % SHAPE_FACTOR for size in sizes):
         axes = {2: "two", 3: "three"}[spatial_dims]
         two = f" for spatial_dims {spatial_dims}" if spatial_dims == 2 else ""
-        raise ValueError(
-            f"patch_size must be one or {axes} positive multiples of {SHAPE_FACTOR}{two}, got {value!r}."
-        )
+        raise ValueError(f"patch_size must be one or {axes} positive multiples of {SHAPE_FACTOR}{two}, got {value!r}.")
     return list(sizes)
 
 

@@ -77,8 +77,8 @@ def task_fields(metadata: Mapping, task: str, settings: Mapping) -> dict[str, An
     Args:
         metadata: those of the bundle, with what does not depend on them.
         task: name of the task or its data set.
-        settings: ``channel_names``, ``labels`` (background first), ``ignore_label`` and ``spatial_dims``, of a plan or a
-            checkpoint.
+        settings: ``channel_names``, ``labels`` (background first), ``ignore_label`` and ``spatial_dims``, of a plan or
+            a checkpoint.
     """
     from ..data.segment_codes import known_codes  # imports numpy
 

@@ -53,7 +53,10 @@ PLAN_KEYS = {  # all it may hold
     *("spatial_dims", "slice_axis"),
 }
 CHOSEN_ELSEWHERE = {"variant", "kernel_size", "bundle_root", "imports", "released_task"}
-DATA_TYPES = {".nii": "nifti", ".nii.gz": "nifti", ".nrrd": "nrrd", ".mha": "metaimage", ".mhd": "metaimage"}
+DATA_TYPES = {
+    **{".nii": "nifti", ".nii.gz": "nifti", ".nrrd": "nrrd", ".mha": "metaimage", ".mhd": "metaimage"},
+    **{".png": "png", ".tif": "tiff", ".tiff": "tiff"},
+}
 
 
 def new_bundle(variant: str, kernel_size: int, plan: str | Path, output_dir: str | Path) -> Path:

@@ -26,7 +26,8 @@ from ..preprocessing.geometry import spacing_of
 from .dataset import Dataset
 from .dicom import DicomSeries
 from .dicom_seg import check_reference, is_our_seg
-from .io import LABEL_TOLERANCE, check_grid, image_paths, is_ours, read_stored, to_labels
+from .io import LABEL_TOLERANCE, check_grid, image_paths, is_ours, read_stored, result_ending, to_labels
+from .picture_files import has_palette
 from .probabilities import is_our_probabilities
 from .store import stored_content
 
@@ -216,6 +217,11 @@ def check_case(case: Mapping, expected: Expected) -> tuple[CaseCheck, Volume | N
     readable = [path for path in images if path in read]
     check.problems += _channel_problems(case["id"], images, {path: len(read[path][0]) for path in readable}, expected)
     check.problems += _grid_problems(read)
+    check.problems += [
+        f"{path}: has a palette, numbers of colors; store the image in gray or in colors."
+        for path in images
+        if not isinstance(path, DicomSeries) and has_palette(path)
+    ]
     if images and images[0] in read:
         check.problems += _slice_problems(images[0], read[images[0]][0].shape[1:], expected)
     for path in readable:
@@ -362,7 +368,7 @@ def check_folders(**folders: str) -> None:
 
 
 def check_outputs(
-    cases: Sequence[Mapping], output_dir: str | Sequence[str], overwrite: bool = False, ending: str = ".nii.gz"
+    cases: Sequence[Mapping], output_dir: str | Sequence[str], overwrite: bool = False, ending: str | None = None
 ) -> None:
     """
     Check that no result replaces an input, or a file that this package did not write.
@@ -371,14 +377,16 @@ def check_outputs(
         cases: dictionaries with ``id`` and ``image``, to be written as ``<output_dir>/<id><ending>``.
         output_dir: folder of the results, or a list of several.
         overwrite: whether files of others may be replaced; inputs never are. Defaults to ``False``.
-        ending: ``".nii.gz"`` for segmentations, ``".npz"`` for probabilities. Defaults to ``".nii.gz"``.
+        ending: ``".npz"`` for probabilities. Defaults to ``None``: segmentations, in the format of
+            :py:func:`~mednext_monai.data.io.result_ending`.
 
     Raises:
         ValueError: naming the files that would be replaced.
     """
     folders = [output_dir] if isinstance(output_dir, (str, PathLike)) else output_dir
     inputs = {os.path.realpath(path) for case in cases for path in image_paths(case["image"])}
-    targets = [Path(folder, f"{case['id']}{ending}") for folder in folders for case in cases]
+    names = [f"{case['id']}{ending or result_ending(case['image'])}" for case in cases]
+    targets = [Path(folder, name) for folder in folders for name in names]
     hit = [str(target) for target in targets if os.path.realpath(target) in inputs]
     if hit:
         raise ValueError(

@@ -23,8 +23,9 @@ from typing import Any
 
 from .dicom_files import dicom_cases
 from .folds import Split, check_splits, make_folds, read_splits, select_fold, shorten, some
-from .io import DICOM_HINT, ENDINGS, file_ending, is_dicom, read_grid, strip_ending
+from .io import DICOM_HINT, ENDINGS, file_ending, is_dicom, read_grid, strip_ending, without_pictures
 from .label_names import parse_labels
+from .picture_files import is_picture
 
 __all__ = [
     "Dataset",
@@ -488,11 +489,17 @@ def _nnunet_v2_cases(directory: Path, description: dict, channels: int) -> list[
     return [
         {
             "id": case,
-            "image": _channel_files(images / f"{case}{ending}", channels),
+            "image": _own_files(_channel_files(images / f"{case}{ending}", channels)),
             "label": str(labels / f"{case}{ending}"),
         }
         for case in sorted(ids)
     ]
+
+
+def _own_files(files: list[str]) -> list[str]:
+    """Return the files of a case; of a picture with several channels, such as colors, there is only the first."""
+    is_one = is_picture(files[0]) and Path(files[0]).exists() and not any(Path(file).exists() for file in files[1:])
+    return files[:1] if is_one else files
 
 
 def _refuse_undeclared_channels(directory: Path, cases: list[Path], channels: int) -> None:
@@ -600,7 +607,7 @@ def _images_under(path: Path, in_channels: int) -> list[Path]:
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: expected an image or a folder of images.")
     if path.is_dir():
-        return [file for file in sorted(path.iterdir()) if file_ending(file) and file.name[0] != "."]
+        return without_pictures([file for file in sorted(path.iterdir()) if file_ending(file) and file.name[0] != "."])
     match = CHANNEL_FILE.fullmatch(strip_ending(path))
     if in_channels == 1 or not match or _has_channels(path, in_channels):
         return [path]

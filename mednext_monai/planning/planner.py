@@ -139,9 +139,10 @@ def make_plan(
 
     Returns:
         ``dataset_dir``, ``in_channels``, ``out_channels``, ``channel_names``, ``labels`` (names, background first), for
-        region-based labels ``regions`` (values of the classes by name), with an ignore label ``ignore_label``,
-        in 2D ``spatial_dims`` and ``slice_axis``, ``spacing`` (mm), ``patch_size`` (voxels), ``batch_size``, ``batch_dice``, ``normalization`` (of each channel:
-        one of :py:data:`~mednext_monai.preprocessing.normalization.SCHEMES`), ``intensity`` (foreground statistics of
+        region-based labels ``regions`` (values of the classes by name), with an ignore label ``ignore_label``, in 2D
+        ``spatial_dims`` and ``slice_axis``, ``spacing`` (mm), ``patch_size`` (voxels), ``batch_size``, ``batch_dice``,
+        ``normalization`` (of each channel: one of
+        :py:data:`~mednext_monai.preprocessing.normalization.SCHEMES`), ``intensity`` (foreground statistics of
         each channel), ``dummy_2d``, and under ``_plan_`` the fingerprint, the decisions with their reasons, the
         warnings and the estimated memory.
 
@@ -166,9 +167,10 @@ def make_plan(
     schemes, why_schemes = _normalization(dataset.channel_names, cases)
     dummy_2d = slices is None and max(patch) / min(patch) > ANISOTROPY_THRESHOLD
     memory = estimate_training_memory(patch, batch_size, len(dataset.labels))
+    why_spacing = f"the published target; {_describe_spacing(cases)}"
     decisions = [
         *_label_decisions(dataset, cases),
-        {"what": "spacing", "value": _spacing_text(spacing), "why": f"the published target; {_describe_spacing(cases)}"},
+        {"what": "spacing", "value": _spacing_text(spacing), "why": why_spacing},
         *_slice_decisions(slices),
         {"what": "resampling", "value": _resampling(cases, spacing)[0], "why": _resampling(cases, spacing)[1]},
         *(

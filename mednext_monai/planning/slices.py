@@ -83,7 +83,7 @@ def plan_slices(
     elif slice_axis is not None:
         axis, why_axis = slice_axis, "as requested"
     else:
-        axis, why_axis = _coarsest(median if keeps else target_spacing)
+        axis, why_axis = _coarsest(median.tolist() if keeps else target_spacing)
     are_single = all(case.shape[axis] == 1 for case in cases)
     spacing: list[float | None] = list(target_spacing)
     spacing[axis] = None if keeps or are_single else target_spacing[axis]
@@ -111,7 +111,7 @@ def _coarsest(spacing: Sequence[float]) -> tuple[int, str]:
     coarsest = max(spacing)
     axis = max(axis for axis, value in enumerate(spacing) if np.isclose(value, coarsest, rtol=1e-5))
     if np.isclose(min(spacing), coarsest, rtol=1e-5):
-        return PUBLISHED_AXIS, "all axes have the same spacing: the last one, which is the first that the original reads"
+        return PUBLISHED_AXIS, "of axes with the same spacing the last one, which is the first that the original reads"
     return axis, f"the axis of the coarsest spacing, {coarsest:.3g} mm (median)"
 
 
@@ -120,7 +120,7 @@ def _why_spacing(spacing: float | None, are_single: bool) -> dict[str, str]:
         return {"value": "none", "why": "the images are single slices"}
     if spacing is None:
         return {"value": "kept", "why": "as requested: slices are not resampled across their axis; published is 1 mm"}
-    return {"value": f"{spacing:g} mm", "why": "as published: all axes (--slice_spacing keep leaves slices as they are)"}
+    return {"value": f"{spacing:g} mm", "why": "as published, like all axes (--slice_spacing keep leaves it as it is)"}
 
 
 def _warnings(median: np.ndarray, axis: int, spacing: Sequence[float | None]) -> list[str]:
@@ -128,6 +128,6 @@ def _warnings(median: np.ndarray, axis: int, spacing: Sequence[float | None]) ->
     if target is None or median[axis] <= THICK * target:
         return []
     return [
-        f"the slices are {median[axis]:.3g} mm apart (median) and are repeated to {target:g} mm, as published; plan with "
-        "--slice_spacing keep to train on each slice once"
+        f"the slices are {median[axis]:.3g} mm apart (median) and are repeated to {target:g} mm, as published; plan "
+        "with --slice_spacing keep to train on each slice once"
     ]

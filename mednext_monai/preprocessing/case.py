@@ -89,11 +89,12 @@ def check_settings(settings: Mapping, channels: int | None = None) -> dict:
 
     Args:
         settings: dictionary with the keys ``spacing`` (mm per axis, in the axis order of the files, or of the
-            orientation if set; ``None`` for an axis that is not resampled); ``normalization`` (one of ``SCHEMES`` per channel); ``intensity`` (required for
-            CT channels: ``mean``, ``sd``, ``p005`` and ``p995`` of the data set, as a list with one entry per
-            channel or a dictionary by channel index, which may be a string as in JSON); and optionally ``orientation``
-            (axis codes such as ``"RAS"``; ``None`` keeps the axes of the files, as published) and ``ignore_label``
-            (value of voxels without annotation; ``None`` if there are none). Other keys are ignored.
+            orientation if set; ``None`` for an axis that is not resampled); ``normalization`` (one of ``SCHEMES`` per
+            channel); ``intensity`` (required for CT channels: ``mean``, ``sd``, ``p005`` and ``p995`` of the data set,
+            as a list with one entry per channel or a dictionary by channel index, which may be a string as in JSON);
+            and optionally ``orientation`` (axis codes such as ``"RAS"``; ``None`` keeps the axes of the files, as
+            published) and ``ignore_label`` (value of voxels without annotation; ``None`` if there are none). Other
+            keys are ignored.
         channels: number of image channels, if known. Defaults to ``None``.
 
     Returns:
@@ -104,8 +105,11 @@ def check_settings(settings: Mapping, channels: int | None = None) -> dict:
         ValueError: if a setting is missing or invalid. The message names it.
     """
     spacing = settings.get("spacing")
-    is_three = isinstance(spacing, Sequence) and len(spacing) == 3
-    if not is_three or not all(value is None or _is_positive(value) for value in spacing):
+    if (
+        not isinstance(spacing, Sequence)
+        or len(spacing) != 3
+        or not all(value is None or _is_positive(value) for value in spacing)
+    ):
         raise ValueError(
             "preprocessing settings: spacing must be three positive numbers (mm), or null for an axis that keeps its "
             f"own, got {spacing!r}."

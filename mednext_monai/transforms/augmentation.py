@@ -125,8 +125,8 @@ def training_augmentation(
         thin_axis: axis across the slices. Defaults to 2, the last, which is the original's first.
         ignore_label: label of voxels without annotation, see :py:class:`RandPatchd`; in rotation and scaling it is a
             label like any other. Defaults to ``None``.
-        slice_axis: axis across the slices, for patches in 2D, see :py:class:`RandPatchd`; ``dummy_2d`` is then not used.
-            Defaults to ``None``: patches are 3D.
+        slice_axis: axis across the slices, for patches in 2D, see :py:class:`RandPatchd`; ``dummy_2d`` is then not
+            used. Defaults to ``None``: patches are 3D.
     """
     keys = (image_key, label_key)
     size = volume_patch(patch_size, slice_axis)

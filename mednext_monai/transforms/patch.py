@@ -127,10 +127,10 @@ class RandPatchd(MapTransform, Randomizable):
     class, named by the class; with an ignore label also the annotated voxels, named "annotated". If this key is
     missing, the locations are computed from the last label, which is slow.
 
-    Output: for each key a tensor ``(C, *patch_size)``, of slices with the other axes in their order, images as float32, labels as int16 (int8 if stored as int8) with
-    -1 outside; the foreground and slot entries are removed. Unless MONAI's ``set_track_meta`` is off, these are
-    ``MetaTensor``, with the ``affine`` of the input (identity for plain arrays) shifted to the patch; in that of a slice,
-    the slice axis is the last one. Not lazy, not invertible.
+    Output: for each key a tensor ``(C, *patch_size)``, of slices with the other axes in their order, images as float32,
+    labels as int16 (int8 if stored as int8) with -1 outside; the foreground and slot entries are removed. Unless
+    MONAI's ``set_track_meta`` is off, these are ``MetaTensor``, with the ``affine`` of the input (identity for plain
+    arrays) shifted to the patch; in that of a slice, the slice axis is the last one. Not lazy, not invertible.
 
     Args:
         keys: keys of images and labels on the same grid.

@@ -193,8 +193,8 @@ class RandRotateScaled(MapTransform, Randomizable):
         """
         Return the size of the box that the original loads for an output of ``spatial_size``: 205 for 128, per axis.
 
-        It fits a rotation by 30 degrees about any single axis (in the plane of slices, by ``in_plane_range``, at most 90
-        degrees) and a factor of 1 / 0.85, independent of the ranges; stronger mappings see zeros outside.
+        It fits a rotation by 30 degrees about any single axis (in the plane of slices, by ``in_plane_range``, at most
+        90 degrees) and a factor of 1 / 0.85, independent of the ranges; stronger mappings see zeros outside.
         """
         size = np.asarray(spatial_size, dtype=float)
         box = size.copy()
@@ -210,7 +210,7 @@ class RandRotateScaled(MapTransform, Randomizable):
         return tuple(int(n) for n in box)
 
     def _box_rotation(self, axis: int) -> float:
-        """Return the angle in the plane of slices for which the box is large enough, from the first axis to the last."""
+        """Return the angle in the plane of slices for which the box is large enough."""
         angle = min(self.in_plane_range, BOX_ROTATION_2D)
         return -angle if axis == 1 else angle  # about axis 1, `rotation_matrix` turns from the last axis to the first
 
