@@ -18,6 +18,7 @@ from PIL import Image
 from mednext_monai import bundles
 from mednext_monai.data.io import is_ours
 from mednext_monai.errors import diagnosis
+from mednext_monai.evaluation import evaluate_folder
 from mednext_monai.inferers import MedNeXtInferer
 from mednext_monai.networks import create_mednext
 from mednext_monai.planning import plan
@@ -137,7 +138,9 @@ def test_pictures_are_planned_trained_evaluated_and_segmented(ending, channels, 
     assert len(metadata["network_data_format"]["inputs"]["image"]["spatial_shape"]) == 2
     assert "wrote the weights after the last epoch" in run(bundle, "training", "train", **SHORT)
     run(bundle, "evaluating", "train", "evaluate", save_predictions=True)
-    assert "mean" in json.loads((bundle / "eval" / "metrics.json").read_text())
+    metrics = json.loads((bundle / "eval" / "metrics.json").read_text())
+    read = evaluate_folder(bundle / "eval" / "predictions", dataset / "labelsTr", allow_missing=True, processes=1)
+    assert metrics["cases"] == len({row.case for row in read.scores}) == 2 and not metrics["problems"]
     evaluated = list((bundle / "eval" / "predictions").iterdir())
     assert len(evaluated) == 2 and all(file.suffix == ending and is_ours(file) for file in evaluated)
 
