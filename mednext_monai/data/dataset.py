@@ -290,8 +290,9 @@ def inference_cases(
 
     Files have one of the ``ENDINGS``. A case with several channels is one file with all channels, or one file per
     channel named as in nnU-Net: ``case_0000.nii.gz``, ``case_0001.nii.gz``, ... With one channel, a final ``_0000`` is
-    treated as the channel number if the data set has nnU-Net's layout, or if all files of the folder end in it. For
-    DICOM, see :py:func:`~mednext_monai.data.dicom_files.dicom_cases`.
+    treated as the channel number if the data set has nnU-Net's layout, or if all files of the folder end in it; also
+    with several channels, if all files are pictures that hold them. For DICOM, see
+    :py:func:`~mednext_monai.data.dicom_files.dicom_cases`.
 
     Args:
         dataset_dir: a data set with ``imagesTs``, or with a ``dataset.json`` whose ``test`` lists images.
@@ -560,6 +561,9 @@ def _cases_of(files: Sequence[Path], source: Path, in_channels: int, per_channel
     """Group files into cases, by their names unless ``per_channel`` says that each file has one channel."""
     numbered = [(CHANNEL_FILE.fullmatch(strip_ending(file)), file) for file in files]
     marked = [file for match, file in numbered if match and int(match[2]) < in_channels]
+    names = [match[1] for match, file in numbered if match and match[2] == "0000" and is_picture(file)]
+    if in_channels > 1 and len(names) == len(files) and _has_channels(files[0], in_channels):  # all colors in a file
+        return [{"id": name, "image": str(file)} for name, file in zip(names, files)]
     if in_channels == 1:
         per_channel = per_channel or len(marked) == len(files)
     elif not per_channel:

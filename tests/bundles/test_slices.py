@@ -145,7 +145,7 @@ def test_pictures_are_planned_trained_evaluated_and_segmented(ending, channels, 
     assert len(evaluated) == 2 and all(file.suffix == ending and is_ours(file) for file in evaluated)
 
     out = tmp_path / "out"
-    assert "case_6: " in run(bundle, "inferring", "inference", output_dir=str(out))
+    assert f"wrote {out}" in run(bundle, "inferring", "inference", output_dir=str(out))
     assert [file.name for file in out.iterdir()] == [f"case_6{ending}"]
     if ending == ".png":
         with Image.open(dataset / "imagesTs" / "case_6_0000.png") as image, Image.open(out / "case_6.png") as found:
