@@ -102,20 +102,26 @@ def transposed_phases(weight: torch.Tensor) -> list[Phase]:
     that is an integer: for parity 0 an odd number of taps around i, for parity 1 an even number around i + 1/2. An axis
     of n voxels gives n outputs of parity 0 and n - 1 of parity 1.
 
+    An axis of one voxel and one tap, as of an image that is lifted to a volume, only has parity 0.
+
     Args:
-        weight: ``(C, 1, k, k, k)``, of the transposed convolution.
+        weight: ``(C, 1, k, k, k)``, of the transposed convolution, or ``(C, 1, k, 1, k)``.
 
     Returns:
         the phases, those with the most taps first.
     """
-    kernel = weight.shape[2]
-    taps = [[j for j in range(kernel) if (parity + kernel // 2 - j) % 2 == 0][::-1] for parity in (0, 1)]
+
+    def taps(kernel: int, parity: int) -> list[int]:
+        return [j for j in range(kernel) if (parity + kernel // 2 - j) % 2 == 0][::-1]
+
     phases = []
-    for parity in product((0, 1), repeat=3):
-        part = weight
+    for parity in product(*((0, 1) if kernel > 1 else (0,) for kernel in weight.shape[2:])):
+        part, padding = weight, []
         for axis, p in enumerate(parity):
-            part = part.index_select(axis + 2, torch.tensor(taps[p], device=weight.device))
-        phases.append(Phase(parity, part, tuple((len(taps[p]) - 1) // 2 for p in parity)))
+            chosen = taps(weight.shape[axis + 2], p)
+            part = part.index_select(axis + 2, torch.tensor(chosen, device=weight.device))
+            padding.append((len(chosen) - 1) // 2)
+        phases.append(Phase(parity, part, tuple(padding)))
     return sorted(phases, key=lambda phase: phase.weight[0].numel(), reverse=True)
 
 
