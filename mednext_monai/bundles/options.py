@@ -142,7 +142,7 @@ OPTIONS: dict[str, Option] = {
     "out_channels": _or_null(_integer(2)),
     "spatial_dims": _or_null(_one_of(2, 3)),
     "slice_axis": _or_null(_one_of(0, 1, 2)),
-    "spacing": _or_null(Option("one or three positive numbers (mm) or null", _is_spacing, is_list=True)),
+    "spacing": _or_null(Option("one or three positive numbers (mm)", _is_spacing, is_list=True)),
     "orientation": _or_null(Option("axis codes such as 'RAS'", _is_orientation)),
     "patch_size": _or_null(
         Option("one or three (in 2D one or two) positive multiples of 16", _is_patch_size, is_list=True)

@@ -61,9 +61,7 @@ class Members:
         """Return networks for the checkpoints of other bundles, whose weights are loaded later."""
         networks = [MedNeXt(**description.network_arguments()) for description in self._descriptions]
         for network in networks:
-            own = memory_format
-            if memory_format != torch.contiguous_format:
-                own = torch.channels_last_3d if network.spatial_dims == 3 else torch.channels_last
+            own = memory_format if network.spatial_dims == 3 else torch.contiguous_format
             network.to(device=device, memory_format=own)  # type: ignore[call-overload]
         return networks
 

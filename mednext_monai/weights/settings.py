@@ -125,7 +125,7 @@ def task_settings(
     trained = read_settings(checkpoint)
     if trained is None:
         settings = _complete(_with_annotation(stated, dataset_dir))
-        assumed = [f"{key} {settings[key]}" for key in TASK if stated[key] is None and key != "intensity"]
+        assumed = [f"{key} {settings[key]}" for key in _shown(settings) if stated[key] is None and key != "intensity"]
         if assumed:
             logger.warning(
                 f"{checkpoint} does not say how it was trained. Assumed, because they are not stated: "
@@ -137,7 +137,7 @@ def task_settings(
     settings = _complete(_with_annotation(united, dataset_dir))
     if not same(settings["intensity"], trained["intensity"]):
         _refuse("intensity", settings["intensity"], trained["intensity"], checkpoint)
-    shown = [f"{key} {trained[key]}" for key in TASK]
+    shown = [f"{key} {trained[key]}" for key in _shown(trained)]
     shown += [f"{key} {settings[key]}" for key in ANNOTATION if settings[key] is not None]
     logger.info(f"settings of {checkpoint}: {', '.join(shown)}")
     if not same(settings["patch_size"], trained["patch_size"]):
@@ -387,6 +387,11 @@ def _annotation(regions: Any, ignore_label: Any, out_channels: int) -> dict[str,
     except ValueError as error:
         raise ValueError(f"regions: {error}") from error
     return {"regions": {name: list(values) for name, values in regions.items()}, "ignore_label": ignore_label}
+
+
+def _shown(settings: Mapping[str, Any]) -> list[str]:
+    """Return the settings of a task that a message names: those of slices only if it has any."""
+    return [key for key in TASK if settings["spatial_dims"] == 2 or key not in SPATIAL]
 
 
 def _refuse_contradictions(stated: Mapping[str, Any], trained: Mapping[str, Any], checkpoint: str | Path) -> None:

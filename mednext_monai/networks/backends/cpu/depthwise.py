@@ -221,7 +221,7 @@ def _wide_weight(images: torch.Tensor, gradients: torch.Tensor, out: torch.Tenso
     flat = empty([(planes + 2 * padding) * plane + 2 * margin], images.dtype).zero_()
     slab = flat[margin:-margin].view(-1, height, row, channels)
     grad_slab = empty([planes, height, row, channels], images.dtype).zero_()
-    weight = out.new_empty(channels, 1, kernel_size, NARROW)
+    weight = out.new_empty(channels, 1, out.shape[3], NARROW)
     for start in range(0, depth, planes):
         stop = min(start + planes, depth)
         low, high = max(0, start - padding), min(depth, stop + padding)
