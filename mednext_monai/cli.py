@@ -177,6 +177,7 @@ def bundle_zoo(bundle: str, output_dir: str, weights_url: str | None = None) -> 
     from . import bundles
 
     print(bundles.zoo_folder(_folder(bundle), output_dir, weights_url))
+    _report_dataset_dir(_folder(bundle))
 
 
 def bundle_publish(bundle: str, repo: str, private: bool = True, dry_run: bool = False) -> None:
@@ -195,6 +196,7 @@ def bundle_publish(bundle: str, repo: str, private: bool = True, dry_run: bool =
     from . import bundles
 
     files = bundles.publish(bundle, repo, private, dry_run)
+    _report_dataset_dir(Path(bundle))
     for name, size in files.items():
         print(f"{size:>12,}  {name}")
     print(f"{'would send' if dry_run else 'sent'} {len(files)} files, {sum(files.values()) / 1e6:.1f} MB, to {repo}")
@@ -205,6 +207,19 @@ def _folder(bundle: str) -> Path:
     from . import bundles
 
     return bundles.path(bundle) if bundle in bundles.names() and not Path(bundle).exists() else Path(bundle)
+
+
+def _report_dataset_dir(folder: Path) -> None:
+    """Say that a bundle that others get names a folder of this computer."""
+    from .files import read_json
+
+    stated = str(read_json(folder / "configs" / "train.json").get("dataset_dir", "$"))
+    if not stated.startswith("$"):
+        print(
+            f"mednext: note: configs/train.json names the folder of the data set, {stated} (dataset_dir); what "
+            "`mednext bundle release` writes does not",
+            file=sys.stderr,
+        )
 
 
 def _report_zip(folder: Path) -> None:

@@ -183,7 +183,8 @@ def test_the_weights_after_the_last_epoch_are_used_unless_another_checkpoint_is_
     handlers = content["handlers"] if config == "inference" else content["validate::handlers"]
     name = "checkpoint_paths" if config == "inference" else "checkpoint_path"
     loaded = "$@members.checkpoints" if config == "inference" else f"@{name}"
-    assert handlers[0] == "@weights_loader" and content["weights_loader"]["load_path"] == loaded
+    first = handlers[0] if config == "inference" else handlers[0]["loader"]  # shared with tools that add a loader
+    assert first == "@weights_loader" and content["weights_loader"]["load_path"] == loaded
     assert config == "evaluate" or content["members"]["checkpoints"] == f"@{name}"
     for checkpoint, path in ((content["checkpoint"], "models/model.pt"), ("best.pt", "best.pt")):
         parts = {"ckpt_dir": "models", "fold": 0, "folds": None, "checkpoint": checkpoint}

@@ -18,20 +18,34 @@ from mednext_monai.weights import read_state_dict
 
 FILES = {
     *(".gitignore", "LICENSE", "README.md", "models/model.pt", "models/model.json"),
+    "models/labels.csv",
     *("docs/README.md", "docs/learning_curve.svg", "docs/data_license.txt"),
     *(f"configs/{name}.json" for name in ("train", "preprocess", "evaluate", "inference", "metadata")),
-    *("configs/multi_gpu_train.json", "configs/multi_gpu_inference.json", "configs/logging.conf"),
+    *("configs/multi_gpu_train.json", "configs/multi_gpu_inference.json", "configs/inference_trt.json"),
+    "configs/logging.conf",
 }
 
 
 def test_a_dry_run_lists_exactly_what_would_be_sent_and_writes_the_card(tmp_path, capsys):
     folder = make_released(tmp_path)
     assert main(["bundle", "publish", str(folder), "somebody/boxes", "--dry_run"]) == 0
-    lines = capsys.readouterr().out.splitlines()
+    printed = capsys.readouterr()
+    lines = printed.out.splitlines()
+    assert "dataset_dir" not in printed.err
     assert {line.split()[1] for line in lines[:-1]} == FILES
     sizes = {line.split()[1]: int(line.split()[0].replace(",", "")) for line in lines[:-1]}
     assert all((folder / name).stat().st_size == size for name, size in sizes.items())
     assert lines[-1].startswith(f"would send {len(FILES)} files, ") and lines[-1].endswith("to somebody/boxes")
+
+
+def test_the_folder_of_the_data_set_is_named_if_others_would_see_it(tmp_path, capsys):
+    folder = bundles.copy("mednext_s_k3", tmp_path)
+    config = folder / "configs" / "train.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "dataset_dir": "/data/clinic"}))
+    assert main(["bundle", "publish", str(folder), "somebody/boxes", "--dry_run"]) == 0
+    assert "configs/train.json names the folder of the data set, /data/clinic" in capsys.readouterr().err
+    assert main(["bundle", "zoo", str(folder), str(tmp_path / "zoo")]) == 0
+    assert "configs/train.json names the folder of the data set, /data/clinic" in capsys.readouterr().err
 
 
 def test_results_states_and_case_ids_stay_here(tmp_path, capsys):
@@ -40,7 +54,11 @@ def test_results_states_and_case_ids_stay_here(tmp_path, capsys):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("private")
     sent = bundles.publish(folder, "somebody/boxes", dry_run=True)
-    assert {name for name in sent if name.startswith("models/")} == {"models/model.pt"}
+    assert {name for name in sent if name.startswith("models/")} == {
+        "models/model.pt",
+        "models/model.json",
+        "models/labels.csv",
+    }
     assert not any(name.startswith(("cache", "eval")) or "task" in name or "splits" in name for name in sent)
 
 

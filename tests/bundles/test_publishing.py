@@ -52,6 +52,7 @@ PUBLIC = {
     "configs/train.json",
     "docs/README.md",
     "models/fold_1/model.pt",
+    "models/labels.csv",
     "models/model.pt",
     "models/model_best.pt",
 }

@@ -75,4 +75,4 @@ def make_released(folder: Path, name: str = "released") -> Path:
     """Return a released bundle, ``folder/name``."""
     text = folder / "license.txt"
     text.write_text("Boxes by nobody, CC0.\n")
-    return bundles.release(make_trained_and_evaluated(folder), folder / name, True, text, evaluated(folder))
+    return bundles.release(make_trained_and_evaluated(folder), folder / name, True, text, evaluate=evaluated(folder))
