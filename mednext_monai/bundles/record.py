@@ -61,7 +61,8 @@ def apply_record(files: Mapping[str, bytes], record: Mapping[str, Any]) -> dict[
         result[f"models/{LABEL_TABLE}"] = table
     for name in CONFIGS:
         config = json.loads(files[name])
-        config["released_task"] = {key: task[key] for key in ("in_channels", "out_channels")}
+        released = {key: task[key] for key in ("in_channels", "out_channels")}
+        config["released_task"] = released if task.get("spatial_dims", 3) == 3 else {**released, "spatial_dims": 2}
         result[name] = _json(config)
     result[PAGE] = replace_weights_section(files[PAGE].decode(), _section(record)).encode("utf-8", "replace")
     result[CURVE] = stand_alone(line_chart("training", "epoch", record["curve"])).encode()

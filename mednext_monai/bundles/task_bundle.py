@@ -32,6 +32,7 @@ SCHEMA = Path(__file__).with_name("metadata_schema.json")
 PAGE = Path(__file__).with_name("task_readme.md")
 PLAN_COPY = "task.json"  # the plan, kept beside the configs
 SPLITS = "splits.json"  # the folds of the plan: case ids, which are not published with the configs
+SLICES_PER_BATCH = 8  # of a prediction in 2D, which a GPU takes at once; the result does not depend on it
 SHARED_PAGE = "\n## Export\n"  # from this heading on, the page of the generic bundle applies to every task
 REQUIRED = (
     "dataset_dir",
@@ -92,6 +93,8 @@ def new_bundle(variant: str, kernel_size: int, plan: str | Path, output_dir: str
     for name in ("train", "inference"):
         configs[name].update({key: literal(value) for key, value in content.items() if key in configs[name]})
         configs[name]["released_task"] = None
+    if _dims(content) == 2:
+        configs["inference"]["sw_batch_size"] = SLICES_PER_BATCH
     splits = content.get("splits")
     if splits:
         configs["train"]["splits"] = f"$@bundle_root + '/configs/{SPLITS}'"

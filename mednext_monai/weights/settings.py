@@ -92,7 +92,8 @@ def task_settings(
         dataset_dir: the data set of a training or evaluation, whose ``dataset.json`` gives regions and ignore label if
             neither what is stated nor the checkpoint does. One that cannot be read is left to the checks of the cases.
             Defaults to ``None``: there are no labels.
-        released: ``in_channels`` and ``out_channels`` of the weights that the bundle came with. They replace the
+        released: ``in_channels``, ``out_channels`` and, of slices, ``spatial_dims`` of the weights that the bundle came
+        with. They replace the
             published ones where there is neither a checkpoint nor a data set, as in ``monai.bundle.load``, which then
             loads all weights. Defaults to ``None``: there are none.
 
@@ -120,7 +121,7 @@ def task_settings(
         stated["spacing"] = [stated["spacing"]] * 3
     if checkpoint is None or not Path(checkpoint).is_file() or is_placeholder(checkpoint):
         if released and (dataset_dir is None or not Path(dataset_dir, "dataset.json").is_file()):
-            stated.update({key: released[key] for key in ("in_channels", "out_channels") if stated[key] is None})
+            stated.update({key: value for key, value in released.items() if stated[key] is None})
         return _complete(_with_annotation(stated, dataset_dir))  # loading the weights reports a file that is missing
     trained = read_settings(checkpoint)
     if trained is None:
