@@ -16,6 +16,7 @@ from helpers.datasets import make_boxes, make_pictures
 from PIL import Image
 
 from mednext_monai import bundles
+from mednext_monai.cli import main
 from mednext_monai.data.io import is_ours
 from mednext_monai.errors import diagnosis
 from mednext_monai.evaluation import evaluate_folder
@@ -242,3 +243,25 @@ def test_weights_of_the_authors_2d_network_are_converted_with_their_axes_reverse
         expected = theirs.eval()(image.mT)
         expected = expected[0] if isinstance(expected, (list, tuple)) else expected
         torch.testing.assert_close(network.eval()(image), expected.mT, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_network_of_slices_learns_from_pictures_and_is_cross_validated_and_reported(tmp_path, run, monkeypatch):
+    dataset = make_pictures(tmp_path / "data", channels=3, cases=10)
+    bundle = new_bundle(tmp_path, dataset)
+    learning = {"epochs": 2, "iterations_per_epoch": 40, "val_interval": 9, "pseudo_dice_batches": 1, "seed": 0}
+    assert "wrote the weights after the last epoch" in run(bundle, "training", "train", **learning)
+    run(bundle, "evaluating", "train", "evaluate", save_predictions=True)
+    classes = json.loads((bundle / "eval" / "metrics.json").read_text())["classes"]
+    assert classes["disc"]["dice"]["mean"] > 0.9 and classes["core"]["dice"]["mean"] > 0.8, classes
+
+    monkeypatch.chdir(tmp_path)
+    options = ["--num_workers", "0", "--device", "cpu", "--epochs", "1", "--iterations_per_epoch", "2"]
+    assert main(["cross-validate", str(bundle), "--folds", "0", "1", *options, "--pseudo_dice_batches", "0"]) == 0
+    together = bundle / "eval" / "cross_validation"
+    assert len(list(together.rglob("*.png"))) >= 4 and (together / "postprocessing.json").is_file()
+    assert main(["report", str(bundle)]) == 0
+    assert (bundle / "eval" / "report.html").read_text().count("data:image") >= 3
+    decision = str(together / "postprocessing.json")
+    assert main(["apply-postprocessing", str(bundle / "eval/predictions"), "kept", "--decision", decision]) == 0
+    assert {file.suffix for file in (tmp_path / "kept").iterdir()} == {".png", ".json"}
