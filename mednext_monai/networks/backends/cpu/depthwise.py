@@ -64,8 +64,22 @@ def depthwise_slabs(
         if planes.stop - planes.start < sizes[0]:
             first = planes.start * stride - pad
             source, pad = _input_planes(volume, first, (planes.stop - 1) * stride - pad + weight.shape[2]), 0
-        y = F.conv3d(source, weight, bias, stride, (pad, *padding[1:]), groups=x.shape[3])
+        y = _convolve(source, weight, bias, stride, (pad, *padding[1:]))
         yield planes, y[0].permute(1, 2, 3, 0)
+
+
+def _convolve(
+    volume: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, stride: int, padding: Sequence[int]
+) -> torch.Tensor:
+    """Convolve ``(1, C, D, H, W)``. PyTorch leaves kernels of one row of taps to a slow operator on a single thread."""
+    if stride > 1 or any(padding) or weight.shape[3:].numel() > 1:
+        return F.conv3d(volume, weight, bias, stride, tuple(padding), groups=volume.shape[1])
+    size = volume.shape[2] - weight.shape[2] + 1
+    first, *others = weight[:, 0].unbind(1)  # (C, 1, 1) each
+    y = volume.narrow(2, 0, size) * first.unsqueeze(1)
+    for tap, factor in enumerate(others, start=1):
+        y.addcmul_(volume.narrow(2, tap, size), factor.unsqueeze(1))
+    return y if bias is None else y.add_(bias.view(-1, 1, 1, 1))
 
 
 def slab_ranges(shape: Sequence[int]) -> Iterator[slice]:
