@@ -315,8 +315,8 @@ def _restored(classes: np.ndarray, image: MetaTensor, record: Mapping) -> MetaTe
 
 
 def slab_axes(image: MetaTensor) -> list[int]:
-    """Return the axes along which the probabilities of an image can be restored in slabs: all but a separate axis."""
-    separate = Geometry.from_dict(_record(image)["geometry"]).axis
+    """Return the axes along which probabilities can be restored in slabs: all but a separate one that is resampled."""
+    separate = Geometry.from_dict(_record(image)["geometry"]).changed_axis
     return [axis for axis in range(3) if axis != separate]
 
 

@@ -16,6 +16,7 @@ from helpers.datasets import make_boxes, make_pictures
 from PIL import Image
 
 from mednext_monai import bundles
+from mednext_monai.bundles.export import FORMATS, export
 from mednext_monai.cli import main
 from mednext_monai.data.io import is_ours
 from mednext_monai.errors import diagnosis
@@ -265,3 +266,23 @@ def test_a_network_of_slices_learns_from_pictures_and_is_cross_validated_and_rep
     decision = str(together / "postprocessing.json")
     assert main(["apply-postprocessing", str(bundle / "eval/predictions"), "kept", "--decision", decision]) == 0
     assert {file.suffix for file in (tmp_path / "kept").iterdir()} == {".png", ".json"}
+
+
+@pytest.mark.parametrize("format", ["torchscript", pytest.param("onnx", marks=pytest.mark.slow)])
+def test_a_network_of_slices_is_exported_for_any_size_of_slices(format, tmp_path):
+    for package in ("onnx", "onnxruntime", "onnxscript") if format == "onnx" else ():
+        pytest.importorskip(package)
+    bundle = new_bundle(tmp_path, make_pictures(tmp_path / "data"))
+    network = give_weights(bundle)
+    file, error = export(bundle, format)
+    assert error <= 1e-4
+    image = torch.randn(3, 1, 32, 80)
+    with torch.no_grad():
+        expected = network(image)
+    found = FORMATS[format].read(file.read_bytes())(image)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
+    if format == "torchscript":
+        extra = {"metadata.json": ""}
+        torch.jit.load(str(file), _extra_files=extra)
+        inputs = json.loads(extra["metadata.json"])["network_data_format"]["inputs"]
+        assert len(inputs["image"]["spatial_shape"]) == 2
