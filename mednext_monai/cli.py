@@ -294,7 +294,7 @@ def plan(
     processes: int | None = None,
     spatial_dims: int = 3,
     slice_axis: int | None = None,
-    slice_spacing: str | None = None,
+    slice_spacing: str | float | None = None,
 ) -> None:
     """
     Check a data set and plan its training.
@@ -313,9 +313,9 @@ def plan(
         gpu_memory: GPU memory in GiB; by default that of the installed GPU.
         processes: processes that read files; by default one per core.
         spatial_dims: 3, or 2 to train on slices, which the authors offer and call untested.
-        slice_axis: in 2D, the axis of the files across the slices, 0, 1 or 2; by default that of the coarsest target
-            spacing, of equal ones the last.
-        slice_spacing: in 2D, published to resample to 1 mm across the slices as well, keep to leave them as they are.
+        slice_axis: in 2D, the axis of the files across the slices, 0, 1 or 2; by default the last one, as published.
+        slice_spacing: in 2D, the distance in mm to which slices are resampled; by default, and as published, keep: as
+            they are.
     """
     from .planning import plan, text_report
 

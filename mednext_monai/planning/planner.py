@@ -52,7 +52,7 @@ def plan(
     progress: bool = True,
     spatial_dims: int = 3,
     slice_axis: int | None = None,
-    slice_spacing: str | None = None,
+    slice_spacing: str | float | None = None,
 ) -> dict:
     """
     Check a data set, plan its training, and write the plan as JSON and a report as HTML.
@@ -124,7 +124,7 @@ def make_plan(
     gpu_memory: float | None = None,
     spatial_dims: int = 3,
     slice_axis: int | None = None,
-    slice_spacing: str | None = None,
+    slice_spacing: str | float | None = None,
 ) -> dict:
     """
     Derive the plan from the fingerprint.
@@ -153,7 +153,7 @@ def make_plan(
     _check_sizes(spatial_dims, patch_size, batch_size, slice_axis, slice_spacing)
     slices = None
     if spatial_dims == 2:
-        slices = plan_slices(cases, TARGET_SPACING, slice_axis, slice_spacing or "published")
+        slices = plan_slices(cases, TARGET_SPACING, slice_axis, slice_spacing)
     else:
         check_are_volumes({case.id: case.shape for case in cases})
     batch_size = BATCH_SIZE[spatial_dims] if batch_size is None else batch_size
@@ -228,7 +228,7 @@ def _check_sizes(
     patch_size: int | Sequence[int] | None,
     batch_size: int | None,
     slice_axis: int | None,
-    slice_spacing: str | None,
+    slice_spacing: str | float | None,
 ) -> None:
     if isinstance(spatial_dims, bool) or spatial_dims not in PATCH_SIZE:
         raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims!r}.")

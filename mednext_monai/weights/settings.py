@@ -335,6 +335,8 @@ def _complete(settings: Mapping[str, Any]) -> dict[str, Any]:
     if axis is not None and (type(axis) is not int or axis not in (0, 1, 2)[: 3 if dims == 2 else 0]):
         allowed = "0, 1 or 2" if dims == 2 else "null, since spatial_dims is 3: it is for networks of slices"
         raise ValueError(f"slice_axis must be {allowed}; got {axis!r}.")
+    if axis is not None and stated["spacing"] is None:  # slices are resampled in their plane only
+        filled["spacing"] = [None if other == axis else value for other, value in enumerate(PUBLISHED["spacing"])]
     for key, largest in LARGEST.items():
         if type(filled[key]) is not int or not 1 <= filled[key] <= largest:
             raise ValueError(f"{key} must be a positive integer up to {largest}, got {filled[key]!r}.")

@@ -86,7 +86,7 @@ def give_weights(bundle: Path, **settings) -> torch.nn.Module:
 @pytest.mark.parametrize("axis", [0, 2])
 def test_a_volume_is_segmented_slice_by_slice_on_its_own_grid(axis, tmp_path, run):
     dataset = make_boxes(tmp_path / "data")
-    bundle = new_bundle(tmp_path, dataset, slice_axis=axis)
+    bundle = new_bundle(tmp_path, dataset, slice_axis=axis, slice_spacing=1.0)
     network = give_weights(bundle)
     out, image = tmp_path / "out", dataset / "imagesTs" / "box_9.nii.gz"
     log = run(bundle, "inferring", "inference", input=str(image), output_dir=str(out), sw_batch_size=4)
@@ -111,7 +111,7 @@ def test_a_volume_is_segmented_slice_by_slice_on_its_own_grid(axis, tmp_path, ru
 
 def test_volumes_are_trained_evaluated_and_segmented_in_2d(tmp_path, run):
     dataset = make_boxes(tmp_path / "data")
-    bundle = new_bundle(tmp_path, dataset, slice_spacing="keep")
+    bundle = new_bundle(tmp_path, dataset)
     assert "wrote the weights after the last epoch" in run(bundle, "training", "train", **SHORT)
     settings = read_settings(bundle / "models" / "model.pt")
     assert (settings["spatial_dims"], settings["slice_axis"]) == (2, 2)

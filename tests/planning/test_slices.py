@@ -34,25 +34,28 @@ def planned(shape, spacing=PUBLISHED, **options) -> dict:
 @pytest.mark.parametrize(
     "shape, spacing, options, axis, target",
     [
-        ((60, 50, 40), (1.0, 1.0, 1.0), {}, 2, [1, 1, 1]),
-        ((60, 50, 40), (5.0, 1.0, 1.0), {}, 2, [1, 1, 1]),  # of the target, where all axes are equal
-        ((60, 50, 40), (5.0, 1.0, 1.0), {"slice_spacing": "keep"}, 0, [None, 1, 1]),
-        ((60, 50, 40), (1.0, 5.0, 1.0), {"slice_spacing": "keep"}, 1, [1, None, 1]),
-        ((60, 50, 40), (2.0, 2.0, 1.0), {"slice_spacing": "keep"}, 1, [1, None, 1]),
-        ((60, 50, 40), (1.0, 1.0, 1.0), {"slice_axis": 0}, 0, [1, 1, 1]),
+        ((60, 50, 40), (1.0, 1.0, 1.0), {}, 2, [1, 1, None]),
+        ((60, 50, 40), (5.0, 1.0, 1.0), {}, 2, [1, 1, None]),  # of the target, where all axes are equal
+        ((60, 50, 40), (5.0, 1.0, 1.0), {"slice_axis": 0, "slice_spacing": "keep"}, 0, [None, 1, 1]),
+        ((60, 50, 40), (1.0, 1.0, 3.0), {"slice_spacing": 1}, 2, [1, 1, 1]),
+        ((60, 50, 40), (1.0, 1.0, 3.0), {"slice_axis": 1, "slice_spacing": 2.5}, 1, [1, 2.5, 1]),
         ((60, 50, 1), (1.0, 1.0, 9.0), {}, 2, [1, 1, None]),
         ((1, 50, 40), (9.0, 1.0, 1.0), {}, 0, [None, 1, 1]),
     ],
 )
-def test_slices_lie_across_the_axis_of_the_coarsest_target_spacing(shape, spacing, options, axis, target):
+def test_slices_lie_across_the_last_axis_and_are_resampled_in_their_plane(shape, spacing, options, axis, target):
     slices = plan_slices(make_cases(shape, spacing), PUBLISHED, **options)
     assert (slices.axis, slices.spacing) == (axis, target)
 
 
-def test_thick_slices_that_are_repeated_are_warned_of():
-    assert "--slice_spacing keep" in planned((300, 300, 40), (1.0, 1.0, 5.0))["_plan_"]["warnings"][0]
-    kept = planned((300, 300, 40), (1.0, 1.0, 5.0), slice_spacing="keep")
-    assert not any("slices" in warning for warning in kept["_plan_"]["warnings"])
+def test_slices_that_are_not_those_of_the_scanner_are_warned_of():
+    def warnings(*spacing: float, **options) -> str:
+        return " ".join(planned((300, 300, 40), spacing, **options)["_plan_"]["warnings"])
+
+    assert "slices" not in warnings(1.0, 1.0, 5.0)
+    assert "published is to keep them" in warnings(1.0, 1.0, 5.0, slice_spacing=1)
+    assert "plan with --slice_axis 0" in warnings(5.0, 1.0, 1.0)
+    assert "slices" not in warnings(5.0, 1.0, 1.0, slice_axis=0)
 
 
 def test_the_plan_has_the_original_s_patch_and_batch_dice_and_one_batch_size():
@@ -74,7 +77,8 @@ def test_options_for_2d_are_refused_in_3d_and_bad_ones_in_2d(tmp_path):
         ({"slice_spacing": "keep"}, "slice_spacing is for a plan in 2D"),
         ({"spatial_dims": 1}, "spatial_dims must be 2 or 3, got 1"),
         ({"spatial_dims": 2, "slice_axis": 3}, "slice_axis must be 0, 1 or 2, got 3"),
-        ({"spatial_dims": 2, "slice_spacing": 2.0}, "slice_spacing must be one of published, keep"),
+        ({"spatial_dims": 2, "slice_spacing": 0}, "slice_spacing must be keep or a positive number of mm, got 0"),
+        ({"spatial_dims": 2, "slice_spacing": "1mm"}, "slice_spacing must be keep or a positive number of mm"),
         ({"spatial_dims": 2, "patch_size": [16, 16, 16]}, "one or two positive multiples of 16 for spatial_dims 2"),
     ):
         with pytest.raises(ValueError, match=message):

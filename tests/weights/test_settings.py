@@ -78,7 +78,7 @@ def test_for_a_training_what_is_not_stated_is_as_published():
 
 def test_for_a_training_on_slices_what_is_not_stated_is_as_the_authors_plan_it():
     settings = task_settings({**NOTHING, "spatial_dims": 2})
-    assert (settings["slice_axis"], settings["patch_size"], settings["spacing"]) == (2, [512, 512], [1.0, 1.0, 1.0])
+    assert (settings["slice_axis"], settings["patch_size"], settings["spacing"]) == (2, [512, 512], [1.0, 1.0, None])
     stated = {**NOTHING, "spatial_dims": 2, "slice_axis": 0, "patch_size": 64, "spacing": [None, 1, 1]}
     settings = task_settings(stated)
     assert (settings["slice_axis"], settings["patch_size"], settings["spacing"]) == (0, [64, 64], [None, 1, 1])
