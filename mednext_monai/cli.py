@@ -287,11 +287,14 @@ def plan(
     dataset_dir: str,
     output: str,
     patch_size: int | None = None,
-    batch_size: int = 2,
+    batch_size: int | None = None,
     groups: str | None = None,
     splits: str | None = None,
     gpu_memory: float | None = None,
     processes: int | None = None,
+    spatial_dims: int = 3,
+    slice_axis: int | None = None,
+    slice_spacing: str | float | None = None,
 ) -> None:
     """
     Check a data set and plan its training.
@@ -301,18 +304,29 @@ def plan(
     Args:
         dataset_dir: the folder with dataset.json, in Decathlon, nnU-Net v1 raw or nnU-Net v2 raw layout.
         output: the .json file to write; the page is written beside it as .html.
-        patch_size: edge of the patches in voxels, a multiple of 16; by default 128, less if all volumes are smaller.
-        batch_size: patches per step.
+        patch_size: edge of the patches in voxels, a multiple of 16; by default 128 (in 2D 512), less if all volumes are
+            smaller.
+        batch_size: patches per step; by default 2, in 2D 12.
         groups: a CSV file of case id and patient id, so that no patient is in both parts of a fold.
         splits: your own folds, a JSON file in nnU-Net's format; by default splits_final.json of the data set, or the
             original's five.
         gpu_memory: GPU memory in GiB, for which the plan chooses gradient_checkpointing: for each variant the fastest
             setting that fits; by default that of the installed GPU.
         processes: processes that read files; by default one per core.
+        spatial_dims: 3, or 2 to train on slices, which the authors offer and call untested.
+        slice_axis: in 2D, the axis of the files across the slices, 0, 1 or 2; by default the last one, as published.
+        slice_spacing: in 2D, the distance in mm to which slices are resampled; by default, and as published, keep: as
+            they are.
     """
     from .planning import plan, text_report
 
-    print(text_report(plan(dataset_dir, output, patch_size, batch_size, groups, splits, gpu_memory, processes)))
+    made = plan(
+        *(dataset_dir, output, patch_size, batch_size, groups, splits, gpu_memory, processes),
+        spatial_dims=spatial_dims,
+        slice_axis=slice_axis,
+        slice_spacing=slice_spacing,
+    )
+    print(text_report(made))
     print(f"\nwrote {output} and {Path(output).with_suffix('.html')}\n\nTo create a bundle from it:")
     print(f"  mednext bundle new --variant S --kernel_size 3 --plan {shlex.quote(output)} --output_dir my_bundle")
 

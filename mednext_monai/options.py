@@ -135,22 +135,25 @@ def _typed(name: str, value: Any) -> str | None:
     return None
 
 
-def patch_size(value: int | Sequence[int]) -> list[int]:
+def patch_size(value: int | Sequence[int], spatial_dims: int = 3) -> list[int]:
     """
-    Return the patch size in voxels along the three axes.
+    Return the patch size in voxels along each axis.
 
     Args:
-        value: one number for all axes, or three.
+        value: one number for all axes, or one for each.
+        spatial_dims: number of axes, 2 or 3. Defaults to 3.
 
     Raises:
-        ValueError: if it is not one or three positive multiples of what the network needs, 16.
+        ValueError: if it is not one or ``spatial_dims`` positive multiples of what the network needs, 16.
     """
     from .networks import SHAPE_FACTOR  # imports torch
 
-    sizes = [value] * 3 if isinstance(value, int) else value
+    sizes = [value] * spatial_dims if isinstance(value, int) else value
     whole = isinstance(sizes, Sequence) and all(type(size) is int for size in sizes)
-    if not whole or len(sizes) != 3 or any(size < SHAPE_FACTOR or size % SHAPE_FACTOR for size in sizes):
-        raise ValueError(f"patch_size must be one or three positive multiples of {SHAPE_FACTOR}, got {value!r}.")
+    if not whole or len(sizes) != spatial_dims or any(size < SHAPE_FACTOR or size % SHAPE_FACTOR for size in sizes):
+        axes = {2: "two", 3: "three"}[spatial_dims]
+        two = f" for spatial_dims {spatial_dims}" if spatial_dims == 2 else ""
+        raise ValueError(f"patch_size must be one or {axes} positive multiples of {SHAPE_FACTOR}{two}, got {value!r}.")
     return list(sizes)
 
 

@@ -128,7 +128,7 @@ def draw_overlay(
             _draw_plane(image, label, plane, center[plane.axis], spacing, window, scale)
             for label in (None, *columns.values())
         ]
-        for plane in PLANES
+        for plane in _planes(image.shape)
     ]
     values = sorted({int(value) for label in columns.values() for value in np.unique(label)} - {0})
     legend = [(class_color(value), (labels or {}).get(value, f"class {value}")) for value in values]
@@ -139,7 +139,7 @@ def draw_slices(
     image: np.ndarray, label: np.ndarray, spacing: Sequence[float], window: tuple[float, float]
 ) -> dict[str, Image.Image]:
     """
-    Draw an axial, a coronal and a sagittal slice, each where it shows the most foreground.
+    Draw an axial, a coronal and a sagittal slice, each where it shows the most foreground; of a single slice only this.
 
     Args:
         image: ``(X, Y, Z)`` in RAS orientation.
@@ -148,11 +148,11 @@ def draw_slices(
         window: intensities shown as black and white.
 
     Returns:
-        The three pictures, by a name such as "axial slice 12".
+        The pictures, by a name such as "axial slice 12".
     """
     scale = TILE / np.multiply(image.shape, spacing).max()
     pictures = {}
-    for plane in PLANES:
+    for plane in _planes(image.shape):
         foreground = np.count_nonzero(np.moveaxis(label, plane.axis, 0), axis=(1, 2))
         index = int(foreground.argmax()) if foreground.any() else len(foreground) // 2
         pictures[f"{plane.name} slice {index}"] = _draw_plane(image, label, plane, index, spacing, window, scale)
@@ -172,6 +172,11 @@ def display_window(image: np.ndarray) -> tuple[float, float]:
 def class_color(value: int) -> Color:
     """Return the RGB color of a foreground class."""
     return COLORS[(value - 1) % len(COLORS)]
+
+
+def _planes(shape: Sequence[int]) -> list[Plane]:
+    """Return the planes in which a volume is drawn; that of a single slice is one."""
+    return [plane for plane in PLANES if shape[plane.axis] == 1][:1] or list(PLANES)
 
 
 def _center(label: np.ndarray) -> list[int]:

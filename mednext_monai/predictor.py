@@ -135,7 +135,8 @@ class Predictor:
 
     def _volume(self, image: Image, affine: np.ndarray | None) -> tuple[Volume, str]:
         """Return the checked image and affine, and its name."""
-        expected = Expected(self.task["in_channels"])
+        task = self.task
+        expected = Expected.of_network(task["in_channels"], task["spatial_dims"], task["slice_axis"])
         is_array = isinstance(image, (np.ndarray, torch.Tensor)) and not isinstance(image, MetaTensor)
         if is_array and affine is None:
             raise ValueError(

@@ -89,7 +89,8 @@ WORKFLOWS = {
         ("preprocess", "common", "train"),
         options=(
             *("dataset_dir", "cache_dir", "part", "parts", "processes", "in_channels", "out_channels"),
-            *("spacing", "orientation", "normalization", "intensity", "ignore_label", "progress_bar"),
+            *("spatial_dims", "slice_axis", "spacing", "orientation", "normalization", "intensity"),
+            *("ignore_label", "progress_bar"),
         ),
         needed_without_bundle="cache_dir",
     ),
@@ -114,7 +115,8 @@ WORKFLOWS = {
     ),
     "predict": Workflow(
         "Segment images with a trained bundle",
-        "Writes one .nii.gz per case, on the grid of the image. A case that fails does not stop the others: all such "
+        "Writes one .nii.gz per case, on the grid of the image, or a picture for a PNG or TIFF. A case that fails does "
+        "not stop the others: all such "
         "cases are listed at the end, with exit status 1. Cases that are finished, from the same images with the same "
         "weights and settings, are skipped, so that the same command completes a run that was interrupted. With "
         "--gpus 2, two processes share the cases; with --part 0 --parts 4, ..., --part 3 --parts 4, four computers do.",

@@ -51,7 +51,10 @@ class Fold:
     @property
     def predictions(self) -> dict[str, Path]:
         """The segmentations of the validation cases, by case id."""
-        return {case["id"]: self.output_dir / "predictions" / f"{case['id']}.nii.gz" for case in self.cases}
+        from ..data.io import result_ending
+
+        folder = self.output_dir / "predictions"
+        return {case["id"]: folder / f"{case['id']}{result_ending(case['image'])}" for case in self.cases}
 
     def settings(self) -> dict[str, Any]:
         """Return the settings of its evaluation, or nothing if there is none."""
@@ -258,11 +261,11 @@ def _copy(folds: Sequence[Fold], target: Path) -> None:
 
     files = {case: file for fold in folds for case, file in fold.predictions.items()}
     check_outputs([{"id": case, "image": str(file)} for case, file in files.items()], str(target))
-    for stale in target.glob("*.nii.gz") if target.is_dir() else ():
-        if stale.name.removesuffix(".nii.gz") not in files and is_ours(stale):
+    for stale in target.iterdir() if target.is_dir() else ():
+        if stale.name not in {file.name for file in files.values()} and is_ours(stale):
             stale.unlink()
-    for case, file in files.items():
-        with atomic_path(target / f"{case}.nii.gz") as temporary:
+    for file in files.values():
+        with atomic_path(target / file.name) as temporary:
             shutil.copyfile(file, temporary)
 
 

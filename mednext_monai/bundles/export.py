@@ -40,6 +40,7 @@ from .record import task_fields
 __all__ = ["FORMATS", "export"]
 
 CONFIG, METADATA = "configs/inference.json", "configs/metadata.json"
+# Of these sizes, networks of slices take the first two numbers.
 SIZES, BATCHES = ((32, 32, 32), (64, 64, 64), (48, 32, 64)), (1, 2)
 EXAMPLE = (2, 32, 48, 64)  # batch and sizes from which a graph is made; a dimension of length 1 would be fixed
 AXES = {0: "batch", 2: "x", 3: "y", 4: "z"}
@@ -140,7 +141,8 @@ def _open(folder: Path, fold: int | str | None, checkpoint: str | Path | None) -
 def _network(parser: ConfigParser, source: Path) -> tuple[MedNeXt, dict[str, Any]]:
     """Return the network with its weights, and the settings of its task; its tensors say the number of channels."""
     found, config = describe(read_state_dict(source)), parser.get()
-    parser.update({key: getattr(found, key) for key in ("in_channels", "out_channels") if config[key] is None})
+    counted = ("in_channels", "out_channels", "spatial_dims")
+    parser.update({key: getattr(found, key) for key in counted if config[key] is None})
     parser.parse(reset=True)
     task, network = (parser.get_parsed_content(key) for key in ("task", "network_def"))
     load_weights(source, network)
@@ -189,7 +191,7 @@ def _largest_difference(network: MedNeXt, exported: Network, format: str) -> flo
     random, largest = torch.Generator().manual_seed(0), 0.0
     for batch in BATCHES:
         for size in SIZES:
-            image = torch.randn(batch, network.in_channels, *size, generator=random)
+            image = torch.randn(batch, network.in_channels, *size[: network.spatial_dims], generator=random)
             expected = network(image)
             error = float((exported(image) - expected).abs().max() / expected.abs().max())
             if not error <= TOLERANCE:  # also if it is not a number
@@ -204,7 +206,12 @@ def _largest_difference(network: MedNeXt, exported: Network, format: str) -> flo
 
 def _example(network: MedNeXt) -> torch.Tensor:
     batch, *size = EXAMPLE
-    return torch.zeros(batch, network.in_channels, *size)
+    return torch.zeros(batch, network.in_channels, *size[: network.spatial_dims])
+
+
+def _axes(network: MedNeXt) -> dict[int, str]:
+    """Return the names of the axes whose length may vary."""
+    return {axis: name for axis, name in AXES.items() if axis < 2 + network.spatial_dims}
 
 
 def _write_torchscript(network: MedNeXt, documents: Documents, opset: int | None) -> bytes:
@@ -227,7 +234,7 @@ def _write_torch_export(network: MedNeXt, documents: Documents, opset: int | Non
     factors = {axis: factor for axis, factor in enumerate(network.shape_factor(), start=2)}
     sizes = {
         axis: factors[axis] * torch.export.Dim(name, min=2) if axis in factors else torch.export.Dim(name, min=1)
-        for axis, name in AXES.items()
+        for axis, name in _axes(network).items()
     }
     program = torch.export.export(network, (_example(network),), dynamic_shapes=(sizes,))
     for node in program.graph.nodes:
@@ -250,7 +257,7 @@ def _write_onnx(network: MedNeXt, documents: Documents, opset: int | None) -> by
         input_names=[INPUT],
         output_names=[OUTPUT],
         opset_version=opset,
-        dynamic_axes={INPUT: AXES, OUTPUT: AXES},
+        dynamic_axes={INPUT: _axes(network), OUTPUT: _axes(network)},
         dynamo=True,
         external_data=False,
         verbose=False,

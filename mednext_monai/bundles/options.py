@@ -94,7 +94,7 @@ def _is_checkpointing(value: Any) -> bool:
 
 
 def _is_patch_size(value: Any) -> bool:
-    return bool(options.patch_size(value))
+    return bool(options.patch_size(value, 2 if isinstance(value, Sequence) and len(value) == 2 else 3))
 
 
 def _is_device(value: Any) -> bool:
@@ -106,7 +106,7 @@ def _is_device(value: Any) -> bool:
 
 def _is_spacing(value: Any) -> bool:
     lengths = value if isinstance(value, Sequence) else [value] * 3
-    return len(lengths) == 3 and all(_is_number(length) and length > 0 for length in lengths)
+    return len(lengths) == 3 and all(length is None or (_is_number(length) and length > 0) for length in lengths)
 
 
 def _is_orientation(value: Any) -> bool:
@@ -150,9 +150,13 @@ OPTIONS: dict[str, Option] = {
     "kernel_size": _one_of(3, 5),
     "in_channels": _or_null(_integer(1)),
     "out_channels": _or_null(_integer(2)),
+    "spatial_dims": _or_null(_one_of(2, 3)),
+    "slice_axis": _or_null(_one_of(0, 1, 2)),
     "spacing": _or_null(Option("one or three positive numbers (mm)", _is_spacing, is_list=True)),
     "orientation": _or_null(Option("axis codes such as 'RAS'", _is_orientation)),
-    "patch_size": _or_null(Option("one or three positive multiples of 16", _is_patch_size, is_list=True)),
+    "patch_size": _or_null(
+        Option("one or three (in 2D one or two) positive multiples of 16", _is_patch_size, is_list=True)
+    ),
     "normalization": _or_null(
         Option(
             f"a list with one of {', '.join(SCHEMES)} per channel",

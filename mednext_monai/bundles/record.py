@@ -23,6 +23,7 @@ __all__ = [
     "apply_record",
     "label_values",
     "replace_weights_section",
+    "spacing_text",
     "task_fields",
 ]
 
@@ -60,7 +61,8 @@ def apply_record(files: Mapping[str, bytes], record: Mapping[str, Any]) -> dict[
         result[f"models/{LABEL_TABLE}"] = table
     for name in CONFIGS:
         config = json.loads(files[name])
-        config["released_task"] = {key: task[key] for key in ("in_channels", "out_channels")}
+        released = {key: task[key] for key in ("in_channels", "out_channels")}
+        config["released_task"] = released if task.get("spatial_dims", 3) == 3 else {**released, "spatial_dims": 2}
         result[name] = _json(config)
     result[PAGE] = replace_weights_section(files[PAGE].decode(), _section(record)).encode("utf-8", "replace")
     result[CURVE] = stand_alone(line_chart("training", "epoch", record["curve"])).encode()
@@ -76,7 +78,8 @@ def task_fields(metadata: Mapping, task: str, settings: Mapping) -> dict[str, An
     Args:
         metadata: those of the bundle, with what does not depend on them.
         task: name of the task or its data set.
-        settings: ``channel_names``, ``labels`` (background first) and ``ignore_label``, of a plan or a checkpoint.
+        settings: ``channel_names``, ``labels`` (background first), ``ignore_label`` and ``spatial_dims``, of a plan or
+            a checkpoint.
     """
     from ..data.segment_codes import known_codes  # imports numpy
 
@@ -90,6 +93,8 @@ def task_fields(metadata: Mapping, task: str, settings: Mapping) -> dict[str, An
     if plain(pred["channel_def"]) != described:  # they are of other classes
         stated = {}
     pred.update(num_channels=len(classes), channel_def=described)
+    for side in (image, pred):
+        side["spatial_shape"] = [side["spatial_shape"][0]] * (settings.get("spatial_dims") or 3)
     if codes := {**known_codes(classes), **stated}:
         pred["segment_codes"] = codes
     return {
@@ -100,6 +105,11 @@ def task_fields(metadata: Mapping, task: str, settings: Mapping) -> dict[str, An
         "intended_use": f"research on the segmentation of {foreground}; not for clinical use",
         "network_data_format": {"inputs": {"image": image}, "outputs": {"pred": pred}},
     }
+
+
+def spacing_text(spacing: Sequence[float | None]) -> str:
+    """Return a spacing as text; an axis that is not resampled is "kept"."""
+    return " x ".join("kept" if value is None else f"{value:g}" for value in spacing) + " mm"
 
 
 def label_values(plan: Mapping) -> list[str]:
@@ -165,7 +175,7 @@ def _section(record: Mapping[str, Any]) -> str:
 
 def _training_text(record: Mapping[str, Any]) -> str:
     training, task = record["training"], record["task"]
-    patch, spacing = (" x ".join(f"{value:g}" for value in task[key]) for key in ("patch_size", "spacing"))
+    patch, spacing = " x ".join(map(str, task["patch_size"])), spacing_text(task["spacing"])
     origin = training["initialized_from"]
     start = (
         "from random weights" if origin is None else f"started from the checkpoint with SHA-256 `{origin['sha256']}`"
@@ -177,7 +187,7 @@ def _training_text(record: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {training['versions'][name]}" for name in ("torch", "monai", "mednext_monai"))
     return (
         f"{training['steps']} steps ({training['epochs']} epochs of {training['iterations_per_epoch']}) of "
-        f"{training['batch_size']} patches of {patch} voxels at {spacing} mm, {start}; the published recipe, learning "
+        f"{training['batch_size']} patches of {patch} voxels at {spacing}, {start}; the published recipe, learning "
         f"rate {training['learning_rate']:g}, seed {training['seed']}; {device}; {versions}."
     ) + (f" {training['note']}" if training.get("note") else "")
 

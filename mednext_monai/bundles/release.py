@@ -25,7 +25,7 @@ __all__ = ["release"]
 
 OF_TASK = (
     *("in_channels", "out_channels", "channel_names", "labels", "regions", "ignore_label"),
-    *("spacing", "orientation", "normalization", "patch_size"),
+    *("spatial_dims", "slice_axis", "spacing", "orientation", "normalization", "patch_size"),
 )
 CURVES = {
     "mean_train_loss": "loss",

@@ -24,7 +24,7 @@ from ..files import read_json
 from ..options import literal, plain
 from .label_table import label_table
 from .library import LABEL_TABLE, PLACEHOLDER, RECORD, bundle_name, names, path
-from .record import CURVE, LICENSE, OF_WEIGHTS, label_values, task_fields
+from .record import CURVE, LICENSE, OF_WEIGHTS, label_values, spacing_text, task_fields
 
 __all__ = ["PLAN_KEYS", "new_bundle", "refuse_code"]
 
@@ -32,6 +32,7 @@ SCHEMA = Path(__file__).with_name("metadata_schema.json")
 PAGE = Path(__file__).with_name("task_readme.md")
 PLAN_COPY = "task.json"  # the plan, kept beside the configs
 SPLITS = "splits.json"  # the folds of the plan: case ids, which are not published with the configs
+SLICES_PER_BATCH = 8  # of a prediction in 2D, which a GPU takes at once; the result does not depend on it
 SHARED_PAGE = "\n## Export\n"  # from this heading on, the page of the generic bundle applies to every task
 REQUIRED = (
     "dataset_dir",
@@ -48,10 +49,16 @@ REQUIRED = (
     "_plan_",
 )
 INFORMATION = {"channel_names", "labels", "dummy_2d", "_plan_"}  # keys of a plan that are not settings
-OPTIONAL = {"fold", "orientation", "splits", "regions", "ignore_label", "gradient_checkpointing"}
+OPTIONAL = {
+    *("fold", "orientation", "splits", "regions", "ignore_label"),
+    *("gradient_checkpointing", "spatial_dims", "slice_axis"),
+}
 PLAN_KEYS = {*REQUIRED, *INFORMATION, *OPTIONAL}  # all it may hold
 CHOSEN_ELSEWHERE = {"variant", "kernel_size", "bundle_root", "imports", "released_task"}
-DATA_TYPES = {".nii": "nifti", ".nii.gz": "nifti", ".nrrd": "nrrd", ".mha": "metaimage", ".mhd": "metaimage"}
+DATA_TYPES = {
+    **{".nii": "nifti", ".nii.gz": "nifti", ".nrrd": "nrrd", ".mha": "metaimage", ".mhd": "metaimage"},
+    **{".png": "png", ".tif": "tiff", ".tiff": "tiff"},
+}
 
 
 def new_bundle(variant: str, kernel_size: int, plan: str | Path, output_dir: str | Path) -> Path:
@@ -92,6 +99,8 @@ def new_bundle(variant: str, kernel_size: int, plan: str | Path, output_dir: str
     for name in ("train", "inference"):
         configs[name].update({key: literal(value) for key, value in settings.items() if key in configs[name]})
         configs[name]["released_task"] = None
+    if _dims(content) == 2:
+        configs["inference"]["sw_batch_size"] = SLICES_PER_BATCH
     splits = content.get("splits")
     if splits:
         configs["train"]["splits"] = f"$@bundle_root + '/configs/{SPLITS}'"
@@ -236,13 +245,14 @@ def _metadata(generic: dict, plan: Mapping, name: str, train: Mapping) -> dict:
     cases = len(plan["_plan_"].get("cases", [])) or "unknown number of"
     channel_list, foreground = ", ".join(channels), ", ".join(classes[1:])
     network = f"MedNeXt-{train['variant']} with kernel size {train['kernel_size']} (Roy et al., MICCAI 2023)"
+    images = "volumes" if _dims(plan) == 3 else "slices"
     kept = {key: value for key, value in generic.items() if key not in OF_WEIGHTS}
     return {
         **kept,
         "version": "0.1.0",
         "changelog": {"0.1.0": "created from the plan in configs/task.json; not trained yet"},
         "name": name,
-        "description": f"{network} and its training recipe, for {foreground} in {channel_list} volumes of {task}",
+        "description": f"{network} and its training recipe, for {foreground} in {channel_list} {images} of {task}",
         "authors": "the owner of this bundle; network and recipe by Saikat Roy et al., German Cancer Research Center",
         "copyright": "Copyright (c) the owner of this bundle",
         "data_source": f"{task}, {cases} cases",
@@ -271,15 +281,22 @@ def _page(generic: str, plan: Mapping, configs: Mapping[str, Mapping]) -> str:
         "data_source": metadata["data_source"],
         "channels": ", ".join(channels),
         "classes": ", ".join(label_values(plan)) + _evaluated(plan),
-        "patch_size": " x ".join(map(str, _three(plan["patch_size"]))),
-        "spacing": " x ".join(f"{value:g}" for value in _three(plan["spacing"])),
+        "patch_size": " x ".join(map(str, _each(plan["patch_size"], _dims(plan)))),
+        "spacing": spacing_text(_each(plan["spacing"], 3)),
+        "dims": f"{_dims(plan)}D",
+        "mirror_speed": {2: "four", 3: "eight"}[_dims(plan)],
+        "slices": f", of slices across axis {plan.get('slice_axis', 2)}" if _dims(plan) == 2 else "",
     }
     return Template(PAGE.read_text(encoding="utf-8")).substitute(fields) + generic[split:]
 
 
-def _three(value: Any) -> list:
-    """Return the values of the three axes, for which one may stand."""
-    return list(value) if isinstance(value, (list, tuple)) else [value] * 3
+def _each(value: Any, axes: int) -> list:
+    """Return the values of the axes, for which one may stand."""
+    return list(value) if isinstance(value, (list, tuple)) else [value] * axes
+
+
+def _dims(plan: Mapping) -> int:
+    return plan.get("spatial_dims") or 3
 
 
 def _verify(bundle: Path) -> None:

@@ -27,7 +27,8 @@ from ..preprocessing.geometry import spacing_of
 from .dataset import Dataset
 from .dicom import DicomSeries
 from .dicom_seg import check_reference, is_our_seg
-from .io import LABEL_TOLERANCE, check_grid, image_paths, is_ours, read_stored, to_labels
+from .io import LABEL_TOLERANCE, check_grid, image_paths, is_ours, read_stored, result_ending, to_labels
+from .picture_files import has_palette
 from .probabilities import is_our_probabilities
 from .store import stored_content
 
@@ -65,6 +66,8 @@ class Expected:
         channels_from: source of ``channels``, for messages. Defaults to ``"in_channels"``.
         classes_from: source of ``classes``, for messages. Defaults to ``"out_channels"``.
         ignore_label: value of voxels without annotation, allowed beside the classes. Defaults to ``None``.
+        spatial_dims: axes of the network, 2 or 3; ``None`` to skip this check. Defaults to ``None``.
+        slice_axis: for a 2D network, the axis across the slices. Defaults to ``None``.
     """
 
     channels: int
@@ -72,12 +75,19 @@ class Expected:
     channels_from: str = "in_channels"
     classes_from: str = "out_channels"
     ignore_label: int | None = None
+    spatial_dims: int | None = None
+    slice_axis: int | None = None
 
     @classmethod
     def of_dataset(cls, dataset: Dataset) -> Expected:
         """Return the expectations that ``dataset.json`` sets."""
         names = f"dataset.json: {', '.join(dataset.channel_names)}"
         return cls(len(dataset.channel_names), len(dataset.labels), names, "dataset.json", dataset.ignore_label)
+
+    @classmethod
+    def of_network(cls, channels: int, spatial_dims: int | None, slice_axis: int | None) -> Expected:
+        """Return what the images of a network must contain."""
+        return cls(channels, spatial_dims=spatial_dims, slice_axis=slice_axis)
 
 
 @dataclass(frozen=True)
@@ -106,6 +116,8 @@ def check_cases(
     settings: Mapping | None = None,
     cache_dir: str | None = None,
     ignore_label: int | None = None,
+    spatial_dims: int | None = None,
+    slice_axis: int | None = None,
 ) -> None:
     """
     Check a list of cases and report all problems together. Each file is read once.
@@ -120,13 +132,16 @@ def check_cases(
         cache_dir: folder of the stored cases. A stored case whose files have not changed is not read again; only its
             recorded channels and labels are checked. Defaults to ``None``: no stored cases.
         ignore_label: value of voxels without annotation, allowed beside the classes. Defaults to ``None``.
+        spatial_dims, slice_axis: see :py:class:`Expected`. Default to ``None``.
 
     Raises:
         ValueError: if the list is empty or a case is invalid. The message lists the problems of all cases.
     """
     if not cases:
         raise ValueError("the list of cases is empty: there is nothing to train on, evaluate or segment.")
-    expected = Expected(in_channels, out_channels, ignore_label=ignore_label)
+    expected = Expected(
+        in_channels, out_channels, ignore_label=ignore_label, spatial_dims=spatial_dims, slice_axis=slice_axis
+    )
 
     def check(case: dict) -> CaseCheck:
         stored = None if cache_dir is None or settings is None else stored_content(case, settings, cache_dir)
@@ -140,7 +155,13 @@ def check_cases(
         raise ValueError(f"{len(problems)} problem(s) in {len(cases)} cases:\n  {shown}{more}")
 
 
-def invalid_cases(cases: Sequence[dict], in_channels: int, num_workers: int = 2) -> dict[str, str]:
+def invalid_cases(
+    cases: Sequence[dict],
+    in_channels: int,
+    num_workers: int = 2,
+    spatial_dims: int | None = None,
+    slice_axis: int | None = None,
+) -> dict[str, str]:
     """
     Check the images of cases as :py:func:`check_cases` does, and return the problems instead of raising an error.
 
@@ -148,11 +169,12 @@ def invalid_cases(cases: Sequence[dict], in_channels: int, num_workers: int = 2)
         cases: dictionaries with ``id`` and ``image``.
         in_channels: number of input channels of the network.
         num_workers: number of reading threads. Defaults to 2.
+        spatial_dims, slice_axis: see :py:class:`Expected`. Default to ``None``.
 
     Returns:
         the problems of each invalid case, by its id.
     """
-    expected = Expected(in_channels)
+    expected = Expected.of_network(in_channels, spatial_dims, slice_axis)
     checks = _check_each(cases, lambda case: check_case(case, expected)[0], num_workers)
     return {found.id: " ".join(found.problems) for found in checks if found.problems}
 
@@ -196,6 +218,13 @@ def check_case(case: Mapping, expected: Expected) -> tuple[CaseCheck, Volume | N
     readable = [path for path in images if path in read]
     check.problems += _channel_problems(case["id"], images, {path: len(read[path][0]) for path in readable}, expected)
     check.problems += _grid_problems(read)
+    check.problems += [
+        f"{path}: has a palette, numbers of colors; store the image in gray or in colors."
+        for path in images
+        if not isinstance(path, DicomSeries) and has_palette(path)
+    ]
+    if images and images[0] in read:
+        check.problems += _slice_problems(images[0], read[images[0]][0].shape[1:], expected)
     for path in readable:
         with np.errstate(over="ignore"):  # becomes infinite, which is reported
             read[path] = contiguous(read[path][0], np.float32), read[path][1]  # as the network sees it
@@ -234,6 +263,7 @@ def check_image(name: str, image: np.ndarray, affine: np.ndarray, expected: Expe
     if image.ndim != 4 or min(image.shape) < 1:
         raise ValueError(f"{name}: must have the shape (C, X, Y, Z), got {tuple(image.shape)}.")
     problems = _affine_problems(name, affine) + _channel_problems(name, [name], {name: len(image)}, expected)
+    problems += _slice_problems(name, image.shape[1:], expected)
     found, warnings = _value_problems(name, image)
     if problems + found:
         raise ValueError(" ".join(problems + found))
@@ -336,7 +366,7 @@ def check_folders(**folders: str) -> None:
 
 
 def check_outputs(
-    cases: Sequence[Mapping], output_dir: str | Sequence[str], overwrite: bool = False, ending: str = ".nii.gz"
+    cases: Sequence[Mapping], output_dir: str | Sequence[str], overwrite: bool = False, ending: str | None = None
 ) -> None:
     """
     Check that no result replaces an input, or a file that this package did not write.
@@ -345,14 +375,16 @@ def check_outputs(
         cases: dictionaries with ``id`` and ``image``, to be written as ``<output_dir>/<id><ending>``.
         output_dir: folder of the results, or a list of several.
         overwrite: whether files of others may be replaced; inputs never are. Defaults to ``False``.
-        ending: ``".nii.gz"`` for segmentations, ``".npz"`` for probabilities. Defaults to ``".nii.gz"``.
+        ending: ``".npz"`` for probabilities. Defaults to ``None``: segmentations, in the format of
+            :py:func:`~mednext_monai.data.io.result_ending`.
 
     Raises:
         ValueError: naming the files that would be replaced.
     """
     folders = [output_dir] if isinstance(output_dir, (str, PathLike)) else output_dir
     inputs = {os.path.realpath(path) for case in cases for path in image_paths(case["image"])}
-    targets = [Path(folder, f"{case['id']}{ending}") for folder in folders for case in cases]
+    names = [f"{case['id']}{ending or result_ending(case['image'])}" for case in cases]
+    targets = [Path(folder, name) for folder in folders for name in names]
     hit = [str(target) for target in targets if os.path.realpath(target) in inputs]
     if hit:
         raise ValueError(
@@ -457,6 +489,23 @@ def _grid_problems(read: Mapping[File, tuple[np.ndarray, np.ndarray]]) -> list[s
         except ValueError as error:
             problems.append(str(error))
     return problems
+
+
+def _slice_problems(path: File, shape: Sequence[int], expected: Expected) -> list[str]:
+    """Return a problem for a slice where the network needs volumes, or slices along another axis."""
+    voxels = f"{' x '.join(map(str, shape))} voxels"
+    if expected.spatial_dims == 3 and 1 in shape:
+        return [
+            f"{path}: is one slice of {voxels}, and the network is 3D; plan and train in 2D for such images (`mednext "
+            "plan DATASET --spatial_dims 2`)."
+        ]
+    flat = [axis for axis, count in enumerate(shape) if count == 1 and axis != expected.slice_axis]
+    if expected.spatial_dims == 2 and flat:
+        return [
+            f"{path}: is one slice of {voxels} across axis {flat[0]}, and the network is trained on slices across axis "
+            f"{expected.slice_axis} (slice_axis); store it as those of the training."
+        ]
+    return []
 
 
 def _value_problems(path: File, image: np.ndarray) -> tuple[list[str], list[str]]:

@@ -23,8 +23,9 @@ from typing import Any
 
 from .dicom_files import dicom_cases
 from .folds import Split, check_splits, make_folds, read_splits, select_fold, shorten, some
-from .io import DICOM_HINT, ENDINGS, file_ending, is_dicom, read_grid, strip_ending
+from .io import DICOM_HINT, ENDINGS, file_ending, is_dicom, read_grid, strip_ending, without_pictures
 from .label_names import parse_labels
+from .picture_files import is_picture
 
 __all__ = [
     "Dataset",
@@ -289,8 +290,9 @@ def inference_cases(
 
     Files have one of the ``ENDINGS``. A case with several channels is one file with all channels, or one file per
     channel named as in nnU-Net: ``case_0000.nii.gz``, ``case_0001.nii.gz``, ... With one channel, a final ``_0000`` is
-    treated as the channel number if the data set has nnU-Net's layout, or if all files of the folder end in it. For
-    DICOM, see :py:func:`~mednext_monai.data.dicom_files.dicom_cases`.
+    treated as the channel number if the data set has nnU-Net's layout, or if all files of the folder end in it; also
+    with several channels, if all files are pictures that hold them. For DICOM, see
+    :py:func:`~mednext_monai.data.dicom_files.dicom_cases`.
 
     Args:
         dataset_dir: a data set with ``imagesTs``, or with a ``dataset.json`` whose ``test`` lists images.
@@ -488,11 +490,17 @@ def _nnunet_v2_cases(directory: Path, description: dict, channels: int) -> list[
     return [
         {
             "id": case,
-            "image": _channel_files(images / f"{case}{ending}", channels),
+            "image": _own_files(_channel_files(images / f"{case}{ending}", channels)),
             "label": str(labels / f"{case}{ending}"),
         }
         for case in sorted(ids)
     ]
+
+
+def _own_files(files: list[str]) -> list[str]:
+    """Return the files of a case; of a picture with several channels, such as colors, there is only the first."""
+    is_one = is_picture(files[0]) and Path(files[0]).exists() and not any(Path(file).exists() for file in files[1:])
+    return files[:1] if is_one else files
 
 
 def _refuse_undeclared_channels(directory: Path, cases: list[Path], channels: int) -> None:
@@ -553,6 +561,9 @@ def _cases_of(files: Sequence[Path], source: Path, in_channels: int, per_channel
     """Group files into cases, by their names unless ``per_channel`` says that each file has one channel."""
     numbered = [(CHANNEL_FILE.fullmatch(strip_ending(file)), file) for file in files]
     marked = [file for match, file in numbered if match and int(match[2]) < in_channels]
+    names = [match[1] for match, file in numbered if match and match[2] == "0000" and is_picture(file)]
+    if in_channels > 1 and len(names) == len(files) and _has_channels(files[0], in_channels):  # all colors in a file
+        return [{"id": name, "image": str(file)} for name, file in zip(names, files)]
     if in_channels == 1:
         per_channel = per_channel or len(marked) == len(files)
     elif not per_channel:
@@ -600,7 +611,7 @@ def _images_under(path: Path, in_channels: int) -> list[Path]:
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: expected an image or a folder of images.")
     if path.is_dir():
-        return [file for file in sorted(path.iterdir()) if file_ending(file) and file.name[0] != "."]
+        return without_pictures([file for file in sorted(path.iterdir()) if file_ending(file) and file.name[0] != "."])
     match = CHANNEL_FILE.fullmatch(strip_ending(path))
     if in_channels == 1 or not match or _has_channels(path, in_channels):
         return [path]

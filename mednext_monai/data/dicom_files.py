@@ -13,6 +13,7 @@ import numpy as np
 
 from .dicom import GEOMETRY, MARKS, SAME_DIRECTION, SAME_POSITION, DicomSeries, Slice, import_package
 from .io import file_ending, is_dicom
+from .picture_files import is_picture
 
 __all__ = ["dicom_cases"]
 
@@ -84,11 +85,16 @@ def _dicom_files(source: Path) -> tuple[list[Path], list[Path]]:
     if not source.is_dir():
         return ([source] if is_dicom(source) else []), []
     top = sorted(file for file in source.iterdir() if file.is_file() and file.name[0] != ".")
-    files = top if any(map(file_ending, top)) else list(_walk(source))
+    files = top if any(map(_is_volume, top)) else list(_walk(source))
     return (
         [file for file in files if not file_ending(file) and is_dicom(file)],
-        [file for file in files if file_ending(file)],
+        [file for file in files if _is_volume(file)],
     )
+
+
+def _is_volume(file: Path) -> bool:
+    """Return whether the file has the ending of an image in another format; pictures illustrate DICOM files."""
+    return bool(file_ending(file)) and not is_picture(file)
 
 
 def _walk(folder: Path) -> Iterator[Path]:

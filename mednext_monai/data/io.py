@@ -1,9 +1,9 @@
 """Reading and writing images: the only place in the package that does so.
 
-NIfTI is read with nibabel; NRRD, MHA and GIPL with MONAI's readers, if ``pynrrd`` or ``itk`` is installed. Arrays keep
-the axis order of the file and have a leading channel axis, ``(C, X, Y, Z)``. Importing this module imports neither
-torch nor MONAI, so that worker processes start quickly. An image that is more than a file, such as a DICOM series, is
-an ``ImageSource``.
+NIfTI is read with nibabel; NRRD, MHA and GIPL with MONAI's readers, if ``pynrrd`` or ``itk`` is installed; PNG and
+TIFF, of one slice, by :py:mod:`~mednext_monai.data.picture_files`. Arrays keep the axis order of the file and have a
+leading channel axis, ``(C, X, Y, Z)``. Importing this module imports neither torch nor MONAI, so that worker processes
+start quickly. An image that is more than a file, such as a DICOM series, is an ``ImageSource``.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from nibabel.nifti1 import Nifti1Image
 
 from ..arrays import contiguous
 from ..files import atomic_path
+from .picture_files import PICTURES, is_picture, read_picture, read_text, write_picture
 
 __all__ = [
     "DICOM_HINT",
@@ -42,12 +43,14 @@ __all__ = [
     "read_label",
     "read_nifti",
     "read_stored",
+    "result_ending",
     "strip_ending",
     "to_labels",
+    "without_pictures",
     "write_segmentation",
 ]
 
-ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".gipl.gz", ".gipl")
+ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".gipl.gz", ".gipl", *PICTURES)
 DICOM_HINT = "DICOM is not supported here; convert the series to one NIfTI file first, for example with dcm2niix"
 MILLIMETERS = {"meter": 1000.0, "micron": 0.001}  # in a unit of length that a NIfTI header may state beside mm
 # In the header of what is written, by which it is recognized; a digest may follow, after a space. 80 bytes at most.
@@ -92,6 +95,17 @@ def file_ending(filename: str | PathLike) -> str:
     return Path(filename).name[len(strip_ending(filename)) :]
 
 
+def result_ending(image: Paths) -> str:
+    """Return the ending of the segmentation of an image: that of a picture, else ``.nii.gz``."""
+    first = image_paths(image)[0]
+    return file_ending(first) if is_picture(first) and not isinstance(first, ImageSource) else ".nii.gz"
+
+
+def without_pictures(files: Sequence[Path]) -> list[Path]:
+    """Return images without the pictures among them, which illustrate volumes, unless all are pictures."""
+    return [file for file in files if not is_picture(file)] or list(files)
+
+
 def is_nifti(path: str | PathLike) -> bool:
     """Return whether a file name has the ending of a NIfTI file."""
     return str(path).lower().endswith((".nii", ".nii.gz"))
@@ -118,7 +132,8 @@ def read_image(paths: Paths) -> tuple[np.ndarray, np.ndarray]:
     Read the image of a case.
 
     Args:
-        paths: one file, 3D or 4D with the channels last; one 3D file per channel, in order; or an ``ImageSource``.
+        paths: one file, 3D or 4D with the channels last, or a picture; one 3D file per channel, in order; or an
+            ``ImageSource``.
 
     Returns:
         the image, float32 ``(C, X, Y, Z)``, and its affine ``(4, 4)`` from voxel index to mm in RAS space.
@@ -297,15 +312,15 @@ def write_segmentation(
     digest: str | None = None,
 ) -> None:
     """
-    Write class indices as NIfTI on the grid of their image. The file is written atomically.
+    Write class indices as NIfTI on the grid of their image, or as a picture. The file is written atomically.
 
     Args:
         labels: non-negative integers ``(X, Y, Z)``; uint8 and int16 are stored as they are, others as uint8 if they
             fit, else int16.
-        path: the file to write, ``.nii`` or ``.nii.gz``.
+        path: the file to write, ``.nii`` or ``.nii.gz``; ``.png``, ``.tif`` or ``.tiff`` for one slice.
         like: the image; if it is a NIfTI file, its header is copied (affines with their codes, units, ...). Defaults to
             ``None``.
-        affine: ``(4, 4)``, voxel index to mm, required if ``like`` is not NIfTI. Defaults to ``None``.
+        affine: ``(4, 4)``, voxel index to mm, required for NIfTI if ``like`` is not. Defaults to ``None``.
         digest: what :py:func:`read_digest` returns for the file, at most 50 ASCII characters without spaces. Defaults
             to ``None``.
 
@@ -316,6 +331,10 @@ def write_segmentation(
     description = _description(digest)
     if labels.ndim != 3 or labels.min() < 0:
         raise ValueError(f"{path}: a segmentation must be 3D without negative labels, got shape {labels.shape}.")
+    if is_picture(path):
+        with atomic_path(path) as temporary:
+            write_picture(labels, path, temporary, description.decode("ascii"))
+        return
     dtype = labels.dtype if labels.dtype in (np.uint8, np.int16) else np.uint8 if labels.max() <= 255 else np.int16
     is_source = like is not None and is_nifti(like) and Path(like).is_file()
     if not is_source and affine is None:
@@ -373,9 +392,13 @@ def read_digest(path: str | PathLike) -> str | None:
     """
     Return the digest that a file of :py:func:`write_segmentation` holds, which may be empty; ``None`` for any other.
     """
+    description = b""
     try:
-        description = _open_nifti(path).header["descrip"].item() if is_nifti(path) else b""
-    except (ValueError, OSError):
+        if is_nifti(path):
+            description = _open_nifti(path).header["descrip"].item()
+        elif is_picture(path) and Path(path).is_file():
+            description = read_text(path).encode("ascii", "replace")
+    except Exception:  # of nibabel, Pillow or tifffile: a damaged file
         return None
     name, digest = description[: len(DESCRIPTION)], description[len(DESCRIPTION) :]
     return digest[1:].decode("ascii", "replace") if name == DESCRIPTION and digest[:1] in (b"", b" ") else None
@@ -445,6 +468,12 @@ def _read_other(path: str | PathLike) -> tuple[np.ndarray, np.ndarray]:
     # ITK would read one slice of a series as the volume.
     if is_dicom(path) or str(path).lower().endswith((".dcm", ".dicom")):
         raise ValueError(f"{path}: {DICOM_HINT}.")
+    if is_picture(path):
+        try:
+            return read_picture(path)
+        except Exception as error:  # depends on the library
+            text = str(error)
+            raise ValueError(text if text.startswith(str(path)) else _unreadable(path, error)) from error
     from monai.data import ImageReader, ITKReader, NrrdReader  # slow to import, only needed for these formats
 
     is_nrrd = str(path).lower().endswith(".nrrd")

@@ -26,6 +26,8 @@ def prepare_cases(
     parts: int = 1,
     processes: int | None = None,
     progress: bool = False,
+    spatial_dims: int | None = None,
+    slice_axis: int | None = None,
 ) -> None:
     """
     Check, preprocess and store all cases of a data set, or a part of them, whatever fold they are in.
@@ -46,6 +48,7 @@ def prepare_cases(
         parts: number of parts. Defaults to 1.
         processes: number of processes. Defaults to ``None``: one per CPU core, at most 8.
         progress: whether to show a progress bar; without one, the log has a line per minute. Defaults to ``False``.
+        spatial_dims, slice_axis: see :py:class:`~mednext_monai.data.checks.Expected`. Default to ``None``.
 
     Raises:
         DatasetError: if the data set is invalid.
@@ -55,7 +58,10 @@ def prepare_cases(
     """
     started = time.monotonic()
     cases = select_part(training_cases(dataset_dir, "all"), part, parts)
-    expected = Expected(in_channels, out_channels, ignore_label=settings.get("ignore_label"))
+    ignored = settings.get("ignore_label")
+    expected = Expected(
+        in_channels, out_channels, ignore_label=ignored, spatial_dims=spatial_dims, slice_axis=slice_axis
+    )
     problems = {case["id"]: " ".join(check_stored(case, expected, settings, cache_dir)) for case in cases}
     failures = {case_id: text for case_id, text in problems.items() if text}
     read = functools.partial(checked_arrays, expected=expected)

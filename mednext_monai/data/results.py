@@ -1,8 +1,9 @@
 """Which cases are finished: their files are there, and were made from the same images with the same settings.
 
-A segmentation holds a digest in its NIfTI header: 24 hexadecimal digits for the settings of the run, a hyphen, and 24
-for the bytes of the image files. The content decides, not the time or name of a file: an image that is replaced, other
-weights under the same name or another overlap make a case unfinished, a copied or moved folder does not.
+A segmentation holds a digest in its NIfTI header, or in a text of a picture: 24 hexadecimal digits for the settings of
+the run, a hyphen, and 24 for the bytes of the image files. The content decides, not the time or name of a file: an
+image that is replaced, other weights under the same name or another overlap make a case unfinished, a copied or moved
+folder does not.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ from tqdm import tqdm
 
 from ..files import hash_file
 from .checks import check_outputs
-from .io import is_nifti, read_digest, read_stored
+from .io import read_digest, read_stored, result_ending
 from .store import image_content
 
 __all__ = ["VERSION", "Output", "Results", "outputs_in"]
 
 VERSION = 1  # increase it if the same settings give other results: all cases are then segmented again
 DIGEST_SIZE = 12  # bytes of each of the two parts
-CHECKED = (".nii.gz", ".npz")  # endings of the files that `check_outputs` recognizes as those of this package
+CHECKED = (None, ".npz")  # endings of the files that `check_outputs` recognizes as those of this package
 THREADS = 4  # that read images which may be finished
 # Attributes of an inferer on which the result does not depend.
 WITHOUT_EFFECT = {"sw_batch_size", "sw_device", "device", "progress", "cpu_thresh", "buffer_steps", "buffer_dim"}
@@ -45,17 +46,19 @@ class Output:
 
     Args:
         folder: folder of the files.
-        ending: what follows the id. Defaults to ``".nii.gz"``: a segmentation, which holds the digest.
+        ending: what follows the id. Defaults to ``None``: a segmentation, in the format of
+            :py:func:`~mednext_monai.data.io.result_ending`, which holds the digest.
         needs_foreground: whether there is no such file for a case without any voxel of a class. Defaults to ``False``.
     """
 
     folder: str
-    ending: str = ".nii.gz"
+    ending: str | None = None
     needs_foreground: bool = False
 
     def path(self, case: Mapping) -> Path:
         """Return the file of a case."""
-        return Path(self.folder, f"{case['id']}{self.ending}")
+        ending = result_ending(case["image"]) if self.ending is None else self.ending
+        return Path(self.folder, f"{case['id']}{ending}")
 
 
 def outputs_in(folder: str, subfolders: Iterable[str]) -> list[Output]:
@@ -68,8 +71,8 @@ class Results:
     The files that a run writes, and what they depend on.
 
     Args:
-        outputs: the files of a case; lists among them are flattened. The first one is a NIfTI segmentation, written
-            after those that are not NIfTI, whose digest stands for theirs, too.
+        outputs: the files of a case; lists among them are flattened. The first one is a segmentation, written
+            after those that are none, whose digest stands for theirs, too.
         settings: what results depend on beside the images: numbers, texts, lists, dictionaries, and objects, whose
             public attributes count.
         files: files whose content matters, such as checkpoints; lists among them are flattened, ``None`` is left out.
@@ -122,7 +125,7 @@ class Results:
     def is_finished(self, case: Mapping) -> bool:
         """Return whether all files of a case are there and have the digest that this run would give them."""
         paths = [output.path(case) for output in self.outputs]
-        digests = {read_digest(path) for path in paths if is_nifti(path)}
+        digests = {read_digest(path) for output, path in zip(self.outputs, paths) if output.ending is None}
         found = digests.pop() if len(digests) == 1 else None
         if not found or not found.startswith(f"{self.settings_digest}-"):  # then the image need not be read
             return False

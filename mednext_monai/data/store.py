@@ -529,7 +529,7 @@ def _store(
     temporary.mkdir()
     try:
         with naming_a_full_disk(place, temporary):
-            classes = _write_arrays(result, label is not None, settings.get("ignore_label"), temporary)
+            classes = _write_arrays(result, label is not None, settings, temporary)
             files = {}
             for path in temporary.iterdir():
                 _flush(path)
@@ -549,14 +549,15 @@ def _store(
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _write_arrays(result: PreprocessedCase, is_labeled: bool, ignore_label: int | None, folder: Path) -> dict[str, int]:
-    """Write the arrays of a case; return the voxels per class."""
+def _write_arrays(result: PreprocessedCase, is_labeled: bool, settings: Mapping, folder: Path) -> dict[str, int]:
+    """Write the arrays of a case, so that a slice that is read alone is one piece; return the voxels per class."""
+    ordered = np.asfortranarray if settings.get("slice_axis") == 2 else np.asarray
     try:
-        np.save(folder / "image.npy", result.image)
+        np.save(folder / "image.npy", ordered(result.image))
         if not is_labeled:
             return {}
-        np.save(folder / "label.npy", result.label[None])
-        locations = foreground_locations(result.label, ignore_label)
+        np.save(folder / "label.npy", ordered(result.label[None]))
+        locations = foreground_locations(result.label, settings.get("ignore_label"))
         arrays = {str(key): value for key, value in locations.items()}
         np.savez(folder / "foreground.npz", **arrays)  # type: ignore[arg-type]  # taken for allow_pickle
     except OSError as error:  # NumPy's own errors name no file

@@ -88,15 +88,19 @@ class CaseDataset(Dataset):
                 f"are skipped (--overwrite true repeats them); {rest}"
             )
 
-    def leave_out_invalid(self, in_channels: int) -> None:
+    def leave_out_invalid(
+        self, in_channels: int, spatial_dims: int | None = None, slice_axis: int | None = None
+    ) -> None:
         """
         Check the images of all cases with :py:func:`~mednext_monai.data.checks.invalid_cases`, log which are invalid
         and leave them out.
 
         Args:
             in_channels: number of input channels of the network.
+            spatial_dims, slice_axis: see :py:class:`~mednext_monai.data.checks.Expected`. Default to ``None``.
         """
-        self.failures.update(invalid_cases(self.data, in_channels) if self.data else {})
+        found = invalid_cases(self.data, in_channels, 2, spatial_dims, slice_axis) if self.data else {}
+        self.failures.update(found)
         for case_id, problem in self.failures.items():
             logger.warning(f"{case_id} is left out: {problem}")
         self.data = [case for case in self.data if case["id"] not in self.failures]

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..data.io import ENDINGS, check_grid, file_ending, read_label, strip_ending
+from ..data.io import ENDINGS, check_grid, file_ending, read_label, strip_ending, without_pictures
 from ..preprocessing.geometry import spacing_of
 
 __all__ = ["FileStates", "Pair", "file_state", "files_by_case", "naming_files", "pair_cases", "read_pair"]
@@ -73,12 +73,12 @@ def files_by_case(directory: str | PathLike) -> dict[str, str]:
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder.")
     files: dict[str, str] = {}
-    for path in sorted(folder.iterdir()):
-        if file_ending(path) and path.name[0] != "." and path.is_file():
-            case = strip_ending(path)
-            if case in files:
-                raise ValueError(f"{folder}: {Path(files[case]).name} and {path.name} are files of the same case.")
-            files[case] = str(path)
+    images = [path for path in folder.iterdir() if file_ending(path) and path.name[0] != "." and path.is_file()]
+    for path in without_pictures(sorted(images)):
+        case = strip_ending(path)
+        if case in files:
+            raise ValueError(f"{folder}: {Path(files[case]).name} and {path.name} are files of the same case.")
+        files[case] = str(path)
     if not files:
         raise ValueError(f"{folder}: contains no file ending in {', '.join(ENDINGS)}.")
     return dict(sorted(files.items()))

@@ -22,7 +22,7 @@ from scipy import ndimage
 
 from ..arrays import value_counts
 from ..data.checks import check_outputs
-from ..data.io import read_label, write_segmentation
+from ..data.io import read_label, result_ending, write_segmentation
 from ..environment import package_versions
 from ..files import json_object, read_json, write_atomically
 from ..parallel import map_cases
@@ -246,8 +246,9 @@ def apply_to_folder(
     """
     Apply a decision to all segmentations of a folder, which stay as they are.
 
-    Results are ``<output_dir>/<case>.nii.gz`` with the header of their segmentation; the decision is written beside
-    them as ``postprocessing.json``. A case that cannot be read, or is changed meanwhile, does not stop the others.
+    Results are ``<output_dir>/<case>.nii.gz`` with the header of their segmentation, or pictures as it is one; the
+    decision is written beside them as ``postprocessing.json``. A case that cannot be read, or is changed meanwhile,
+    does not stop the others.
 
     Args:
         prediction_dir: folder of the segmentations.
@@ -267,7 +268,7 @@ def apply_to_folder(
     decision = Path(output_dir, "postprocessing.json")
     check_decision(decision, overwrite)
     check_outputs([{"id": case, "image": file} for case, file in files.items()], str(output_dir), overwrite)
-    targets = {case: (file, Path(output_dir, f"{case}.nii.gz")) for case, file in files.items()}
+    targets = {case: (file, Path(output_dir, f"{case}{result_ending(file)}")) for case, file in files.items()}
     postprocessing.write(decision)
     sources = {case: [file] for case, file in files.items()}
     states = FileStates(sources)

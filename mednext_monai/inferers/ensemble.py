@@ -50,7 +50,7 @@ class EnsembleInferer(Inferer):
         self.inferers = [inferer]
         for group in groups[1:]:
             other = copy.copy(inferer)
-            other.roi_size = list(group.patch_size)
+            other.roi_size, other.slice_axis = list(group.patch_size), group.slice_axis
             self.inferers.append(other)
         self.weights = [len(group.members) for group in groups]
         self.probabilities = probabilities

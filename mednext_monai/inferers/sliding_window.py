@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from itertools import chain, combinations, product
-from math import ceil
+from math import ceil, prod
 from typing import Any
 
 import torch
@@ -63,13 +63,16 @@ class MedNeXtInferer(SlidingWindowInferer):
             ``"published"``.
         accumulate: ``"float32"``, or ``"half"`` for half the memory with published windows: running means in float16,
             each window adding an error of at most ``2**-12`` to a probability. Defaults to ``"float32"``.
+        slice_axis: for a 2D network and 3D images, the axis across the slices, 0, 1 or 2: a window is a part of one
+            slice, ``roi_size`` has two numbers, and a batch may hold windows of several slices. Defaults to ``None``:
+            the network has the axes of the images.
         kwargs: other arguments of :py:class:`monai.inferers.SlidingWindowInferer`: ``sigma_scale``,
             ``padding_mode``, ``cval``, ``sw_device``, ``device`` and ``progress``; ``cache_roi_weight_map``,
             ``cpu_thresh``, ``buffer_steps``, ``buffer_dim`` and ``with_coord`` only with ``windows="monai"``.
 
     Raises:
-        ValueError: if ``windows``, ``overlap`` or ``accumulate`` is invalid, or an argument is not supported with the
-            published windows.
+        ValueError: if ``windows``, ``overlap``, ``accumulate`` or ``slice_axis`` is invalid, or an argument is not
+            supported with the published windows.
 
     Source: Isensee et al., nnU-Net, Nature Methods 2021, whose inference MedNeXt uses.
     """
@@ -83,6 +86,7 @@ class MedNeXtInferer(SlidingWindowInferer):
         mirror: bool = False,
         windows: str = "published",
         accumulate: str = "float32",
+        slice_axis: int | None = None,
         **kwargs: Any,
     ) -> None:
         if windows not in WINDOWS:
@@ -91,6 +95,10 @@ class MedNeXtInferer(SlidingWindowInferer):
             raise ValueError(f"accumulate must be one of {tuple(ACCUMULATE)}, got {accumulate!r}.")
         if windows == "monai" and accumulate != "float32":
             raise ValueError("accumulate: only supported with windows='published'.")
+        if slice_axis not in (None, 0, 1, 2):
+            raise ValueError(f"slice_axis must be 0, 1 or 2, or None, got {slice_axis!r}.")
+        if windows == "monai" and slice_axis is not None:
+            raise ValueError("slice_axis: only supported with windows='published'.")
         given = sorted(name for name, default in MONAI_ONLY.items() if kwargs.get(name, default) != default)
         if windows == "published" and given:
             raise ValueError(f"{', '.join(given)}: only supported with windows='monai'.")
@@ -101,6 +109,7 @@ class MedNeXtInferer(SlidingWindowInferer):
         self.mirror = parse_switch("mirror", mirror)
         self.windows = windows
         self.accumulate = accumulate
+        self.slice_axis = slice_axis
 
     def __call__(  # type: ignore[override]  # of the networks that MONAI allows, those that return a tensor
         self, inputs: torch.Tensor, network: Callable[..., torch.Tensor], *args: Any, **kwargs: Any
@@ -110,7 +119,8 @@ class MedNeXtInferer(SlidingWindowInferer):
 
         Args:
             inputs: images, ``(B, C, *spatial)``.
-            network: maps windows ``(N, C, *roi_size)`` to logits ``(N, classes, *roi_size)``.
+            network: maps windows ``(N, C, *roi_size)`` to logits ``(N, classes, *roi_size)``; with a ``slice_axis``,
+                windows of slices, which have one spatial axis less than the images.
             args, kwargs: passed to ``network``.
 
         Raises:
@@ -183,21 +193,27 @@ class MedNeXtInferer(SlidingWindowInferer):
         self, network: Callable[..., torch.Tensor], window: torch.Tensor, *args: Any, **kwargs: Any
     ) -> torch.Tensor:
         """Return the class probabilities of windows, averaged over their mirror images if enabled."""
+        if self.slice_axis is not None:
+            window = window.squeeze(2 + self.slice_axis)
         total = torch.softmax(network(window, *args, **kwargs).float(), dim=1)
         axes = tuple(range(2, window.dim())) if self.mirror else ()
         flips = list(chain.from_iterable(combinations(axes, n) for n in range(1, len(axes) + 1)))
         for flip in flips:
             total = total + torch.softmax(network(window.flip(flip), *args, **kwargs).float(), dim=1).flip(flip)
-        return total / (len(flips) + 1) if flips else total
+        total = total / (len(flips) + 1) if flips else total
+        return total if self.slice_axis is None else total.unsqueeze(2 + self.slice_axis)
 
     def _padded(self, shape: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Return the shape to which an image is padded, and the window."""
-        if isinstance(self.roi_size, Sequence) and len(self.roi_size) != len(shape):
+        """Return the shape to which an image is padded, and the window, with one voxel along the slice axis."""
+        axes = [axis for axis in range(len(shape)) if axis != self.slice_axis]
+        of_slices = "" if self.slice_axis is None else f" but the slice axis, {self.slice_axis},"
+        if isinstance(self.roi_size, Sequence) and len(self.roi_size) != len(axes):
             raise ValueError(
-                f"roi_size must have one number for each of the {len(shape)} spatial axes of inputs {tuple(shape)}, "
-                f"got {tuple(self.roi_size)}."
+                f"roi_size must have one number for each of the {len(shape)} spatial axes{of_slices} of inputs "
+                f"{tuple(shape)}, got {tuple(self.roi_size)}."
             )
-        window = tuple(fall_back_tuple(self.roi_size, shape))
+        sizes = dict(zip(axes, fall_back_tuple(self.roi_size, [shape[axis] for axis in axes])))
+        window = tuple(sizes.get(axis, 1) for axis in range(len(shape)))
         return tuple(map(max, shape, window)), window
 
     def _pad(self, images: torch.Tensor, sizes: Sequence[int], before: Sequence[int]) -> torch.Tensor:
@@ -215,20 +231,21 @@ class MedNeXtInferer(SlidingWindowInferer):
         Yield the averages over windows, ``(B, classes, *spatial)``, in slabs or as a whole.
 
         Windows are evaluated in rows: all windows at one place along ``along``. After a row, the planes before the next
-        one are finished.
+        one are finished. Slices that fit into one batch are one row.
         """
         images = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
         sizes, window = self._padded(images.shape[2:])
         before = [(size - length) // 2 for size, length in zip(sizes, images.shape[2:])]
         padded, places = self._pad(images, sizes, before), self._places(sizes, window)
-        shape = [window[axis] if axis == along and not whole else size for axis, size in enumerate(sizes)]
+        rows = self._rows(places, along)
+        extent = max(row[-1].stop - row[0].start for row in rows)
+        shape = [extent if axis == along and not whole else size for axis, size in enumerate(sizes)]
         weights = self._weights(window).to(self.device or images.device)
         sums = _Averages(len(images), shape, along, weights, ACCUMULATE[self.accumulate])
         background: dict[Hashable, torch.Tensor] = {}
-        rows = places[along]
         first = 0  # the plane at which the sums begin
         for number, row in enumerate(tqdm(rows) if self.progress else rows):
-            others = [[row] if axis == along else places[axis] for axis in range(len(places))]
+            others = [row if axis == along else places[axis] for axis in range(len(places))]
             queue = list(product(range(len(images)), product(*others)))
             keys = _keys([padded[image][(slice(None), *place)] for image, place in queue])
             for start in range(0, len(queue), self.sw_batch_size):
@@ -238,10 +255,10 @@ class MedNeXtInferer(SlidingWindowInferer):
                     if tuple(value.shape[1:]) != window:
                         raise ValueError(f"The network made {tuple(value.shape[1:])} voxels of a window of {window}.")
                     target = list(place)
-                    target[along] = slice(row.start - first, row.stop - first)
+                    target[along] = slice(place[along].start - first, place[along].stop - first)
                     sums.add(image, target, value.to(weights.device))
             is_last = number + 1 == len(rows)
-            finished = (sizes[along] if is_last else rows[number + 1].start) - first
+            finished = (sizes[along] if is_last else rows[number + 1][0].start) - first
             if whole and not is_last:
                 continue
             inside = [slice(low, low + length) for low, length in zip(before, images.shape[2:])]
@@ -274,10 +291,19 @@ class MedNeXtInferer(SlidingWindowInferer):
                     del background[next(iter(background))]
         return [values[key] for key in keys]
 
+    def _rows(self, places: Sequence[Sequence[slice]], along: int) -> list[Sequence[slice]]:
+        """Return the places along the axis of the slabs, those together that are evaluated before a slab is yielded."""
+        windows = prod(len(axis) for number, axis in enumerate(places) if number != along)
+        count = max(self.sw_batch_size // windows, 1) if along == self.slice_axis else 1
+        return [places[along][start : start + count] for start in range(0, len(places[along]), count)]
+
     def _places(self, sizes: Sequence[int], window: Sequence[int]) -> list[list[slice]]:
         """Return the places of the windows along each axis, evenly spaced from border to border."""
         axes = []
-        for size, length, overlap in zip(sizes, window, ensure_tuple_rep(self.overlap, len(window))):
+        shares = list(ensure_tuple_rep(self.overlap, len(window) - (self.slice_axis is not None)))
+        if self.slice_axis is not None:
+            shares.insert(self.slice_axis, 0)
+        for size, length, overlap in zip(sizes, window, shares):
             count = ceil((size - length) / (length * (1 - overlap)) - ROUNDING) + 1
             step = (size - length) / max(count - 1, 1)
             axes.append([slice(round(i * step), round(i * step) + length) for i in range(count)])

@@ -41,6 +41,17 @@ BYTES_PER_VOXEL = {  # off, expansion, block
     ("L", 5): ((9139.8, 8926.5), (2676.3, 1476.2), (2098.3, 706.2)),
 }
 BYTES_PER_VOXEL_AND_CLASS = (2.29, 22.57)
+BYTES_PER_VOXEL_2D = {  # the same at 16 x 512^2; in 2D the lower resolutions have a larger share
+    ("S", 3): ((6211.6, 6023.6), (2500.2, 1485.0), (1872.1, 728.8)),
+    ("S", 5): ((6211.5, 6023.5), (2500.2, 1484.9), (1872.0, 728.7)),
+    ("B", 3): ((7284.2, 7096.2), (2495.5, 1480.2), (1867.3, 724.0)),
+    ("B", 5): ((7284.2, 7096.2), (2495.5, 1480.2), (1867.2, 724.0)),
+    ("M", 3): ((10833.0, 10645.0), (3080.9, 2193.6), (2156.7, 1077.4)),
+    ("M", 5): ((10832.9, 10644.9), (3080.8, 2193.5), (2156.6, 1077.3)),
+    ("L", 3): ((18882.1, 18630.1), (3837.3, 2567.5), (2705.1, 1243.3)),
+    ("L", 5): ((18882.0, 18630.0), (3837.2, 2567.4), (2704.9, 1243.1)),
+}
+BYTES_PER_VOXEL_AND_CLASS_2D = (2.66, 23.33)
 BYTES_PER_PARAMETER = 16  # float32 weight and gradient, and AdamW's two moments
 FIXED_GIB = 1.0  # rough guess: CUDA context, cuDNN's workspace and memory left by its algorithm search
 MARGIN = 1.1  # fragmentation of the caching allocator
@@ -62,7 +73,7 @@ def estimate_training_memory(
     workspace, so allow some margin.
 
     Args:
-        patch_size: patch size in voxels per axis.
+        patch_size: patch size in voxels per axis, two or three.
         batch_size: number of patches per batch.
         out_channels: number of classes, background included.
 
@@ -70,12 +81,15 @@ def estimate_training_memory(
         by ``"S_k3"``, ``"S_k5"``, ... ``"L_k5"``: GiB by the settings in ``CHECKPOINTING``.
     """
     voxels = batch_size * math.prod(patch_size)
+    tables = (BYTES_PER_VOXEL, BYTES_PER_VOXEL_AND_CLASS)
+    if len(patch_size) == 2:
+        tables = (BYTES_PER_VOXEL_2D, BYTES_PER_VOXEL_AND_CLASS_2D)
     estimate: dict[str, dict[str, float]] = {}
-    for (variant, kernel), measured in BYTES_PER_VOXEL.items():
-        states = BYTES_PER_PARAMETER * _count_parameters(variant, kernel)
+    for (variant, kernel), measured in tables[0].items():
+        states = BYTES_PER_PARAMETER * _count_parameters(variant, kernel, len(patch_size))
         row = estimate[f"{variant}_k{kernel}"] = {}
         for setting, bytes_per_voxel in zip(CHECKPOINTING, measured):
-            peak = max(b + per_class * out_channels for b, per_class in zip(bytes_per_voxel, BYTES_PER_VOXEL_AND_CLASS))
+            peak = max(b + per_class * out_channels for b, per_class in zip(bytes_per_voxel, tables[1]))
             row[setting] = MARGIN * (voxels * peak + states) / 2**30 + FIXED_GIB
     return estimate
 
@@ -99,14 +113,14 @@ def published_setting(name: str) -> str:
 
 
 @lru_cache
-def _count_parameters(variant: str, kernel_size: int) -> int:
+def _count_parameters(variant: str, kernel_size: int, spatial_dims: int) -> int:
     """Return the number of parameters with one input channel, three classes and the deep-supervision heads."""
     import torch
 
     from ..networks import create_mednext
 
     with torch.device("meta"):  # shapes without memory
-        network = create_mednext(variant, kernel_size, out_channels=3, deep_supervision=True)
+        network = create_mednext(variant, kernel_size, spatial_dims, out_channels=3, deep_supervision=True)
     return sum(parameter.numel() for parameter in network.parameters())
 
 
@@ -117,6 +131,7 @@ def measure(
     use_checkpoint: bool | str | None = None,
     size: int = 128,
     batch_size: int = 2,
+    spatial_dims: int = 3,
 ) -> float:
     """
     Return the peak of live tensor bytes per voxel in a training step, without parameters and their gradients.
@@ -131,6 +146,7 @@ def measure(
         use_checkpoint: as for :py:func:`~mednext_monai.networks.create_mednext`. Defaults to ``None``, as published.
         size: size of the cubic patch in voxels per axis, a multiple of 16. Defaults to 128.
         batch_size: number of patches per batch. Defaults to 2.
+        spatial_dims: axes of the network, 2 or 3. Defaults to 3.
 
     Returns:
         bytes per voxel of the batch.
@@ -178,29 +194,32 @@ def measure(
 
     with FakeTensorMode():
         network = create_mednext(
-            variant, kernel_size, out_channels=out_channels, deep_supervision=True, use_checkpoint=use_checkpoint
+            variant, kernel_size, spatial_dims, 1, out_channels, deep_supervision=True, use_checkpoint=use_checkpoint
         ).train()
         for module in network.modules():
             if isinstance(module, torch.nn.GroupNorm):
                 module.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
-        image = torch.empty(batch_size, 1, size, size, size)
+        image = torch.empty(batch_size, 1, *[size] * spatial_dims)
         counter = LiveBytes()
         with counter:
             with torch.autocast("cpu", torch.bfloat16):
                 logits = network(image)
             torch.stack([loss(output.float()) for output in logits]).sum().backward()
         gradients = sum(p.grad.untyped_storage().nbytes() for p in network.parameters() if p.grad is not None)
-    return (counter.peak - gradients) / (batch_size * size**3)
+    return (counter.peak - gradients) / (batch_size * size**spatial_dims)
 
 
 def main() -> None:
     """Measure the table again and print it, with each peak as a linear function of the number of classes."""
-    for (variant, kernel), (setting, value) in product(BYTES_PER_VOXEL, CHECKPOINTING.items()):
-        two, three, many, more = (measure(variant, kernel, classes, value) for classes in (2, 3, 150, 250))
+    shapes = [((128, 2, 3), key) for key in BYTES_PER_VOXEL] + [((512, 16, 2), key) for key in BYTES_PER_VOXEL_2D]
+    for ((size, batch_size, dims), (variant, kernel)), (setting, value) in product(shapes, CHECKPOINTING.items()):
+        two, three, many, more = (
+            measure(variant, kernel, classes, value, size, batch_size, dims) for classes in (2, 3, 150, 250)
+        )
         slopes = (three - two, (more - many) / 100)
         offsets = (two - 2 * slopes[0], many - 150 * slopes[1])
         lines = ", ".join(f"{offset:.1f} + {slope:.2f} per class" for offset, slope in zip(offsets, slopes))
-        print(f"{variant} k{kernel} {setting}: {lines}", flush=True)
+        print(f"{variant} k{kernel} {setting}, {dims}D: {lines}", flush=True)
 
 
 if __name__ == "__main__":

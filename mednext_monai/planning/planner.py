@@ -17,21 +17,24 @@ import numpy as np
 
 from ..data.dataset import Dataset, read_dataset
 from ..data.folds import FOLDS, make_folds, read_groups, read_splits, some
-from ..data.io import file_ending
+from ..data.io import file_ending, read_grid
 from ..files import write_atomically
 from ..networks import SHAPE_FACTOR
 from ..options import literal
 from ..options import patch_size as check_patch_size
 from ..preprocessing.normalization import CT_SCHEMES
-from ..preprocessing.resampling import ANISOTROPY_THRESHOLD, resampled_shape, separate_axis
+from ..preprocessing.resampling import ANISOTROPY_THRESHOLD, filled_spacing, resampled_shape, separate_axis
 from .fingerprint import CaseFingerprint, intensity_statistics, scan
 from .memory import CARDS_GIB, CHECKPOINTING, estimate_training_memory, fastest_fitting, published_setting
+from .slices import Slices, check_are_volumes, plan_slices
 
 __all__ = ["make_plan", "plan"]
 
 TARGET_SPACING = (1.0, 1.0, 1.0)  # mm
-PATCH_SIZE = 128  # voxels per axis, as published
-BATCH_SIZE = 2  # as published
+PATCH_SIZE = {3: 128, 2: 512}  # voxels per axis, as published, by the number of axes
+# In 3D as published. In 2D the original's planner computes it for the memory of its U-Net; 12 patches of 512^2 need the
+# graphics cards that 2 of 128^3 need.
+BATCH_SIZE = {3: 2, 2: 12}
 MASK_BELOW = 3 / 4  # median size reduction below which z-score statistics exclude voxels outside the mask
 ESTIMATE = "by an estimate of one training step with mixed precision; computed without a GPU, so allow some margin"
 FIRST_STAGE_PATCHES = 4  # a low-resolution stage is planned if the median case is larger than this many patches
@@ -41,13 +44,16 @@ def plan(
     dataset_dir: str | Path,
     output: str | Path,
     patch_size: int | Sequence[int] | None = None,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int | None = None,
     groups: str | Path | None = None,
     splits: str | Path | None = None,
     gpu_memory: float | None = None,
     processes: int | None = None,
     report: bool = True,
     progress: bool = True,
+    spatial_dims: int = 3,
+    slice_axis: int | None = None,
+    slice_spacing: str | float | None = None,
 ) -> dict:
     """
     Check a data set, plan its training, and write the plan as JSON and a report as HTML.
@@ -57,9 +63,9 @@ def plan(
     Args:
         dataset_dir: directory of a Decathlon, nnU-Net v1 raw or nnU-Net v2 raw data set.
         output: the JSON file to write; the report has the same name with the ending ``.html``.
-        patch_size: voxels per axis, one number or three, multiples of 16. Defaults to ``None``: 128, less along axes
-            where all resampled volumes are smaller.
-        batch_size: number of patches per batch. Defaults to 2, as published.
+        patch_size: voxels per axis, one number or one for each axis, multiples of 16. Defaults to ``None``: 128 (in 2D
+            512), less along axes where all resampled volumes are smaller.
+        batch_size: number of patches per batch. Defaults to ``None``: 2, as published, in 2D 12.
         groups: CSV file with two columns, case id and patient id, to keep each patient in either training or
             validation. Defaults to ``None``.
         splits: file with the user's own folds in nnU-Net's format. Defaults to ``None``: ``splits_final.json`` in the
@@ -69,6 +75,8 @@ def plan(
         processes: number of parallel processes, see :py:func:`.fingerprint.scan`. Defaults to ``None``.
         report: whether to write the HTML page. Defaults to ``True``.
         progress: whether to show a progress bar. Defaults to ``True``.
+        spatial_dims: 3, or 2 to train on slices. Defaults to 3.
+        slice_axis, slice_spacing: in 2D, see :py:func:`.slices.plan_slices`. Default to ``None``.
 
     Returns:
         the plan: the result of :py:func:`make_plan` and ``splits`` (the folds). If there are less than five cases or
@@ -84,18 +92,19 @@ def plan(
 
     output = Path(output)
     _check_output(output)
-    patch_size = None if patch_size is None else check_patch_size(patch_size)
-    _check_batch_size(batch_size)
+    _check_sizes(spatial_dims, patch_size, batch_size, slice_axis, slice_spacing)
     if gpu_memory is not None and not gpu_memory > 0:
         raise ValueError(f"gpu_memory must be a positive number of GiB, got {gpu_memory!r}.")
     dataset = read_dataset(dataset_dir)
     ids = [case["id"] for case in dataset.cases]
     case_groups = None if groups is None else read_groups(groups, ids)
     fold_list, folds_from, few = _folds(dataset, ids, case_groups, splits)
+    if spatial_dims == 3:
+        check_are_volumes(_first_shape(dataset))  # before all cases are read
     cases, warnings = scan(dataset, processes, progress)
     if gpu_memory is None:
         gpu_memory = _gpu_memory()
-    result = make_plan(dataset, cases, patch_size, batch_size, gpu_memory)
+    result = make_plan(dataset, cases, patch_size, batch_size, gpu_memory, spatial_dims, slice_axis, slice_spacing)
     result["_plan_"]["warnings"] = warnings + result["_plan_"]["warnings"]
     result["_plan_"]["decisions"].append({"what": "folds", "value": f"{len(fold_list)}", "why": folds_from})
     result["_plan_"]["file_ending"] = file_ending(dataset.cases[0]["image"][0])
@@ -113,8 +122,11 @@ def make_plan(
     dataset: Dataset,
     cases: Sequence[CaseFingerprint],
     patch_size: int | Sequence[int] | None = None,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int | None = None,
     gpu_memory: float | None = None,
+    spatial_dims: int = 3,
+    slice_axis: int | None = None,
+    slice_spacing: str | float | None = None,
 ) -> dict:
     """
     Derive the plan from the fingerprint.
@@ -125,42 +137,55 @@ def make_plan(
         patch_size: as for :py:func:`plan`.
         batch_size: as for :py:func:`plan`.
         gpu_memory: memory of the graphics card in GiB, or ``None`` if there is none.
+        spatial_dims, slice_axis, slice_spacing: as for :py:func:`plan`.
 
     Returns:
         ``dataset_dir``, ``in_channels``, ``out_channels``, ``channel_names``, ``labels`` (names, background first), for
-        region-based labels ``regions`` (values of the classes by name), with an ignore label ``ignore_label``,
-        ``spacing`` (mm), ``patch_size`` (voxels), ``batch_size``, ``batch_dice``, ``normalization`` (of each channel:
-        one of :py:data:`~mednext_monai.preprocessing.normalization.SCHEMES`), ``intensity`` (foreground statistics of
-        each channel), ``dummy_2d``, with ``gpu_memory`` also ``gradient_checkpointing`` (by variant such as ``"S_k3"``:
-        the fastest setting that fits, ``"block"`` if none does), and under ``_plan_`` the fingerprint, the decisions
-        with their reasons, the warnings and the estimated memory.
+        region-based labels ``regions`` (values of the classes by name), with an ignore label ``ignore_label``, in 2D
+        ``spatial_dims`` and ``slice_axis``, ``spacing`` (mm), ``patch_size`` (voxels), ``batch_size``, ``batch_dice``,
+        ``normalization`` (of each channel: one of :py:data:`~mednext_monai.preprocessing.normalization.SCHEMES`),
+        ``intensity`` (foreground statistics of each channel), ``dummy_2d``, with ``gpu_memory`` also
+        ``gradient_checkpointing`` (by variant such as ``"S_k3"``: the fastest setting that fits, ``"block"`` if none
+        does), and under ``_plan_`` the fingerprint, the decisions with their reasons, the warnings and the estimated
+        memory.
 
     Raises:
-        ValueError: if the patch or batch size is not positive, or the patch size is not a multiple of 16.
+        ValueError: if the patch or batch size is not positive, the patch size is not a multiple of 16, an argument
+            is for 2D only, or images have one slice and the plan is 3D.
     """
-    patch_size = None if patch_size is None else check_patch_size(patch_size)
-    _check_batch_size(batch_size)
-    shapes = np.array([resampled_shape(case.cropped_shape, case.spacing, TARGET_SPACING) for case in cases])
-    extents = np.array([np.array(case.cropped_shape) * case.spacing / TARGET_SPACING for case in cases])
-    patch, why_patch = _patch_size(shapes, patch_size)
-    batch_dice, why_batch_dice = _batch_dice(extents)
+    _check_sizes(spatial_dims, patch_size, batch_size, slice_axis, slice_spacing)
+    slices = None
+    if spatial_dims == 2:
+        slices = plan_slices(cases, TARGET_SPACING, slice_axis, slice_spacing)
+    else:
+        check_are_volumes({case.id: case.shape for case in cases})
+    batch_size = BATCH_SIZE[spatial_dims] if batch_size is None else batch_size
+    spacing = list(TARGET_SPACING) if slices is None else slices.spacing
+    shapes = np.array([resampled_shape(case.cropped_shape, case.spacing, spacing) for case in cases])
+    extents = np.array(
+        [np.array(case.cropped_shape) * case.spacing / filled_spacing(case.spacing, spacing) for case in cases]
+    )
+    patch, why_patch = _patch_size(shapes if slices is None else np.delete(shapes, slices.axis, 1), patch_size)
+    batch_dice, why_batch_dice = _batch_dice(extents) if slices is None else (True, "as the original in 2D")
     schemes, why_schemes = _normalization(dataset.channel_names, cases)
-    dummy_2d = max(patch) / min(patch) > ANISOTROPY_THRESHOLD
+    dummy_2d = slices is None and max(patch) / min(patch) > ANISOTROPY_THRESHOLD
     memory = estimate_training_memory(patch, batch_size, len(dataset.labels))
     fastest = {} if gpu_memory is None else {name: fastest_fitting(row, gpu_memory) for name, row in memory.items()}
     checkpointing = {name: CHECKPOINTING[setting or "block"] for name, setting in fastest.items()}
+    why_spacing = f"the published target; {_describe_spacing(cases)}"
     decisions = [
         *_label_decisions(dataset, cases),
-        {"what": "spacing", "value": "1 x 1 x 1 mm", "why": f"the published target; {_describe_spacing(cases)}"},
-        {"what": "resampling", "value": _resampling(cases)[0], "why": _resampling(cases)[1]},
+        {"what": "spacing", "value": _spacing_text(spacing), "why": why_spacing},
+        *_slice_decisions(slices),
+        {"what": "resampling", "value": _resampling(cases, spacing)[0], "why": _resampling(cases, spacing)[1]},
         *(
             {"what": f"normalization of channel {c}, {name}", "value": scheme, "why": why}
             for c, (name, scheme, why) in enumerate(zip(dataset.channel_names, schemes, why_schemes))
         ),
         {"what": "patch_size", "value": " x ".join(map(str, patch)), "why": why_patch},
-        {"what": "batch_size", "value": str(batch_size), "why": _why_batch_size(batch_size)},
+        {"what": "batch_size", "value": str(batch_size), "why": _why_batch_size(batch_size, spatial_dims)},
         {"what": "batch_dice", "value": "yes" if batch_dice else "no", "why": why_batch_dice},
-        {"what": "dummy_2d", "value": "yes" if dummy_2d else "no", "why": _why_dummy_2d(patch)},
+        *_dummy_2d_decision(dummy_2d, patch),
         _fits(memory) if gpu_memory is None else _checkpointing(fastest, gpu_memory),
     ]
     return {
@@ -171,7 +196,8 @@ def make_plan(
         "labels": dataset.labels,
         **({"regions": dataset.regions} if dataset.regions else {}),
         **({} if dataset.ignore_label is None else {"ignore_label": dataset.ignore_label}),
-        "spacing": list(TARGET_SPACING),
+        **({} if slices is None else {"spatial_dims": 2, "slice_axis": slices.axis}),
+        "spacing": spacing,
         "patch_size": patch,
         "batch_size": batch_size,
         "batch_dice": batch_dice,
@@ -183,7 +209,7 @@ def make_plan(
             "name": dataset.name,
             "layout": dataset.layout,
             "decisions": decisions,
-            "warnings": _warnings(dataset, cases, patch, schemes),
+            "warnings": ([] if slices is None else slices.warnings) + _warnings(dataset, cases, patch, schemes),
             "training_memory_gib": {
                 name: {setting: round(gib, 1) for setting, gib in row.items()} for name, row in memory.items()
             },
@@ -206,9 +232,31 @@ def _check_output(output: Path) -> None:
         raise ValueError(f"output: {output} cannot be written.")
 
 
-def _check_batch_size(batch_size: int) -> None:
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+def _check_sizes(
+    spatial_dims: int,
+    patch_size: int | Sequence[int] | None,
+    batch_size: int | None,
+    slice_axis: int | None,
+    slice_spacing: str | float | None,
+) -> None:
+    if isinstance(spatial_dims, bool) or spatial_dims not in PATCH_SIZE:
+        raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims!r}.")
+    if patch_size is not None:
+        check_patch_size(patch_size, spatial_dims)
+    if batch_size is not None and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
         raise ValueError(f"batch_size must be a positive integer, got {batch_size!r}.")
+    for name, value in (("slice_axis", slice_axis), ("slice_spacing", slice_spacing)):
+        if spatial_dims == 3 and value is not None:
+            raise ValueError(f"{name} is for a plan in 2D, with --spatial_dims 2.")
+
+
+def _first_shape(dataset: Dataset) -> dict[str, Sequence[int]]:
+    """Return the voxels per axis of the first case by its id; nothing if it cannot be read, which the scan reports."""
+    case = dataset.cases[0]
+    try:
+        return {case["id"]: read_grid(case["image"])[0][1:]}
+    except (ValueError, OSError):
+        return {}
 
 
 def _folds(
@@ -239,18 +287,20 @@ def _gpu_memory() -> float | None:
 
 
 def _patch_size(shapes: np.ndarray, patch_size: int | Sequence[int] | None) -> tuple[list[int], str]:
-    """Return the patch size and its reason; ``shapes`` are the resampled shapes of the crops, ``(cases, 3)``."""
+    """Return the patch size and its reason; ``shapes`` are resampled shapes of the crops, ``(cases, 3)`` or slices."""
+    dims = shapes.shape[1]
+    edge, what = PATCH_SIZE[dims], "volumes" if dims == 3 else "slices"
+    published = f"published is {' x '.join([str(edge)] * dims)}"
     if patch_size is not None:
-        return check_patch_size(patch_size), f"as requested; published is {PATCH_SIZE} x {PATCH_SIZE} x {PATCH_SIZE}"
+        return check_patch_size(patch_size, dims), f"as requested; {published}"
     largest = shapes.max(0)
-    patch = [min(PATCH_SIZE, int(-(-n // SHAPE_FACTOR) * SHAPE_FACTOR)) for n in largest]
-    published = f"published is {PATCH_SIZE} x {PATCH_SIZE} x {PATCH_SIZE}"
-    if patch == [PATCH_SIZE] * 3:
+    patch = [min(edge, int(-(-n // SHAPE_FACTOR) * SHAPE_FACTOR)) for n in largest]
+    if patch == [edge] * dims:
         return patch, "as published"
     extent = " x ".join(map(str, largest))
     return patch, (
-        f"{published}; the largest volumes at 1 mm reach {extent} voxels, so the rest would be padding: "
-        f"rounded up to multiples of {SHAPE_FACTOR} (patch_size {PATCH_SIZE} gives the published one)"
+        f"{published}; the largest {what} at 1 mm reach {extent} voxels, so the rest would be padding: "
+        f"rounded up to multiples of {SHAPE_FACTOR} (patch_size {edge} gives the published one)"
     )
 
 
@@ -263,7 +313,7 @@ def _batch_dice(extents: np.ndarray) -> tuple[bool, str]:
     voxels.
     """
     median = np.median(extents, 0)  # not rounded, as in the original; the shapes of the stages are
-    patch = PATCH_SIZE**3
+    patch = PATCH_SIZE[3] ** 3
     ratio = float(median.prod() / patch)
     growth = 1.0
     while (median / growth).prod() > FIRST_STAGE_PATCHES * patch:
@@ -272,7 +322,7 @@ def _batch_dice(extents: np.ndarray) -> tuple[bool, str]:
     two_stages = ratio >= FIRST_STAGE_PATCHES and 2 * low.prod() < full.prod()
     numbers = (
         f"the median case at 1 mm, {' x '.join(str(int(n)) for n in full)} voxels, is {ratio:.2g} times a "
-        f"{PATCH_SIZE}^3 patch"
+        f"{PATCH_SIZE[3]}^3 patch"
     )
     if two_stages:
         return True, f"{numbers}: the original plans a low-resolution stage and therefore sums the Dice over the batch"
@@ -334,10 +384,27 @@ def _label_decisions(dataset: Dataset, cases: Sequence[CaseFingerprint]) -> list
     return decisions
 
 
-def _resampling(cases: Sequence[CaseFingerprint]) -> tuple[str, str]:
+def _spacing_text(spacing: Sequence[float | None]) -> str:
+    return " x ".join("kept" if value is None else f"{value:g}" for value in spacing) + " mm"
+
+
+def _slice_decisions(slices: Slices | None) -> list[dict[str, str]]:
+    if slices is None:
+        return []
+    why = "as requested; the authors' package offers 2D and calls it untested"
+    return [{"what": "spatial_dims", "value": "2", "why": why}, *slices.decisions]
+
+
+def _dummy_2d_decision(dummy_2d: bool, patch: Sequence[int]) -> list[dict[str, str]]:
+    if len(patch) == 2:
+        return []
+    return [{"what": "dummy_2d", "value": "yes" if dummy_2d else "no", "why": _why_dummy_2d(patch)}]
+
+
+def _resampling(cases: Sequence[CaseFingerprint], spacing: Sequence[float | None]) -> tuple[str, str]:
     """Return how the cases are resampled and the anisotropy that determines it."""
     anisotropy = [_anisotropy(case) for case in cases]
-    separate = sum(separate_axis(case.spacing, TARGET_SPACING) is not None for case in cases)
+    separate = sum(separate_axis(case.spacing, spacing) is not None for case in cases)
     why = (
         f"coarsest over finest spacing: median {np.median(anisotropy):.2f}, largest {max(anisotropy):.2f}; above "
         f"{ANISOTROPY_THRESHOLD} (here {separate} of {len(cases)} cases) the coarse axis is resampled by nearest "
@@ -350,10 +417,16 @@ def _resampling(cases: Sequence[CaseFingerprint]) -> tuple[str, str]:
     return "cubic and linear, nearest along the coarse axis of anisotropic cases", why
 
 
-def _why_batch_size(batch_size: int) -> str:
-    if batch_size == BATCH_SIZE:
+def _why_batch_size(batch_size: int, spatial_dims: int) -> str:
+    if spatial_dims == 2:
+        same = batch_size == BATCH_SIZE[2]
+        return (
+            f"{'' if same else f'as requested; {BATCH_SIZE[2]} by default: '}at 512 x 512 about the memory of the "
+            "published 2 x 128^3 (the original computes it for the memory of its U-Net)"
+        )
+    if batch_size == BATCH_SIZE[3]:
         return "as published (the original's planner increases it for small images, for a patch it then discards)"
-    return f"as requested; published is {BATCH_SIZE}"
+    return f"as requested; published is {BATCH_SIZE[3]}"
 
 
 def _why_dummy_2d(patch: Sequence[int]) -> str:

@@ -34,7 +34,7 @@ def text_report(plan: dict) -> str:
         f"{plan['out_channels']} classes ({details['layout']})",
         "",
         f"  median shape       {_times(found['median_shape'])} voxels of {_times(found['median_spacing_mm'])} mm",
-        f"  at 1 mm            median {_times(found['median_resampled_shape'])}, largest "
+        f"  {_resampled(plan['spacing']):18} median {_times(found['median_resampled_shape'])}, largest "
         f"{_times(found['largest_resampled_shape'])} voxels",
         f"  nonzero crop       keeps {found['median_size_reduction']:.0%} (median)",
         f"  orientation        {', '.join(f'{n} x {name}' for name, n in found['orientations'].items())}",
@@ -157,12 +157,16 @@ def _classes(cases: Sequence[CaseFingerprint], plan: dict) -> str:
     return table(heads, rows, numbers=(2, 3, 4, 5, 6))
 
 
-def _shapes(cases: Sequence[CaseFingerprint], spacing: Sequence[float]) -> list[str]:
+def _resampled(spacing: Sequence[float | None]) -> str:
+    return "at 1 mm" if None not in spacing else "resampled"
+
+
+def _shapes(cases: Sequence[CaseFingerprint], spacing: Sequence[float | None]) -> list[str]:
     resampled = [resampled_shape(case.cropped_shape, case.spacing, spacing) for case in cases]
     return [
         "<h2>Shapes</h2>",
         _axis_histograms([case.shape for case in cases], "original shape", "voxels"),
-        _axis_histograms(resampled, "cropped, at 1 mm", "voxels"),
+        _axis_histograms(resampled, f"cropped, {_resampled(spacing)}", "voxels"),
         "<h2>Spacing</h2>",
         _axis_histograms([case.spacing for case in cases], "spacing", "mm"),
     ]

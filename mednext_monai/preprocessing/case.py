@@ -89,23 +89,32 @@ def check_settings(settings: Mapping, channels: int | None = None) -> dict:
 
     Args:
         settings: dictionary with the keys ``spacing`` (mm per axis, in the axis order of the files, or of the
-            orientation if set); ``normalization`` (one of ``SCHEMES`` per channel); ``intensity`` (required for
-            CT channels: ``mean``, ``sd``, ``p005`` and ``p995`` of the data set, as a list with one entry per
-            channel or a dictionary by channel index, which may be a string as in JSON); and optionally ``orientation``
-            (axis codes such as ``"RAS"``; ``None`` keeps the axes of the files, as published) and ``ignore_label``
-            (value of voxels without annotation; ``None`` if there are none). Other keys are ignored.
+            orientation if set; ``None`` for an axis that is not resampled); ``normalization`` (one of ``SCHEMES`` per
+            channel); ``intensity`` (required for CT channels: ``mean``, ``sd``, ``p005`` and ``p995`` of the data set,
+            as a list with one entry per channel or a dictionary by channel index, which may be a string as in JSON);
+            and optionally ``orientation`` (axis codes such as ``"RAS"``; ``None`` keeps the axes of the files, as
+            published), ``ignore_label`` (value of voxels without annotation; ``None`` if there are none) and
+            ``slice_axis`` (stored cases are read slice by slice across this axis; ``None`` if they are not). Other
+            keys are ignored.
         channels: number of image channels, if known. Defaults to ``None``.
 
     Returns:
-        a dictionary of the first four keys, with numbers as float and channel indices as int, and of the ignore label,
-        if there is one.
+        a dictionary of the first four keys, with numbers as float and channel indices as int, and of the ignore label
+        and the slice axis, if there are any.
 
     Raises:
         ValueError: if a setting is missing or invalid. The message names it.
     """
     spacing = settings.get("spacing")
-    if not isinstance(spacing, Sequence) or len(spacing) != 3 or not all(_is_positive(value) for value in spacing):
-        raise ValueError(f"preprocessing settings: spacing must be three positive numbers (mm), got {spacing!r}.")
+    if (
+        not isinstance(spacing, Sequence)
+        or len(spacing) != 3
+        or not all(value is None or _is_positive(value) for value in spacing)
+    ):
+        raise ValueError(
+            "preprocessing settings: spacing must be three positive numbers (mm), or null for an axis that keeps its "
+            f"own, got {spacing!r}."
+        )
     schemes = settings.get("normalization")
     if not isinstance(schemes, Sequence) or not schemes or not all(scheme in SCHEMES for scheme in schemes):
         raise ValueError(
@@ -126,6 +135,9 @@ def check_settings(settings: Mapping, channels: int | None = None) -> dict:
         raise ValueError(
             f"preprocessing settings: ignore_label must be a positive integer, or None, got {ignore_label!r}."
         )
+    slice_axis = settings.get("slice_axis")
+    if slice_axis is not None and (type(slice_axis) is not int or slice_axis not in (0, 1, 2)):
+        raise ValueError(f"preprocessing settings: slice_axis must be 0, 1, 2 or None, got {slice_axis!r}.")
     given = by_channel(settings.get("intensity"))
     intensity = {}
     for channel, scheme in enumerate(schemes):
@@ -141,11 +153,12 @@ def check_settings(settings: Mapping, channels: int | None = None) -> dict:
             )
         intensity[channel] = {key: float(values[key]) for key in INTENSITY_KEYS}
     return {
-        "spacing": [float(value) for value in spacing],
+        "spacing": [None if value is None else float(value) for value in spacing],
         "normalization": list(schemes),
         "intensity": intensity,
         "orientation": orientation,
         **({} if ignore_label is None else {"ignore_label": ignore_label}),
+        **({} if slice_axis is None else {"slice_axis": slice_axis}),
     }
 
 

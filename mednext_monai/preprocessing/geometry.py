@@ -22,6 +22,7 @@ from .resampling import (
     Slab,
     class_type,
     classes_by_slab,
+    filled_spacing,
     most_probable,
     resample_image,
     resample_labels,
@@ -78,6 +79,12 @@ class Geometry:
         return tuple(stop - start for start, stop in zip(self.start, self.stop))
 
     @property
+    def changed_axis(self) -> int | None:
+        """The axis that is resampled separately, if its slices are not all kept as they are."""
+        axis = self.axis
+        return None if axis is None or self.resampled_shape[axis] == self.cropped_shape[axis] else axis
+
+    @property
     def resampled_affine(self) -> np.ndarray:
         """4×4 float64: voxel index to mm after crop and resampling."""
         cropped = np.asarray(self.affine) @ _cropping_matrix(self.start)
@@ -99,10 +106,12 @@ def plan_geometry(
     affine: np.ndarray,
     start: Sequence[int],
     stop: Sequence[int],
-    target_spacing: Sequence[float] = (1.0, 1.0, 1.0),
+    target_spacing: Sequence[float | None] = (1.0, 1.0, 1.0),
 ) -> Geometry:
     """
     Return the geometry of a case that is cropped to a box and resampled to the target spacing in mm.
+
+    An axis whose target spacing is ``None`` is not resampled.
 
     Raises:
         ValueError: if a spacing is not a positive number, or the resampled case could not be held in memory.
@@ -110,7 +119,7 @@ def plan_geometry(
     spacing = spacing_of(affine)
     cropped = [high - low for low, high in zip(start, stop)]
     resampled = resampled_shape(cropped, spacing, target_spacing)
-    _check_size(resampled, spacing, target_spacing)
+    _check_size(resampled, spacing, filled_spacing(spacing, target_spacing))
     return Geometry(
         shape=tuple(int(count) for count in shape),
         affine=tuple(tuple(float(value) for value in row) for row in np.asarray(affine)),
@@ -278,14 +287,14 @@ def restore_slabs(slabs: Iterable[np.ndarray], geometry: Geometry, along: int, k
         slabs: ``(K, ...)``, consecutive along ``along``, together ``(K, *geometry.resampled_shape)``. What is needed of
             a slab is copied before the next one is requested.
         geometry: geometry of the case.
-        along: the axis of the slabs, other than the separate axis of the geometry.
+        along: the axis of the slabs, other than the ``changed_axis`` of the geometry.
         keep: function that takes the resampled probabilities, as for :py:func:`keep_slabs`. Defaults to ``None``.
 
     Returns:
         class indices of shape ``geometry.shape``: uint8, or int16 for more than 256 classes.
 
     Raises:
-        ValueError: if the slabs end too early, there are fewer than two classes, or ``along`` is the separate axis.
+        ValueError: if the slabs end too early, there are fewer than two classes, or ``along`` is the ``changed_axis``.
     """
     count, restored = _restored(slabs, geometry, along)
     volume = np.zeros(geometry.shape, dtype=class_type(count))
@@ -328,7 +337,7 @@ def _restored(slabs: Iterable[np.ndarray], geometry: Geometry, along: int) -> tu
         raise ValueError(f"slabs must have at least 2 classes as their first axis, got {found}.")
     old, new = geometry.resampled_shape, geometry.cropped_shape
     planes = _Planes(chain([first], slabs), along)
-    restored = classes_by_slab(planes, old, new, geometry.axis, along, STREAM_VOXELS // len(first))
+    restored = classes_by_slab(planes, old, new, geometry.changed_axis, along, STREAM_VOXELS // len(first))
 
     def boxes() -> Iterator[tuple[Box, Slab]]:
         for slab in restored:

@@ -31,6 +31,7 @@ __all__ = [
     "Slab",
     "class_type",
     "classes_by_slab",
+    "filled_spacing",
     "most_probable",
     "resample_image",
     "resample_labels",
@@ -45,27 +46,35 @@ SLAB_VOXELS = 2**22  # output voxels per slab for label maps and probabilities: 
 STREAM_VOXELS = 2**24  # output voxels of all classes per slab of a stream, whose planes are held for all classes
 
 
+def filled_spacing(spacing: Sequence[float], target_spacing: Sequence[float | None]) -> list[float]:
+    """Return the target spacing of a case, with the case's own where it is ``None``."""
+    return [own if target is None else target for own, target in zip(spacing, target_spacing, strict=True)]
+
+
 def resampled_shape(
-    shape: Sequence[int], spacing: Sequence[float], target_spacing: Sequence[float] = (1.0, 1.0, 1.0)
+    shape: Sequence[int], spacing: Sequence[float], target_spacing: Sequence[float | None] = (1.0, 1.0, 1.0)
 ) -> tuple[int, ...]:
     """Return the voxels per axis at the target spacing over the same extent: rounded half to even, at least 1.
 
     Args:
         shape: voxels per spatial axis.
         spacing: mm per voxel and axis.
-        target_spacing: target mm per voxel and axis. Defaults to 1 mm, as published.
+        target_spacing: target mm per voxel and axis; ``None`` for an axis that is not resampled. Defaults to 1 mm, as
+            published.
 
     Raises:
         ValueError: if a spacing is not a positive number or the lengths differ.
     """
+    if len(spacing) == len(target_spacing):
+        target_spacing = filled_spacing(spacing, target_spacing)
     for name, values in (("spacing", spacing), ("target_spacing", target_spacing)):
-        if len(values) != len(shape) or not all(math.isfinite(value) and value > 0 for value in values):
+        if len(values) != len(shape) or not all(value and math.isfinite(value) and value > 0 for value in values):
             raise ValueError(f"{name} must be {len(shape)} positive numbers (mm), got {tuple(values)}.")
     ratio = np.asarray(spacing, dtype=np.float64) / np.asarray(target_spacing, dtype=np.float64)
     return tuple(max(int(count), 1) for count in np.round(ratio * np.asarray(shape)))
 
 
-def separate_axis(spacing: Sequence[float], target_spacing: Sequence[float] = (1.0, 1.0, 1.0)) -> int | None:
+def separate_axis(spacing: Sequence[float], target_spacing: Sequence[float | None] = (1.0, 1.0, 1.0)) -> int | None:
     """
     Return the axis to resample separately, or ``None``.
 
@@ -73,7 +82,7 @@ def separate_axis(spacing: Sequence[float], target_spacing: Sequence[float] = (1
     otherwise that of the target spacing by the same rule. There is none if two axes are equally coarse. Relative
     differences below 1e-5 are ignored, since the spacing of a rotated affine has rounding errors.
     """
-    for candidate in (spacing, target_spacing):
+    for candidate in (spacing, filled_spacing(spacing, target_spacing)):
         if max(candidate) / min(candidate) > ANISOTROPY_THRESHOLD * (1 + 1e-5):
             coarsest = [
                 axis for axis, value in enumerate(candidate) if math.isclose(value, max(candidate), rel_tol=1e-5)

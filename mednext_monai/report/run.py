@@ -12,6 +12,7 @@ from typing import Any
 
 from ..data.dataset import read_dataset
 from ..data.io import image_paths
+from ..data.picture_files import PICTURES
 from ..files import read_json
 
 __all__ = ["Part", "parts_of"]
@@ -114,9 +115,9 @@ class Part:
         Raises:
             ValueError: in one sentence, what is not there.
         """
-        prediction = self.folder / "predictions" / f"{case}.nii.gz"
-        if self.folder.name == "postprocessed":
-            prediction = self.folder / f"{case}.nii.gz"
+        written = self.folder if self.folder.name == "postprocessed" else self.folder / "predictions"
+        named = [written / f"{case}{ending}" for ending in (".nii.gz", *PICTURES)]
+        prediction = next((path for path in named if path.is_file()), named[0])
         if not prediction.is_file():
             raise ValueError(f"there is no {prediction}; mednext evaluate --save_predictions true writes it.")
         folder = dataset_dir or self.statistics().get("settings", {}).get("dataset_dir")

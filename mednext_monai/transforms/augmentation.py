@@ -23,10 +23,12 @@ from monai.transforms import (
 from monai.utils import convert_to_tensor
 
 from .intensity import RandChannelGammad, RandChannelLowResolutiond, RandChannelSmoothd
-from .patch import RandPatchd
+from .patch import RandPatchd, volume_patch
 from .spatial import RandRotateScaled
 
 __all__ = ["CleanOutsided", "patch_transforms", "training_augmentation"]
+
+LONG, LONG_ROTATION = 1.5, 15.0  # of a 2D patch: length over width, and largest angle in degrees
 
 
 class CleanOutsided(MapTransform):
@@ -92,12 +94,14 @@ def training_augmentation(
     dummy_2d: bool = False,
     thin_axis: int = 2,
     ignore_label: int | None = None,
+    slice_axis: int | None = None,
 ) -> Compose:
     """
     Return the transform from stored case to training patch: sampling and nine augmentations, in the original's order.
 
     The input is that of :py:class:`RandPatchd`. The output is the image as float32 ``(C, *patch_size)`` and the label
-    as uint8 ``(1, *patch_size)``, without -1. The loss computes the deep-supervision targets.
+    as uint8 ``(1, *patch_size)``, without -1. The loss computes the deep-supervision targets. Patches of slices are
+    rotated in their plane, by up to 180 degrees, or 15 if a patch is longer than 1.5 times its width.
 
     | augmentation | probability | range | per channel |
     | --- | --- | --- | --- |
@@ -112,7 +116,7 @@ def training_augmentation(
     | mirroring | 0.5 per axis | | no |
 
     Args:
-        patch_size: patch size in voxels, one number or three.
+        patch_size: patch size in voxels, one number or three, in 2D two.
         image_key: key of the image. Defaults to "image".
         label_key: key of the label. Defaults to "label".
         mask_channels: channels that were normalized inside the nonzero mask. Defaults to ``()``.
@@ -121,8 +125,13 @@ def training_augmentation(
         thin_axis: axis across the slices. Defaults to 2, the last, which is the original's first.
         ignore_label: label of voxels without annotation, see :py:class:`RandPatchd`; in rotation and scaling it is a
             label like any other. Defaults to ``None``.
+        slice_axis: axis across the slices, for patches in 2D, see :py:class:`RandPatchd`; ``dummy_2d`` is then not
+            used. Defaults to ``None``: patches are 3D.
     """
     keys = (image_key, label_key)
+    size = volume_patch(patch_size, slice_axis)
+    in_plane = [length for axis, length in enumerate(size) if axis != slice_axis]
+    is_long = slice_axis is not None and max(in_plane) > LONG * min(in_plane)
     return Compose(
         [
             RandPatchd(
@@ -131,16 +140,18 @@ def training_augmentation(
                 mode=("image", "label"),
                 augmentation=RandRotateScaled(
                     keys,
-                    patch_size,
+                    size,
                     mode=("image", "label"),
                     rotate_prob=0.2,
                     scale_prob=0.2,
                     rotate_range=30,
                     scale_range=(0.7, 1.4),
-                    dummy_2d=dummy_2d,
-                    thin_axis=thin_axis,
+                    dummy_2d=dummy_2d or slice_axis is not None,
+                    thin_axis=thin_axis if slice_axis is None else slice_axis,
+                    in_plane_range=LONG_ROTATION if is_long else 180,
                 ),
                 ignore_label=ignore_label,
+                slice_axis=slice_axis,
             ),
             RandGaussianNoised(image_key, prob=0.1, mean=0.0, std=0.1, sample_std=True),
             RandChannelSmoothd(image_key, prob=0.2, channel_prob=0.5, sigma_range=(0.5, 1.0)),
@@ -153,11 +164,11 @@ def training_augmentation(
                 prob=0.25,
                 channel_prob=0.5,
                 zoom_range=(0.5, 1.0),
-                keep_axis=thin_axis if dummy_2d else None,
+                keep_axis=thin_axis if dummy_2d and slice_axis is None else None,
             ),
             RandChannelGammad(image_key, prob=0.1, gamma_range=(0.7, 1.5), invert=True),
             RandChannelGammad(image_key, prob=0.3, gamma_range=(0.7, 1.5), invert=False),
-            *(RandFlipd(keys, prob=0.5, spatial_axis=axis) for axis in range(3)),
+            *(RandFlipd(keys, prob=0.5, spatial_axis=axis) for axis in range(len(in_plane))),
             CleanOutsided(image_key, label_key, mask_channels),
         ]
     )
@@ -169,6 +180,7 @@ def patch_transforms(
     label_key: str = "label",
     mask_channels: Sequence[int] = (),
     ignore_label: int | None = None,
+    slice_axis: int | None = None,
 ) -> Compose:
     """
     Return the transform from stored case to validation patch: sampling as in training, without augmentation.
@@ -177,7 +189,13 @@ def patch_transforms(
     """
     return Compose(
         [
-            RandPatchd((image_key, label_key), patch_size, mode=("image", "label"), ignore_label=ignore_label),
+            RandPatchd(
+                (image_key, label_key),
+                patch_size,
+                mode=("image", "label"),
+                ignore_label=ignore_label,
+                slice_axis=slice_axis,
+            ),
             CleanOutsided(image_key, label_key, mask_channels),
         ]
     )

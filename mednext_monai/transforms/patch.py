@@ -2,7 +2,7 @@
 
 :py:mod:`mednext_monai.data.patches` selects the case, and whether the patch must contain foreground.
 
-Source: nnU-Net v1's ``DataLoader3D`` as MIC-DKFZ/MedNeXt uses it, reimplemented.
+Source: nnU-Net v1's ``DataLoader3D`` and ``DataLoader2D`` as MIC-DKFZ/MedNeXt uses them, reimplemented.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ..memory import empty
 from ..preprocessing.foreground import ANNOTATED, foreground_locations
 from .spatial import MODES, RandRotateScaled, homogeneous, interpolate_box, on_new_grid, working_dtype
 
-__all__ = ["RandPatchd", "read_box"]
+__all__ = ["RandPatchd", "read_box", "volume_patch"]
 
 
 def _opened(value: Any) -> Any:
@@ -90,6 +90,14 @@ def read_box(
     return out
 
 
+def volume_patch(patch_size: int | Sequence[int], slice_axis: int | None) -> tuple[int, ...]:
+    """Return the size of a patch along the axes of the volume: three numbers, 1 across slices."""
+    if slice_axis is None:
+        return ensure_tuple_rep(patch_size, 3)
+    sizes = list(ensure_tuple_rep(patch_size, 2))
+    return (*sizes[:slice_axis], 1, *sizes[slice_axis:])
+
+
 class RandPatchd(MapTransform, Randomizable):
     """
     Dictionary transform: crop one training patch from a case, by the original's rules.
@@ -99,6 +107,10 @@ class RandPatchd(MapTransform, Randomizable):
     uniformly from those present, and the voxel uniformly from the stored locations of the class. The patch is shifted
     to start inside the volume, but may extend beyond its end, where it is padded. A case without foreground gives a
     random patch.
+
+    With a ``slice_axis``, a patch is a part of one slice. The slice of a random patch is drawn uniformly; that of a
+    forced patch uniformly from the slices that hold a stored location of the class, and its center uniformly from those
+    in the slice.
 
     With an ``ignore_label``, as in nnU-Net v2, the ignored voxels are not a class, and a random patch has an annotated
     voxel at its center, of any class, background included; so has a forced patch of a case without foreground. Only a
@@ -115,14 +127,14 @@ class RandPatchd(MapTransform, Randomizable):
     class, named by the class; with an ignore label also the annotated voxels, named "annotated". If this key is
     missing, the locations are computed from the last label, which is slow.
 
-    Output: for each key a tensor ``(C, *patch_size)``, images as float32, labels as int16 (int8 if stored as int8) with
-    -1 outside; the foreground and slot entries are removed. Unless MONAI's ``set_track_meta`` is off, these are
-    ``MetaTensor``, with the ``affine`` of the input (identity for plain arrays) shifted to the patch. Not lazy, not
-    invertible.
+    Output: for each key a tensor ``(C, *patch_size)``, of slices with the other axes in their order, images as float32,
+    labels as int16 (int8 if stored as int8) with -1 outside; the foreground and slot entries are removed. Unless
+    MONAI's ``set_track_meta`` is off, these are ``MetaTensor``, with the ``affine`` of the input (identity for plain
+    arrays) shifted to the patch; in that of a slice, the slice axis is the last one. Not lazy, not invertible.
 
     Args:
         keys: keys of images and labels on the same grid.
-        patch_size: patch size in voxels, one number or three.
+        patch_size: patch size in voxels, one number or three, with a ``slice_axis`` two.
         mode: "image" or "label" per key, or one for all. Defaults to ("image", "label").
         augmentation: rotation and scaling to apply while reading; its ``mode``, ``keys`` and ``spatial_size`` are not
             used. Defaults to ``None``, as for validation.
@@ -132,6 +144,8 @@ class RandPatchd(MapTransform, Randomizable):
         foreground_prob: probability of a forced patch if there is no such flag. Defaults to 0.5, the original's
             fraction for batch size 2.
         ignore_label: label of voxels without annotation. Defaults to ``None``.
+        slice_axis: axis across the slices, for patches in 2D; the augmentation must be in their plane. Defaults to
+            ``None``: patches are 3D.
         allow_missing_keys: see :py:class:`monai.transforms.MapTransform`.
 
     Raises:
@@ -151,13 +165,15 @@ class RandPatchd(MapTransform, Randomizable):
         slot_key: str = "force_foreground",
         foreground_prob: float = 0.5,
         ignore_label: int | None = None,
+        slice_axis: int | None = None,
         allow_missing_keys: bool = False,
     ) -> None:
         MapTransform.__init__(self, keys, allow_missing_keys)
         self.mode = ensure_tuple_rep(mode, len(self.keys))
         if any(m not in MODES for m in self.mode):
             raise ValueError(f"mode must be one of {MODES}, got {mode}.")
-        self.patch_size = ensure_tuple_rep(patch_size, 3)
+        self.slice_axis = slice_axis
+        self.patch_size = volume_patch(patch_size, slice_axis)
         self.augmentation = augmentation
         self.foreground_key, self.slot_key = foreground_key, slot_key
         self.foreground_prob = foreground_prob
@@ -186,6 +202,9 @@ class RandPatchd(MapTransform, Randomizable):
         if locations:
             names = sorted(locations, key=str if ANNOTATED in locations else int)
             voxels = locations[names[self.R.randint(len(names))]]
+            if self.slice_axis is not None:
+                slices = np.unique(voxels[:, self.slice_axis])
+                voxels = voxels[voxels[:, self.slice_axis] == slices[self.R.randint(len(slices))]]
             voxel = voxels[self.R.randint(len(voxels))]
             box = [max(int(v) - b // 2, a) for v, b, a in zip(voxel, self.box_size, low)]
         else:
@@ -215,6 +234,9 @@ class RandPatchd(MapTransform, Randomizable):
             self.randomize(shape, None)
         for key, mode in self.key_iterator(d, self.mode):
             out, to_input = self._patch(volumes[key], mode)
+            if self.slice_axis is not None:
+                order = [*(axis for axis in range(3) if axis != self.slice_axis), self.slice_axis, 3]
+                out, to_input = out.squeeze(1 + self.slice_axis), to_input[:, order]
             d[key] = on_new_grid(out, d[key], to_input)
         return d
 
@@ -228,7 +250,7 @@ class RandPatchd(MapTransform, Randomizable):
         return nullcontext({value: voxels for value, voxels in foreground.items() if len(voxels) or value == ANNOTATED})
 
     def _patch(self, volume: np.ndarray | torch.Tensor, mode: str) -> tuple[torch.Tensor, np.ndarray]:
-        """Return the drawn patch, ``(C, *patch_size)``, and the matrix ``(4, 4)`` from its voxels to the volume's."""
+        """Return the drawn patch, ``(C, X, Y, Z)``, and the matrix ``(4, 4)`` from its voxels to the volume's."""
         fill = self.fill[mode]
         draw = None if self.augmentation is None else self.augmentation.draw(self.patch_size, self.box_size)
         if draw is None:

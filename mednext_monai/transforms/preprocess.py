@@ -29,7 +29,15 @@ from monai.transforms import InvertibleTransform, MapTransform, SaveImaged
 from monai.utils import ImageMetaKey, MetaKeys, PostFix, TraceKeys
 
 from ..data.dicom import DicomSeries
-from ..data.io import image_paths, read_image, read_label, strip_ending, to_labels, write_segmentation
+from ..data.io import (
+    image_paths,
+    read_image,
+    read_label,
+    result_ending,
+    strip_ending,
+    to_labels,
+    write_segmentation,
+)
 from ..data.probabilities import DiskProbabilities
 from ..preprocessing.case import check_settings, preprocess_case
 from ..preprocessing.geometry import (
@@ -307,8 +315,8 @@ def _restored(classes: np.ndarray, image: MetaTensor, record: Mapping) -> MetaTe
 
 
 def slab_axes(image: MetaTensor) -> list[int]:
-    """Return the axes along which the probabilities of an image can be restored in slabs: all but a separate axis."""
-    separate = Geometry.from_dict(_record(image)["geometry"]).axis
+    """Return the axes along which probabilities can be restored in slabs: all but a separate one that is resampled."""
+    separate = Geometry.from_dict(_record(image)["geometry"]).changed_axis
     return [axis for axis in range(3) if axis != separate]
 
 
@@ -338,7 +346,7 @@ class LoadLabeld(MapTransform):
 
 class SaveImageOnSourceGridd(SaveImaged):
     """
-    Write segmentations as ``<case>.nii.gz`` with the header of their image.
+    Write segmentations as ``<case>.nii.gz`` with the header of their image, or those of pictures in their format.
 
     The header is copied from a NIfTI image (affines and their codes, units, ...), otherwise created from the affine.
     MONAI's ``SaveImaged`` creates a new header, drops axes of size 1, and fails on segmentations of multichannel images
@@ -366,7 +374,8 @@ class SaveImageOnSourceGridd(SaveImaged):
         for key in self.key_iterator(d):
             meta = d[key].meta
             source = meta.get(ImageMetaKey.FILENAME_OR_OBJ)
-            target = self.output_dir / f"{case_name(meta, key)}.nii.gz"
+            ending = ".nii.gz" if source is None or DICOM in meta else result_ending(source)
+            target = self.output_dir / f"{case_name(meta, key)}{ending}"
             labels, affine = d[key].numpy(force=True)[0], d[key].affine.numpy()
             write_segmentation(labels, target, like=source, affine=affine, digest=meta.get(DIGEST))
             meta[MetaKeys.SAVED_TO] = str(target)

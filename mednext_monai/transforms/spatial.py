@@ -69,8 +69,8 @@ class SpatialDraw(NamedTuple):
         ends = np.outer(np.asarray(spatial_size) - 1, [0, 1]).T  # (2, 3)
         corners = np.array([[ends[c >> d & 1, d] for d in range(3)] for c in range(8)]) @ self.matrix.T + self.offset
         box = np.asarray(self.box_size)
-        start = np.clip(np.floor(corners.min(0)).astype(int) - halo, 0, box - 2)
-        stop = np.clip(np.floor(corners.max(0)).astype(int) + halo + 2, start + 2, box)
+        start = np.clip(np.floor(corners.min(0)).astype(int) - halo, 0, np.maximum(box - 2, 0))
+        stop = np.clip(np.floor(corners.max(0)).astype(int) + halo + 2, np.minimum(start + 2, box), box)
         return start, stop - start
 
 
@@ -93,6 +93,18 @@ def interpolate_box(
     """
     matrix = torch.as_tensor(draw.matrix, dtype=torch.float64)
     offset = torch.as_tensor(draw.offset - start, dtype=torch.float64)
+    if 1 in spatial_size[1:]:  # a slice: its axis comes first, because the output is computed plane by plane
+        axis = list(spatial_size).index(1)
+        order = [axis, *(other for other in range(3) if other != axis)]
+        values, spatial_size = values.movedim(1 + axis, 1).contiguous(), [spatial_size[other] for other in order]
+        out = _interpolated(values, matrix[order][:, order], offset[order], spatial_size, mode)
+        return out.movedim(1, 1 + axis)
+    return _interpolated(values, matrix, offset, spatial_size, mode)
+
+
+def _interpolated(
+    values: torch.Tensor, matrix: torch.Tensor, offset: torch.Tensor, spatial_size: Sequence[int], mode: str
+) -> torch.Tensor:
     if mode == "image":
         return affine_spline(values, matrix, offset, spatial_size)
     return torch.stack([affine_labels(channel, matrix, offset, spatial_size) for channel in values])
@@ -123,8 +135,9 @@ class RandRotateScaled(MapTransform, Randomizable):
         scale_prob: probability of scaling. Defaults to 0.2.
         rotate_range: largest angle about each axis, in degrees; one number or three. Defaults to 30.
         scale_range: smallest and largest factor. Defaults to ``(0.7, 1.4)``.
-        dummy_2d: rotate and scale only in the plane of thick slices, up to 180 degrees. Defaults to ``False``.
+        dummy_2d: rotate and scale only in the plane of slices. Defaults to ``False``.
         thin_axis: axis across the slices, for ``dummy_2d``. Defaults to 2, the last.
+        in_plane_range: largest angle for ``dummy_2d``, in degrees. Defaults to 180.
         allow_missing_keys: see :py:class:`monai.transforms.MapTransform`.
 
     Raises:
@@ -145,6 +158,7 @@ class RandRotateScaled(MapTransform, Randomizable):
         scale_range: Sequence[float] = (0.7, 1.4),
         dummy_2d: bool = False,
         thin_axis: int = 2,
+        in_plane_range: float = 180.0,
         allow_missing_keys: bool = False,
     ) -> None:
         MapTransform.__init__(self, keys, allow_missing_keys)
@@ -160,6 +174,7 @@ class RandRotateScaled(MapTransform, Randomizable):
         self.rotate_range = tuple(math.radians(degrees) for degrees in ensure_tuple_rep(rotate_range, 3))
         self.scale_range = tuple(scale_range)
         self.thin_axis = thin_axis if dummy_2d else None
+        self.in_plane_range = math.radians(in_plane_range)
         self.angles: tuple[float, ...] | None = None
         self.scale: float | None = None
 
@@ -169,7 +184,7 @@ class RandRotateScaled(MapTransform, Randomizable):
         if self.R.uniform() < self.rotate_prob:
             limits: Sequence[float] = self.rotate_range
             if self.thin_axis is not None:
-                limits = [math.pi if axis == self.thin_axis else 0.0 for axis in range(3)]
+                limits = [self.in_plane_range if axis == self.thin_axis else 0.0 for axis in range(3)]
             self.angles = tuple(self.R.uniform(-limit, limit) for limit in limits)
         if self.R.uniform() < self.scale_prob:
             self.scale = draw_about_one(self.R, *self.scale_range)
@@ -178,8 +193,8 @@ class RandRotateScaled(MapTransform, Randomizable):
         """
         Return the size of the box that the original loads for an output of ``spatial_size``: 205 for 128, per axis.
 
-        It fits a rotation by 30 degrees about any single axis and a factor of 1 / 0.85, independent of the ranges;
-        stronger mappings see zeros outside.
+        It fits a rotation by 30 degrees about any single axis (in the plane of slices, by ``in_plane_range``, at most
+        90 degrees) and a factor of 1 / 0.85, independent of the ranges; stronger mappings see zeros outside.
         """
         size = np.asarray(spatial_size, dtype=float)
         box = size.copy()
@@ -187,12 +202,17 @@ class RandRotateScaled(MapTransform, Randomizable):
             if self.thin_axis is not None and axis != self.thin_axis:
                 continue
             angles = [0.0] * 3
-            angles[axis] = BOX_ROTATION if self.thin_axis is None else BOX_ROTATION_2D
+            angles[axis] = BOX_ROTATION if self.thin_axis is None else self._box_rotation(axis)
             box = np.maximum(box, np.abs(rotation_matrix(angles) @ size))
         box = (box / BOX_SCALE + 1e-9).astype(int)
         if self.thin_axis is not None:
             box[self.thin_axis] = size[self.thin_axis]
         return tuple(int(n) for n in box)
+
+    def _box_rotation(self, axis: int) -> float:
+        """Return the angle in the plane of slices for which the box is large enough."""
+        angle = min(self.in_plane_range, BOX_ROTATION_2D)
+        return -angle if axis == 1 else angle  # about axis 1, `rotation_matrix` turns from the last axis to the first
 
     def draw(self, spatial_size: Sequence[int], box_size: Sequence[int]) -> SpatialDraw | None:
         """Return the last draw as a mapping about the center of a box of ``box_size``, or ``None`` if not applied."""

@@ -24,12 +24,13 @@ IMAGE = "image"  # key of the image that this bundle's networks see
 
 
 class Group(NamedTuple):
-    """Networks that see one image in windows of one size."""
+    """Networks that see one image in windows of one size, of volumes or of slices."""
 
     key: str  # of the image: "image", "image_1", ...; groups that differ only in the windows have the same
     preprocessing: dict[str, Any]  # spacing, orientation, normalization, intensity
     patch_size: list[int]
     members: list[int]  # their numbers
+    slice_axis: int | None = None  # for networks of slices, the axis across them
 
 
 class Members:
@@ -59,7 +60,10 @@ class Members:
     def other_networks(self, device: torch.device, memory_format: torch.memory_format) -> list[MedNeXt]:
         """Return networks for the checkpoints of other bundles, whose weights are loaded later."""
         networks = [MedNeXt(**description.network_arguments()) for description in self._descriptions]
-        return [network.to(device=device, memory_format=memory_format) for network in networks]  # type: ignore[call-overload]
+        for network in networks:
+            own = memory_format if network.spatial_dims == 3 else torch.contiguous_format
+            network.to(device=device, memory_format=own)  # type: ignore[call-overload]
+        return networks
 
     @property
     def member_numbers(self) -> list[list[int]]:
@@ -189,14 +193,15 @@ def _groups(tasks: Sequence[Mapping[str, Any]]) -> list[Group]:
     groups: list[Group] = []
     images: list[dict[str, Any]] = []
     for number, task in enumerate(tasks):
-        preprocessing, patch_size = {key: task[key] for key in PREPROCESSING}, list(task["patch_size"])
+        preprocessing = {key: task[key] for key in PREPROCESSING}
+        windows = list(task["patch_size"]), task["slice_axis"]
         image = next((i for i, one in enumerate(images) if same(one, preprocessing)), len(images))
         if image == len(images):
             images.append(preprocessing)
         key = IMAGE if image == 0 else f"{IMAGE}_{image}"
-        group = next((one for one in groups if (one.key, one.patch_size) == (key, patch_size)), None)
+        group = next((one for one in groups if (one.key, (one.patch_size, one.slice_axis)) == (key, windows)), None)
         if group is None:
-            group = Group(key, images[image], patch_size, [])
+            group = Group(key, images[image], windows[0], [], windows[1])
             groups.append(group)
         group.members.append(number)
     return groups

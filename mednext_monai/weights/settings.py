@@ -51,10 +51,17 @@ PUBLISHED: dict[str, Any] = {
     "out_channels": 2,
     "spacing": [1.0, 1.0, 1.0],
     "orientation": None,
+    "spatial_dims": 3,
+    "slice_axis": None,
     "patch_size": [128, 128, 128],
 }
+PUBLISHED_2D: dict[str, Any] = {  # of the authors' planner, which calls 2D untested
+    "slice_axis": 2,  # the last axis of a NIfTI file, which is the first one that the original reads
+    "patch_size": [512, 512],
+}
 PREPROCESSING = ("spacing", "orientation", "normalization", "intensity")
-TASK = ("in_channels", "out_channels", *PREPROCESSING, "patch_size")
+SPATIAL = ("spatial_dims", "slice_axis")
+TASK = ("in_channels", "out_channels", *SPATIAL, *PREPROCESSING, "patch_size")
 ANNOTATION = ("regions", "ignore_label")  # of the labels, so they may differ from those of the training
 MAX_LABEL = 255  # patches hold labels as uint8
 LARGEST = {"in_channels": 10000, "out_channels": 2**15}  # file names have four digits for it; label maps are int16
@@ -71,8 +78,9 @@ def task_settings(
     Return the settings of a task: those that the checkpoint was trained with, or for a training the stated ones.
 
     Args:
-        stated: ``in_channels``, ``out_channels``, ``spacing``, ``orientation``, ``normalization``, ``intensity`` and
-            ``patch_size`` of the options, the plan or the bundle; ``None`` for one that is not stated. ``regions``
+        stated: ``in_channels``, ``out_channels``, ``spatial_dims`` (3, or 2 for slices), ``slice_axis`` (across the
+            slices), ``spacing``, ``orientation``, ``normalization``, ``intensity`` and ``patch_size`` of the options,
+            the plan or the bundle; ``None`` for one that is not stated. ``regions``
             (values of classes by the name of their union) and ``ignore_label`` (of voxels without annotation) may be
             missing.
         checkpoint: the checkpoint of an inference or evaluation, or several of one task. Its settings are used; a
@@ -84,12 +92,13 @@ def task_settings(
         dataset_dir: the data set of a training or evaluation, whose ``dataset.json`` gives regions and ignore label if
             neither what is stated nor the checkpoint does. One that cannot be read is left to the checks of the cases.
             Defaults to ``None``: there are no labels.
-        released: ``in_channels`` and ``out_channels`` of the weights that the bundle came with. They replace the
+        released: ``in_channels``, ``out_channels`` and, of slices, ``spatial_dims`` of the weights that the bundle came
+        with. They replace the
             published ones where there is neither a checkpoint nor a data set, as in ``monai.bundle.load``, which then
             loads all weights. Defaults to ``None``: there are none.
 
     Returns:
-        the seven settings, in the form of :py:func:`~mednext_monai.preprocessing.case.check_settings`, and
+        these nine settings, in the form of :py:func:`~mednext_monai.preprocessing.case.check_settings`, and
         ``regions`` and ``ignore_label``, each ``None`` if there is none.
 
     Raises:
@@ -112,12 +121,12 @@ def task_settings(
         stated["spacing"] = [stated["spacing"]] * 3
     if checkpoint is None or not Path(checkpoint).is_file() or is_placeholder(checkpoint):
         if released and (dataset_dir is None or not Path(dataset_dir, "dataset.json").is_file()):
-            stated.update({key: released[key] for key in ("in_channels", "out_channels") if stated[key] is None})
+            stated.update({key: value for key, value in released.items() if stated[key] is None})
         return _complete(_with_annotation(stated, dataset_dir))  # loading the weights reports a file that is missing
     trained = read_settings(checkpoint)
     if trained is None:
         settings = _complete(_with_annotation(stated, dataset_dir))
-        assumed = [f"{key} {settings[key]}" for key in TASK if stated[key] is None and key != "intensity"]
+        assumed = [f"{key} {settings[key]}" for key in _shown(settings) if stated[key] is None and key != "intensity"]
         if assumed:
             logger.warning(
                 f"{checkpoint} does not say how it was trained. Assumed, because they are not stated: "
@@ -129,7 +138,7 @@ def task_settings(
     settings = _complete(_with_annotation(united, dataset_dir))
     if not same(settings["intensity"], trained["intensity"]):
         _refuse("intensity", settings["intensity"], trained["intensity"], checkpoint)
-    shown = [f"{key} {trained[key]}" for key in TASK]
+    shown = [f"{key} {trained[key]}" for key in _shown(trained)]
     shown += [f"{key} {settings[key]}" for key in ANNOTATION if settings[key] is not None]
     logger.info(f"settings of {checkpoint}: {', '.join(shown)}")
     if not same(settings["patch_size"], trained["patch_size"]):
@@ -316,7 +325,18 @@ def _read_settings(path: str, modified: int, size: int) -> dict[str, Any] | None
 
 def _complete(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Fill in what is ``None`` as published, and check and normalize the result."""
-    filled = {key: PUBLISHED[key] if settings[key] is None else settings[key] for key in PUBLISHED}
+    stated = {**dict.fromkeys(SPATIAL), **settings}  # checkpoints of before 2D have neither
+    dims = PUBLISHED["spatial_dims"] if stated["spatial_dims"] is None else stated["spatial_dims"]
+    if type(dims) is not int or dims not in (2, 3):
+        raise ValueError(f"spatial_dims must be 2 or 3, got {dims!r}.")
+    published = {**PUBLISHED, **(PUBLISHED_2D if dims == 2 else {})}
+    filled = {key: value if stated[key] is None else stated[key] for key, value in published.items()}
+    axis = filled["slice_axis"]
+    if axis is not None and (type(axis) is not int or axis not in (0, 1, 2)[: 3 if dims == 2 else 0]):
+        allowed = "0, 1 or 2" if dims == 2 else "null, since spatial_dims is 3: it is for networks of slices"
+        raise ValueError(f"slice_axis must be {allowed}; got {axis!r}.")
+    if axis is not None and stated["spacing"] is None:  # slices are resampled in their plane only
+        filled["spacing"] = [None if other == axis else value for other, value in enumerate(PUBLISHED["spacing"])]
     for key, largest in LARGEST.items():
         if type(filled[key]) is not int or not 1 <= filled[key] <= largest:
             raise ValueError(f"{key} must be a positive integer up to {largest}, got {filled[key]!r}.")
@@ -326,7 +346,9 @@ def _complete(settings: Mapping[str, Any]) -> dict[str, Any]:
         {**filled, "normalization": schemes, "intensity": settings["intensity"]}, channels=channels
     )
     annotation = _annotation(settings.get("regions"), settings.get("ignore_label"), filled["out_channels"])
-    return {**filled, **preprocessing, "patch_size": patch_size(filled["patch_size"]), **annotation}
+    return {**filled, "spatial_dims": dims, **preprocessing, "patch_size": patch_size(filled["patch_size"], dims)} | (
+        annotation
+    )
 
 
 def _with_annotation(settings: Mapping[str, Any], dataset_dir: str | Path | None) -> dict[str, Any]:
@@ -370,8 +392,13 @@ def _annotation(regions: Any, ignore_label: Any, out_channels: int) -> dict[str,
     return {"regions": {name: list(values) for name, values in regions.items()}, "ignore_label": ignore_label}
 
 
+def _shown(settings: Mapping[str, Any]) -> list[str]:
+    """Return the settings of a task that a message names: those of slices only if it has any."""
+    return [key for key in TASK if settings["spatial_dims"] == 2 or key not in SPATIAL]
+
+
 def _refuse_contradictions(stated: Mapping[str, Any], trained: Mapping[str, Any], checkpoint: str | Path) -> None:
-    for key in ("in_channels", "out_channels", "spacing", "orientation", "normalization"):
+    for key in ("in_channels", "out_channels", *SPATIAL, "spacing", "orientation", "normalization"):
         if stated[key] is not None and not same(stated[key], trained[key]):
             _refuse(key, stated[key], trained[key], checkpoint)
 

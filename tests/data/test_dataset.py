@@ -355,7 +355,7 @@ def test_a_value_of_a_wrong_type_is_one_line(tmp_path, changes, message):
     assert len(error.value.problems) == 1
 
 
-@pytest.mark.parametrize("value", [None, 7, ["x"], "", "nii", ".png", ".nii.gz/../x", ".*"], ids=repr)
+@pytest.mark.parametrize("value", [None, 7, ["x"], "", "nii", ".jpg", ".nii.gz/../x", ".*"], ids=repr)
 def test_a_file_ending_that_is_not_known_is_one_line(tmp_path, value):
     make_nnunet(tmp_path, 2, cases=1)
     describe(tmp_path, file_ending=value)

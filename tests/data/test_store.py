@@ -66,6 +66,19 @@ def test_stored_case_equals_the_computation(cases, tmp_path):
     assert info["voxels_per_label"]["1"] == (expected.label == 1).sum()
 
 
+def test_a_slice_that_is_read_alone_is_one_piece_of_the_file(cases, tmp_path):
+    volumes = run(cases[:1], tmp_path / "cache")[0]
+    for axis in range(3):
+        stored = run(cases[:1], tmp_path / "cache", {**PLAN, "slice_axis": axis})[0]
+        assert os.path.dirname(os.path.dirname(stored["info"])) != os.path.dirname(os.path.dirname(volumes["info"]))
+        for key in ("image", "label"):
+            array = np.load(stored[key], mmap_mode="r")
+            np.testing.assert_array_equal(array, np.load(volumes[key]))
+            assert array.flags.f_contiguous if axis == 2 else array.flags.c_contiguous
+    with pytest.raises(ValueError, match="slice_axis must be 0, 1, 2 or None, got 3"):
+        run(cases[:1], tmp_path / "cache", {**PLAN, "slice_axis": 3})
+
+
 def test_parallel_processes_store_the_same(cases, tmp_path, capfd, caplog):
     caplog.set_level("WARNING", "mednext_monai.data.store")  # a log that is shown says it instead
     here, there = run(cases, tmp_path / "a"), run(cases, tmp_path / "b", num_workers=2, progress=True)

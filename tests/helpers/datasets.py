@@ -7,6 +7,8 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pytest
+from PIL import Image
 from scipy import ndimage
 
 AFFINE = np.array([[1.0, 0, 0, -20], [0, 1, 0, 30], [0, 0, 2, 7], [0, 0, 0, 1]])  # 1 x 1 x 2 mm, non-zero origin
@@ -130,6 +132,44 @@ def make_regions(directory: Path, cases: int = 6) -> Path:
         numTraining=cases,
     )
     return directory
+
+
+def make_pictures(directory: Path, ending: str = ".png", cases: int = 6, channels: int = 1, bits: int = 8) -> Path:
+    """Write an nnU-Net v2 data set of pictures, about 44 x 40: a bright disc, class 1, in it a colored one, class 2."""
+    for i in range(cases + 1):
+        image, label = make_picture(i, channels, bits)
+        part = "Tr" if i < cases else "Ts"
+        save_picture(directory / f"images{part}/case_{i}_0000{ending}", image)
+        if part == "Tr":
+            save_picture(directory / f"labelsTr/case_{i}{ending}", label)
+    names = {str(c): name for c, name in enumerate(["red", "green", "blue"][:channels])}
+    labels = {"background": 0, "disc": 1, "core": 2}
+    describe(directory, channel_names=names, labels=labels, file_ending=ending, numTraining=cases)
+    return directory
+
+
+def make_picture(seed: int, channels: int = 1, bits: int = 8) -> tuple[np.ndarray, np.ndarray]:
+    """Return an image ``(Y, X)`` or ``(Y, X, C)`` and its label ``(Y, X)``."""
+    random = np.random.RandomState(seed)
+    height, width = 44 + seed % 3, 40
+    y, x = np.ogrid[:height, :width]
+    distance = np.hypot(y - random.randint(16, 28), x - random.randint(14, 26))
+    label = (distance < 12).astype(np.uint8) + (distance < 6)
+    image = 40 + 60 * (label > 0)[..., None] + random.randint(0, 30, (height, width, channels))
+    image[..., -1] += 50 * (label == 2)
+    image = (image * (256 if bits == 16 else 1)).astype(np.uint16 if bits == 16 else np.uint8)
+    return image if channels > 1 else image[..., 0], label
+
+
+def save_picture(path: Path, array: np.ndarray) -> None:
+    """Write an array ``(Y, X)`` or ``(Y, X, C)`` as PNG or TIFF, or ``(Y, X)`` as NIfTI of one slice."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".png":
+        Image.fromarray(array).save(path)
+    elif path.suffix == ".tif":
+        pytest.importorskip("tifffile").imwrite(path, array, planarconfig="contig" if array.ndim == 3 else None)
+    else:
+        nib.save(nib.Nifti1Image(array.T[..., None], np.diag([1.0, 1.0, 5.0, 1.0])), path)
 
 
 CASE_AFFINE = np.diag([1.5, 1, 2, 1.0])

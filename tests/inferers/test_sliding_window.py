@@ -178,3 +178,45 @@ def test_mirror_averages_all_eight_mirror_images():
 
 def test_a_volume_smaller_than_the_window():
     assert MedNeXtInferer((16, 16, 16))(torch.randn(1, 1, 9, 16, 5), network).shape == (1, 2, 9, 16, 5)
+
+
+def slice_network(x: torch.Tensor) -> torch.Tensor:
+    assert x.dim() == 4
+    return network(x)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("batch", [1, 4, 64])
+@pytest.mark.parametrize("mirror", [False, True])
+def test_volumes_are_predicted_slice_by_slice(axis, batch, mirror):
+    shape = [20, 24, 40]
+    x = random_images(1, 1, *shape)
+    inferer = MedNeXtInferer((16, 16), batch, mirror=mirror, slice_axis=axis)
+    in_2d = MedNeXtInferer((16, 16), mirror=mirror)
+    slices = [in_2d(x.select(2 + axis, index), slice_network) for index in range(shape[axis])]
+    expected = torch.stack(slices, 2 + axis)
+    torch.testing.assert_close(inferer(x, slice_network), expected)
+    for along in range(3):
+        found = torch.cat([slab.clone() for slab in inferer.slabs(x, slice_network, along=along)], 1 + along)
+        torch.testing.assert_close(found[None], expected)
+
+
+def test_a_batch_holds_windows_of_several_slices_and_four_mirror_images_are_averaged():
+    x, sizes = random_images(1, 2, 16, 16, 10), []
+
+    def counting(window: torch.Tensor) -> torch.Tensor:
+        sizes.append(tuple(window.shape))
+        return network(window[:, :1])
+
+    inferer = MedNeXtInferer((16, 16), 4, mirror=True, slice_axis=2)
+    list(inferer.slabs(x, counting))
+    assert sizes == [(4, 2, 16, 16)] * 8 + [(2, 2, 16, 16)] * 4
+
+
+def test_a_slice_axis_needs_a_window_of_two_numbers():
+    with pytest.raises(ValueError, match="for each of the 3 spatial axes but the slice axis, 0, of inputs"):
+        MedNeXtInferer((16, 16, 16), slice_axis=0)(random_images(1, 1, 20, 20, 20), network)
+    with pytest.raises(ValueError, match="slice_axis: only supported with windows='published'"):
+        MedNeXtInferer((16, 16), windows="monai", slice_axis=0)
+    with pytest.raises(ValueError, match="slice_axis must be 0, 1 or 2"):
+        MedNeXtInferer((16, 16), slice_axis=3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 
 import pytest
@@ -107,3 +108,12 @@ def test_channel_layer_norm_equals_torchs_on_channels_last(size):
     x = 10 + make_input([2, 6, *size])
     expected = theirs.double()(x.double().movedim(1, -1)).movedim(-1, 1)
     torch.testing.assert_close(ours(x).double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_norm_of_images_is_as_precise_in_channels_last_memory():
+    norm = MedNeXtBlock(2, 8, 8, 2).norm
+    x = 3 + torch.randn(1, 8, 256, 256, generator=torch.Generator().manual_seed(0))
+    expected = copy.deepcopy(norm).double()(x.double())
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        found = norm(x.to(memory_format=memory_format)).double()
+        torch.testing.assert_close(found, expected, rtol=0, atol=5e-6)

@@ -16,6 +16,7 @@ from mednext_monai.preprocessing.geometry import (
     restore_image,
     restore_labels,
     restore_probabilities,
+    restore_slabs,
     spacing_of,
 )
 
@@ -86,6 +87,28 @@ def test_classes_are_those_of_the_restored_probabilities(spacing, slab_voxels, m
     whole = restore_image(probabilities, geometry)
     assert whole.shape == (5, 14, 22, 17) and whole.dtype == np.float32
     np.testing.assert_array_equal(restore_probabilities(probabilities, geometry), whole.argmax(0))
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_an_axis_without_a_target_spacing_is_kept_and_restored_in_slabs_along_it(axis):
+    spacing = [1.5, 1.5, 1.5]
+    spacing[axis] = 6.0
+    target: list[float | None] = [1.0, 1.0, 1.0]
+    target[axis] = None
+    image = example()[0]
+    geometry = preprocess_case(image, None, rotated_affine(spacing), {**SETTINGS, "spacing": target}).geometry
+    cropped, shape = geometry.cropped_shape, geometry.resampled_shape
+    assert shape == tuple(n if a == axis else round(1.5 * n) for a, n in enumerate(cropped))
+    assert (geometry.axis, geometry.changed_axis) == (axis, None)
+    published = preprocess_case(image, None, rotated_affine(spacing), SETTINGS).geometry
+    assert published.changed_axis == axis and published.resampled_shape[axis] == 6 * cropped[axis]
+    probabilities = np.random.RandomState(0).dirichlet(np.ones(3), shape).transpose(3, 0, 1, 2).astype(np.float32)
+    slabs = np.array_split(probabilities, 3, axis=1 + axis)
+    np.testing.assert_array_equal(
+        restore_slabs(slabs, geometry, axis), restore_image(probabilities, geometry).argmax(0)
+    )
+    with pytest.raises(ValueError, match="along must differ from the separate axis"):
+        restore_slabs(slabs, published, axis)
 
 
 @pytest.mark.parametrize(

@@ -164,3 +164,35 @@ def test_whole_pipeline_keeps_image_and_label_together():
         assert value[inside].mean() > value[~inside].mean() + 0.3
     with pytest.raises(ValueError, match="mode"):
         RandPatchd(("image", "label"), 8, mode="nearest")
+
+
+def test_slices_are_augmented_in_their_plane_as_the_original_does():
+    transform = training_augmentation((512, 512), slice_axis=2).transforms
+    augmentation = transform[0].augmentation
+    assert augmentation.box_size((512, 512, 1)) == (602, 602, 1)  # 512 / 0.85
+    assert sum(isinstance(one, RandFlipd) for one in transform) == 2
+    augmentation.set_random_state(0)
+    angles = []
+    for _ in range(2000):
+        augmentation.randomize()
+        if augmentation.angles is not None:
+            assert augmentation.angles[:2] == (0, 0)
+            angles.append(augmentation.angles[2])
+    assert 0.16 < len(angles) / 2000 < 0.24 and -np.pi < min(angles) < -3 and 3 < max(angles) < np.pi
+    low = next(one for one in transform if isinstance(one, RandChannelLowResolutiond))
+    assert low.keep_axis is None
+
+
+@pytest.mark.parametrize("axis, patch", [(0, (96, 64)), (1, (64, 112)), (2, (64, 112)), (2, (112, 64))])
+def test_long_patches_of_slices_are_rotated_by_up_to_15_degrees(axis, patch):
+    augmentation = training_augmentation(patch, slice_axis=axis).transforms[0].augmentation
+    is_long = max(patch) > 1.5 * min(patch)
+    assert augmentation.in_plane_range == pytest.approx(np.radians(15) if is_long else np.pi)
+    box = list(augmentation.box_size((*patch[:axis], 1, *patch[axis:])))
+    assert box.pop(axis) == 1
+    angle = np.radians(15 if is_long else 90)
+    turned = (
+        abs(patch[0] * np.cos(angle) - patch[1] * np.sin(angle)),
+        patch[0] * np.sin(angle) + patch[1] * np.cos(angle),
+    )
+    assert box == [int(max(size, extent) / 0.85 + 1e-9) for size, extent in zip(patch, turned)]

@@ -307,3 +307,68 @@ def test_a_damaged_file_is_named_with_what_to_do(stored, name):
         file.write(bytes(64))
     with pytest.raises(ValueError, match=f"{stored[name]} of a stored case cannot be read: .* Delete the folder"):
         RandPatchd(KEYS, 16)({**stored, "force_foreground": True})
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_patch_of_a_slice_is_that_part_of_it_with_its_place_in_the_affine(axis):
+    case = numbered_case()
+    crop = RandPatchd(KEYS, (12, 10), foreground_prob=0, slice_axis=axis)
+    crop.set_random_state(3)
+    for _ in range(10):
+        patch = crop(dict(case))
+        assert patch["image"].shape == (2, 12, 10) and patch["label"].shape == (1, 12, 10)
+        corner = (patch["image"].affine @ torch.tensor([0.0, 0, 0, 1], dtype=torch.float64))[:3].int().tolist()
+        sides = [slice(first, first + size) for first, size in zip(corner, crop.patch_size)]
+        assert crop.patch_size[axis] == 1
+        np.testing.assert_array_equal(patch["image"], case["image"][(slice(None), *sides)].squeeze(1 + axis))
+        np.testing.assert_array_equal(patch["label"][0], case["label"][tuple(sides)].squeeze(axis))
+        step = patch["image"].affine @ torch.tensor([1.0, 0, 0, 0], dtype=torch.float64)
+        assert step[:3].nonzero().item() == (1 if axis == 0 else 0)
+
+
+def test_a_random_patch_of_a_slice_is_of_any_slice_and_anywhere_in_it():
+    crop = RandPatchd(KEYS, (8, 8), foreground_prob=0, slice_axis=2)
+    crop.set_random_state(0)
+    starts, n = [Counter(), Counter(), Counter()], 3000
+    for _ in range(n):
+        crop.randomize((20, 18, 16), None)
+        for counts, first in zip(starts, crop.start):
+            counts[first] += 1
+    for counts, places in zip(starts, (13, 11, 16)):
+        low, high = binomial_band(n, 1 / places)
+        assert sorted(counts) == list(range(places)) and all(low < count < high for count in counts.values())
+
+
+def test_a_forced_patch_of_a_slice_is_uniform_over_classes_then_slices_then_voxels():
+    label = np.zeros((12, 12, 9), np.int8)
+    label[2:8, 2:8, 1] = 1  # 36 voxels in a slice, and one in each of two others
+    label[4, 4, 5] = label[4, 5, 7] = 1
+    label[6, 6, 3] = 2
+    crop = RandPatchd(KEYS, (4, 4), foreground_prob=1, slice_axis=2)
+    crop.set_random_state(0)
+    locations, n = foreground_locations(label), 20000
+    voxels = Counter()
+    for _ in range(n):
+        crop.randomize(label.shape, locations)
+        x, y, z = crop.start
+        voxels[x + 2, y + 2, z] += 1
+    expected = {(6, 6, 3): 1 / 2, (4, 4, 5): 1 / 6, (4, 5, 7): 1 / 6}
+    expected |= {(x, y, 1): 1 / 6 / 36 for x in range(2, 8) for y in range(2, 8)}
+    assert voxels.keys() == expected.keys()
+    for voxel, probability in expected.items():
+        low, high = binomial_band(n, probability)
+        assert low < voxels[voxel] < high, voxel
+
+
+def test_patches_of_slices_are_drawn_from_stored_cases_as_from_arrays(stored):
+    case = numbered_case((40, 36, 30))
+    for make in (training_augmentation, patch_transforms):
+        patches = []
+        for source in (stored, case):
+            transform = make((16, 32), slice_axis=1)
+            transform.set_random_state(5)
+            patches.append([transform({**source, "force_foreground": number % 2 == 0}) for number in range(12)])
+        for one, other in zip(*patches):
+            assert one["image"].shape == (2, 16, 32) and one["label"].dtype == torch.uint8
+            assert torch.equal(one["image"], other["image"]) and torch.equal(one["label"], other["label"])
+            assert torch.equal(one["image"].affine, other["image"].affine)

@@ -110,3 +110,34 @@ def test_meta_tensor_says_where_the_turned_grid_lies():
     position = (out.affine.numpy() @ index)[:3] / 2  # mm to voxels of the input
     value = ndimage.map_coordinates(image[0].numpy().astype(float), position[:, None], order=3)
     np.testing.assert_allclose(out[0, 3, 7, 5], value[0], atol=1e-4)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("angle, scale", [(0.7, None), (None, 1.3), (2.4, 0.8)])
+def test_slices_are_interpolated_as_scipy_does_in_2d(axis, angle, scale):
+    size, box = (14, 18), (25, 30)
+    augmentation = RandRotateScaled(("image",), dummy_2d=True, thin_axis=axis)
+    augmentation.angles = None if angle is None else tuple(angle if a == axis else 0.0 for a in range(3))
+    augmentation.scale = scale
+    image, label = volume(box, 2, 1), label_map(box)
+    draw = augmentation.draw((*size[:axis], 1, *size[axis:]), (*box[:axis], 1, *box[axis:]))
+    in_plane = [a for a in range(3) if a != axis]
+    matrix, offset = draw.matrix[np.ix_(in_plane, in_plane)], draw.offset[in_plane]
+    outputs = {}
+    for mode, values in (("image", image.astype(np.float32)), ("label", label[None])):
+        start, extent = draw.needed((*size[:axis], 1, *size[axis:]), mode)
+        full = torch.from_numpy(values).unsqueeze(1 + axis)
+        part = full[(slice(None), *(slice(s, s + e) for s, e in zip(start, extent)))]
+        out = interpolate_box(part, draw, start, (*size[:axis], 1, *size[axis:]), mode)
+        outputs[mode] = out.squeeze(1 + axis).numpy()
+    for channel, out in zip(image.astype(np.float32), outputs["image"]):
+        expected = ndimage.affine_transform(channel.astype(float), matrix, offset, size, order=3)
+        np.testing.assert_allclose(out, expected, atol=2e-4)
+    expected = np.full(size, 0, label.dtype)
+    for value in np.unique(label):
+        weight = ndimage.affine_transform((label == value).astype(float), matrix, offset, size, order=1)
+        expected[weight >= 0.5 - 1e-9] = value
+    corners = np.stack(np.meshgrid(*map(np.arange, size), indexing="ij"), -1) @ matrix.T + offset
+    outside = ((corners < 0) | (corners > np.array(box) - 1)).any(-1)
+    expected[outside] = -1
+    assert (outputs["label"][0] != expected).mean() < 0.01  # ties

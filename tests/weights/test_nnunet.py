@@ -53,6 +53,8 @@ def test_weights_carry_the_settings_of_the_plans(tmp_path):
     assert settings == {
         "in_channels": 2,
         "out_channels": 3,
+        "spatial_dims": 3,
+        "slice_axis": None,
         "spacing": [1.5, 1.0, 2.0],
         "orientation": None,
         "patch_size": [48, 32, 16],

@@ -7,6 +7,7 @@ import json
 import monai
 import pytest
 import torch
+from helpers.checkpoints import TRAINED
 from helpers.datasets import make_boxes, make_regions
 
 from mednext_monai.data import training_cases
@@ -21,7 +22,7 @@ from mednext_monai.weights import (
     training_settings,
     write_checkpoint,
 )
-from mednext_monai.weights.settings import KEY
+from mednext_monai.weights.settings import KEY, attach_settings
 
 CT = [{"mean": 40.0, "sd": 90.0, "p005": -160.0, "p995": 240.0}]
 NOTHING = dict.fromkeys(
@@ -61,6 +62,8 @@ def test_for_a_training_what_is_not_stated_is_as_published():
     assert settings == {
         "in_channels": 1,
         "out_channels": 2,
+        "spatial_dims": 3,
+        "slice_axis": None,
         "spacing": [1.0, 1.0, 1.0],
         "orientation": None,
         "normalization": ["zscore"],
@@ -71,6 +74,23 @@ def test_for_a_training_what_is_not_stated_is_as_published():
     }
     assert task_settings({**NOTHING, "spacing": 2})["spacing"] == [2, 2, 2]
     assert task_settings({**NOTHING, "in_channels": 2})["normalization"] == ["zscore", "zscore"]
+
+
+def test_for_a_training_on_slices_what_is_not_stated_is_as_the_authors_plan_it():
+    settings = task_settings({**NOTHING, "spatial_dims": 2})
+    assert (settings["slice_axis"], settings["patch_size"], settings["spacing"]) == (2, [512, 512], [1.0, 1.0, None])
+    stated = {**NOTHING, "spatial_dims": 2, "slice_axis": 0, "patch_size": 64, "spacing": [None, 1, 1]}
+    settings = task_settings(stated)
+    assert (settings["slice_axis"], settings["patch_size"], settings["spacing"]) == (0, [64, 64], [None, 1, 1])
+
+
+def test_a_checkpoint_from_before_slices_is_of_volumes(tmp_path):
+    older = {key: value for key, value in TRAINED.items() if key not in ("spatial_dims", "slice_axis")}
+    torch.save(attach_settings({"w": torch.zeros(1)}, older), tmp_path / "model.pt")
+    settings = task_settings(NOTHING, tmp_path / "model.pt")
+    assert (settings["spatial_dims"], settings["slice_axis"]) == (3, None)
+    with pytest.raises(ValueError, match="spatial_dims is 2, but .* was trained with 3"):
+        task_settings({**NOTHING, "spatial_dims": 2}, tmp_path / "model.pt")
 
 
 @pytest.mark.parametrize(

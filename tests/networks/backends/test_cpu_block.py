@@ -99,6 +99,32 @@ def test_gradients_are_those_of_finite_differences(kind, use_residual, small_chu
 # --- blocks and networks against the plain path ----------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("options", [{}, {"kernel_size": 5}, {"kernel_size": 1}, {"use_residual": False}], ids=str)
+@pytest.mark.parametrize("kind", BLOCKS)
+def test_2d_block_and_its_second_derivatives_equal_the_plain_path(kind, options, calls, small_chunks, monkeypatch):
+    monkeypatch.setattr(cpu_block, "LEAST_VOXELS", {2: 0, 3: 0})
+    torch.manual_seed(0)
+    block = BLOCKS[kind](2, 4, 4 if kind == "same" else 6, expansion_ratio=2, **options).double()
+    torch.nn.init.normal_(block.norm.weight)
+    x = make_input(2, 4, 9, 7)
+    expected = run(block, x, "plain")
+    assert calls == []
+    assert_same(run(block, x, "auto"), expected, 1e-10)
+    assert_same(run(block, x.to(memory_format=torch.channels_last), "auto"), expected, 1e-10)
+    assert calls == [kind] * 2
+    small = make_input(1, 4, 3, 4).requires_grad_()
+    with using_backend("auto"):
+        assert torch.autograd.gradcheck(block, (small,), fast_mode=True)
+        assert torch.autograd.gradgradcheck(block, (small,), fast_mode=True)
+
+
+def test_small_2d_images_take_the_plain_path_which_is_faster(calls):
+    block = BLOCKS["same"](2, 4, 4, expansion_ratio=2)
+    for size, is_fast in ((63, False), (64, True)):
+        block(torch.randn(1, 4, 64, size)).sum().backward()
+        assert (calls == ["same"]) == is_fast
+
+
 @pytest.mark.parametrize("options", [{}, {"kernel_size": 5}, {"kernel_size": 7}, {"use_residual": False}], ids=str)
 @pytest.mark.parametrize("kind", BLOCKS)
 def test_block_on_an_odd_size_equals_the_plain_path(kind, options, calls, small_chunks):

@@ -179,6 +179,35 @@ def test_it_is_chosen_where_nothing_requires_a_gradient(context):
         assert is_fast(network, x)
 
 
+@pytest.mark.parametrize(
+    "arguments, size",
+    [
+        (dict(), (64, 48)),
+        (dict(), (16, 16)),  # one pixel at the bottleneck
+        (dict(kernel_size=5), (32, 80)),
+        (dict(kernel_size=7), (48, 64)),
+        (dict(encoder_kernel_size=1, decoder_kernel_size=3), (64, 48)),
+        (dict(use_residual=False), (64, 64)),
+        (dict(use_residual_resampling=False, in_channels=2), (32, 48)),
+        (dict(expansion_ratio=(2, 3, 4, 4, 4, 4, 4, 3, 2), block_counts=(2,) * 9), (48, 32)),
+    ],
+    ids=str,
+)
+def test_networks_of_slices_give_the_output_of_the_modules(arguments, size, monkeypatch):
+    monkeypatch.setattr(depthwise, "SLAB_ELEMENTS", 2000)  # several slabs
+    network = make_network(spatial_dims=2, **arguments)
+    assert_fast_and_same(network, torch.randn(3, network.in_channels, *size))
+    assert_fast_and_same(network, torch.randn(2, network.in_channels, *size).to(memory_format=torch.channels_last))
+
+
+def test_networks_of_slices_are_more_precise_than_float32_needs():
+    network = create_mednext("S", 3, 2, out_channels=3).eval()
+    with torch.no_grad():
+        x = 5 + torch.randn(1, 1, 256, 256)
+        result, exact = network(x), plainly(copy.deepcopy(network).double(), x.double())
+    assert_same(result.double(), exact)
+
+
 def test_results_of_inference_mode_and_of_no_grad_alternate():
     network, x = make_network(), torch.randn(1, 1, 16, 16, 16)
     for mode in (torch.inference_mode, torch.no_grad, torch.inference_mode):
@@ -189,7 +218,7 @@ def test_results_of_inference_mode_and_of_no_grad_alternate():
 
 @pytest.mark.parametrize(
     "arguments",
-    [dict(spatial_dims=2), dict(norm="layer"), dict(use_grn=True), dict(kernel_size=1)],
+    [dict(norm="layer"), dict(use_grn=True), dict(kernel_size=1), dict(spatial_dims=2, use_grn=True)],
     ids=str,
 )
 def test_other_networks_take_the_plain_path(arguments):

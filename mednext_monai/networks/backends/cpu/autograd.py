@@ -57,10 +57,22 @@ class _Kind(NamedTuple):
     transposed: bool
     use_residual: bool
     eps: float
+    is_flat: bool  # an image, as a volume of one voxel, one tap and no border along the middle axis
+
+    def inside(self, step: int = 1) -> tuple[slice, slice, slice]:
+        """Return where a transposed block puts values, after its border, or every ``step``-th of them."""
+        values = slice(1, None, step)
+        return values, slice(None) if self.is_flat else values, values
 
 
 def block_function(
-    x: torch.Tensor, parameters: BlockParameters, stride: int, transposed: bool, use_residual: bool, eps: float
+    x: torch.Tensor,
+    parameters: BlockParameters,
+    stride: int,
+    transposed: bool,
+    use_residual: bool,
+    eps: float,
+    is_flat: bool = False,
 ) -> torch.Tensor:
     """
     Compute a MedNeXt block with group norm, differentiable in the input and in every parameter.
@@ -72,12 +84,13 @@ def block_function(
         transposed: whether it is transposed; then the stride is 2.
         use_residual: whether the input is added: as it is for stride 1, through ``res_conv`` otherwise.
         eps: added to the variance.
+        is_flat: whether ``x`` and the kernels are of a 2D block, lifted to ``(B, C, H, 1, W)``. Defaults to ``False``.
 
     Returns:
         the block's output in channels-last storage.
     """
     x = x.contiguous(memory_format=torch.channels_last_3d)
-    return _Block.apply(x, *parameters, _Kind(stride, transposed, use_residual, eps))
+    return _Block.apply(x, *parameters, _Kind(stride, transposed, use_residual, eps, is_flat))
 
 
 class _Block(torch.autograd.Function):
@@ -124,7 +137,7 @@ def _depthwise(
             y[i] += bias
             statistics.add(as_rows(y[i]))
         else:
-            for planes, slab in depthwise_slabs(x[i], weight, bias, [weight.shape[2] // 2] * 3, kind.stride):
+            for planes, slab in depthwise_slabs(x[i], weight, bias, _padding(weight), kind.stride):
                 y[i, planes] = slab
                 statistics.add(as_rows(y[i, planes]))
         means[i], scales[i] = statistics.mean_and_scale(kind.eps)
@@ -134,7 +147,9 @@ def _depthwise(
 def _pointwise(x, y, means, scales, parameters: BlockParameters, kind: _Kind) -> torch.Tensor:
     """Return everything after the depthwise convolution."""
     channels = parameters.compression_weight.shape[0]
-    size = [2 * n for n in x.shape[1:4]] if kind.transposed else y.shape[1:4]
+    size = list(y.shape[1:4])
+    if kind.transposed:
+        size = [n if kind.is_flat and axis == 1 else n + 1 for axis, n in enumerate(size)]
     out = empty((x.shape[0], *size, channels), x.dtype)
     inner = empty((y[0, ..., 0].numel(), channels), x.dtype) if kind.transposed else None
     for i in range(x.shape[0]):
@@ -144,19 +159,24 @@ def _pointwise(x, y, means, scales, parameters: BlockParameters, kind: _Kind) ->
             base = as_rows(x[i]) if kind.stride == 1 else as_rows(_even(x[i])) @ _residual_matrix(parameters).t()
         expand_compress(as_rows(y[i]), fold_norm(parameters, scales[i]), target, base, means[i])
         if inner is not None:
-            _pad(inner.view(*y.shape[1:4], channels), out[i])
+            _pad(inner.view(*y.shape[1:4], channels), out[i], kind)
             if kind.use_residual:
                 residual = as_rows(x[i]) @ _residual_matrix(parameters)
-                out[i, 1::2, 1::2, 1::2] += residual.view(*x.shape[1:4], channels)
+                out[(i, *kind.inside(2))] += residual.view(*x.shape[1:4], channels)
     return out
 
 
-def _pad(inner: torch.Tensor, out: torch.Tensor) -> None:
-    """Write ``inner`` into ``out``, both ``(D, H, W, C)``, after one plane of zeros on every axis."""
+def _padding(weight: torch.Tensor) -> list[int]:
+    return [size // 2 for size in weight.shape[2:]]
+
+
+def _pad(inner: torch.Tensor, out: torch.Tensor, kind: _Kind) -> None:
+    """Write ``inner`` into ``out``, both ``(D, H, W, C)``, after one plane of zeros on every axis with a border."""
     out[0] = 0
-    out[:, 0] = 0
+    if not kind.is_flat:
+        out[:, 0] = 0
     out[:, :, 0] = 0
-    out[1:, 1:, 1:] = inner
+    out[kind.inside()] = inner
 
 
 # --- backward --------------------------------------------------------------------------------------------------------
@@ -164,7 +184,10 @@ def _pad(inner: torch.Tensor, out: torch.Tensor) -> None:
 
 def _backward(grad, x, y, means, scales, parameters: BlockParameters, kind: _Kind, needed) -> Gradients:
     """Return the gradients of the input and of each parameter, where needed."""
-    inner = grad if not kind.transposed else empty(grad[:, 1:, 1:, 1:].shape, grad.dtype).copy_(grad[:, 1:, 1:, 1:])
+    inner = grad
+    if kind.transposed:
+        values = grad[(slice(None), *kind.inside())]
+        inner = empty(values.shape, grad.dtype).copy_(values)
     grad_y = empty(y.shape, y.dtype)
     sums = [torch.zeros_like(parameter) for parameter in parameters[2:8]]
     for i in range(x.shape[0]):
@@ -195,7 +218,7 @@ def _backward_depthwise(grad_y, x, grad, weight, kind: _Kind) -> torch.Tensor:
         if kind.stride == 2 and not kind.transposed:
             backward_data(grad_y[i], weight, grad_x[i])
             continue
-        for planes, slab in depthwise_slabs(grad_y[i], weight, None, [weight.shape[2] // 2] * 3, kind.stride):
+        for planes, slab in depthwise_slabs(grad_y[i], weight, None, _padding(weight), kind.stride):
             if kind.use_residual and kind.stride == 1:
                 torch.add(slab, grad[i, planes], out=grad_x[i, planes])
             else:
@@ -283,8 +306,7 @@ def _residual_matrix(parameters: BlockParameters) -> torch.Tensor:
 def _plain(x: torch.Tensor, parameters: BlockParameters, kind: _Kind) -> torch.Tensor:
     weight, channels = parameters.depthwise_weight, x.shape[1]
     conv = F.conv_transpose3d if kind.transposed else F.conv3d
-    padding = weight.shape[2] // 2
-    y = conv(x, weight, parameters.depthwise_bias, stride=kind.stride, padding=padding, groups=channels)
+    y = conv(x, weight, parameters.depthwise_bias, stride=kind.stride, padding=_padding(weight), groups=channels)
     y = torch.group_norm(y, channels, parameters.norm_weight, parameters.norm_bias, kind.eps)
     y = F.gelu(F.conv3d(y, parameters.expansion_weight, parameters.expansion_bias))
     y = F.conv3d(y, parameters.compression_weight, parameters.compression_bias)
@@ -292,7 +314,8 @@ def _plain(x: torch.Tensor, parameters: BlockParameters, kind: _Kind) -> torch.T
         y = y + x
     elif parameters.residual_weight is not None:
         y = y + conv(x, parameters.residual_weight, parameters.residual_bias, stride=kind.stride)
-    return F.pad(y, [1, 0] * 3) if kind.transposed else y
+    border = [1, 0, 0 if kind.is_flat else 1, 0, 1, 0]
+    return F.pad(y, border) if kind.transposed else y
 
 
 def _differentiable_gradients(out, grad, inputs, needed) -> Gradients:

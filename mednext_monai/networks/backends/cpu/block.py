@@ -17,6 +17,7 @@ from ...blocks import MedNeXtBlock, MedNeXtDownBlock, MedNeXtUpBlock
 from .autograd import block_function
 from .common import (
     Block,
+    BlockParameters,
     block_parameters,
     has_residual,
     is_observed,
@@ -24,10 +25,12 @@ from .common import (
     is_parameter_like,
     is_published_block,
     keeps_metadata,
+    lifted,
 )
 
 __all__ = ["run", "takes"]
 
+LEAST_VOXELS = {3: 0, 2: 4096}  # of an image, below which the plain modules are faster in 2D, measured
 TYPES = (MedNeXtBlock, MedNeXtDownBlock, MedNeXtUpBlock)  # themselves: a subclass may compute something else
 
 
@@ -39,7 +42,8 @@ def takes(block: nn.Module, x: torch.Tensor) -> bool:
         and not is_observed()
         and (is_parameter_like(x) or type(x) is MetaTensor)
         and is_on_cpu(x, torch.float32, torch.float64)
-        and x.dim() == 5
+        and x.dim() == 2 + block.spatial_dims  # type: ignore[operator]  # of a block
+        and x[0, 0].numel() >= LEAST_VOXELS[x.dim() - 2]
         and x.numel() > 0
         and _is_ordinary_block(block, x)
     )
@@ -63,11 +67,13 @@ def run(block: Block, x: torch.Tensor) -> torch.Tensor:
 
     Args:
         block: the block.
-        x: its input, ``(B, C, D, H, W)``.
+        x: its input, ``(B, C, D, H, W)`` or, for a 2D block, ``(B, C, H, W)``.
 
     Returns:
         the block's output in channels-last storage.
     """
-    return block_function(
-        x, block_parameters(block), block.stride, block.transposed, has_residual(block), block.norm.eps
-    )
+    is_flat = block.spatial_dims == 2
+    parameters = BlockParameters._make(None if p is None else lifted(p) for p in block_parameters(block))
+    kind = block.stride, block.transposed, has_residual(block), block.norm.eps
+    out = block_function(lifted(x), parameters, *kind, is_flat)
+    return out.squeeze(3) if is_flat else out

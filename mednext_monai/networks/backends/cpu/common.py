@@ -13,6 +13,7 @@ from monai.data.meta_tensor import MetaTensor
 from ...blocks import ChannelGroupNorm, MedNeXtBlock, MedNeXtDownBlock, MedNeXtUpBlock
 
 __all__ = [
+    "CONVOLUTIONS",
     "Block",
     "BlockParameters",
     "block_parameters",
@@ -25,10 +26,12 @@ __all__ = [
     "is_published_block",
     "is_transformed",
     "keeps_metadata",
+    "lifted",
 ]
 
 Block = MedNeXtBlock | MedNeXtDownBlock | MedNeXtUpBlock
 M = TypeVar("M", bound=nn.Module)
+CONVOLUTIONS = {3: (nn.Conv3d, nn.ConvTranspose3d), 2: (nn.Conv2d, nn.ConvTranspose2d)}  # plain and transposed
 HOOKS = ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks")  # of a module, with a _ before
 
 
@@ -74,6 +77,18 @@ def keeps_metadata(run: Callable[[M, torch.Tensor], torch.Tensor]) -> Callable[[
         return run(module, x)
 
     return run_on_tensor
+
+
+def lifted(x: torch.Tensor) -> torch.Tensor:
+    """
+    Return an image or kernel as a volume of one voxel along a new axis, a view; a volume is returned as it is.
+
+    The axis is put between the two of the image, so that slabs are made of its rows and rows stay rows.
+
+    Args:
+        x: ``(N, C, H, W)`` or ``(N, C, D, H, W)``.
+    """
+    return x.unsqueeze(3) if x.dim() == 4 else x
 
 
 # --- modules ---------------------------------------------------------------------------------------------------------
@@ -132,7 +147,8 @@ def is_published_block(block: Block, in_channels: int, out_channels: int | None)
     """
     conv, residual = block.conv1, block.res_conv
     norm: Any = block.norm
-    kind = nn.ConvTranspose3d if block.transposed else nn.Conv3d
+    plain, transposed = CONVOLUTIONS[block.spatial_dims]
+    kind = transposed if block.transposed else plain
     return (
         is_exactly(conv, kind)
         and is_exactly(norm, ChannelGroupNorm)
@@ -142,21 +158,22 @@ def is_published_block(block: Block, in_channels: int, out_channels: int | None)
         and norm.affine
         and in_channels == conv.groups == conv.in_channels == conv.out_channels == norm.num_channels == norm.num_groups
         and _has_geometry(conv, conv.kernel_size[0], block.stride)
-        and is_pointwise(block.conv2, nn.Conv3d)
-        and is_pointwise(block.conv3, nn.Conv3d)
+        and is_pointwise(block.conv2, plain)
+        and is_pointwise(block.conv3, plain)
         and out_channels in (None, block.conv3.out_channels)
         and (residual is None or is_pointwise(residual, kind, block.stride))
     )
 
 
 def _has_geometry(conv: Any, kernel_size: int, stride: int) -> bool:
+    axes = conv.weight.dim() - 2
     return (
-        conv.kernel_size == (kernel_size,) * 3
+        conv.kernel_size == (kernel_size,) * axes
         and kernel_size % 2 == 1
-        and conv.stride == (stride,) * 3
-        and conv.padding == (kernel_size // 2,) * 3
-        and conv.dilation == (1, 1, 1)
-        and conv.output_padding == (0, 0, 0)
+        and conv.stride == (stride,) * axes
+        and conv.padding == (kernel_size // 2,) * axes
+        and conv.dilation == (1,) * axes
+        and conv.output_padding == (0,) * axes
         and conv.padding_mode == "zeros"
         and conv.bias is not None
     )

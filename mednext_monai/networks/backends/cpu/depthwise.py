@@ -64,8 +64,22 @@ def depthwise_slabs(
         if planes.stop - planes.start < sizes[0]:
             first = planes.start * stride - pad
             source, pad = _input_planes(volume, first, (planes.stop - 1) * stride - pad + weight.shape[2]), 0
-        y = F.conv3d(source, weight, bias, stride, (pad, *padding[1:]), groups=x.shape[3])
+        y = _convolve(source, weight, bias, stride, (pad, *padding[1:]))
         yield planes, y[0].permute(1, 2, 3, 0)
+
+
+def _convolve(
+    volume: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, stride: int, padding: Sequence[int]
+) -> torch.Tensor:
+    """Convolve ``(1, C, D, H, W)``. PyTorch leaves kernels of one row of taps to a slow operator on a single thread."""
+    if stride > 1 or any(padding) or weight.shape[3:].numel() > 1:
+        return F.conv3d(volume, weight, bias, stride, tuple(padding), groups=volume.shape[1])
+    size = volume.shape[2] - weight.shape[2] + 1
+    first, *others = weight[:, 0].unbind(1)  # (C, 1, 1) each
+    y = volume.narrow(2, 0, size) * first.unsqueeze(1)
+    for tap, factor in enumerate(others, start=1):
+        y.addcmul_(volume.narrow(2, tap, size), factor.unsqueeze(1))
+    return y if bias is None else y.add_(bias.view(-1, 1, 1, 1))
 
 
 def slab_ranges(shape: Sequence[int]) -> Iterator[slice]:
@@ -102,20 +116,26 @@ def transposed_phases(weight: torch.Tensor) -> list[Phase]:
     that is an integer: for parity 0 an odd number of taps around i, for parity 1 an even number around i + 1/2. An axis
     of n voxels gives n outputs of parity 0 and n - 1 of parity 1.
 
+    An axis of one voxel and one tap, as of an image that is lifted to a volume, only has parity 0.
+
     Args:
-        weight: ``(C, 1, k, k, k)``, of the transposed convolution.
+        weight: ``(C, 1, k, k, k)``, of the transposed convolution, or ``(C, 1, k, 1, k)``.
 
     Returns:
         the phases, those with the most taps first.
     """
-    kernel = weight.shape[2]
-    taps = [[j for j in range(kernel) if (parity + kernel // 2 - j) % 2 == 0][::-1] for parity in (0, 1)]
+
+    def taps(kernel: int, parity: int) -> list[int]:
+        return [j for j in range(kernel) if (parity + kernel // 2 - j) % 2 == 0][::-1]
+
     phases = []
-    for parity in product((0, 1), repeat=3):
-        part = weight
+    for parity in product(*((0, 1) if kernel > 1 else (0,) for kernel in weight.shape[2:])):
+        part, padding = weight, []
         for axis, p in enumerate(parity):
-            part = part.index_select(axis + 2, torch.tensor(taps[p], device=weight.device))
-        phases.append(Phase(parity, part, tuple((len(taps[p]) - 1) // 2 for p in parity)))
+            chosen = taps(weight.shape[axis + 2], p)
+            part = part.index_select(axis + 2, torch.tensor(chosen, device=weight.device))
+            padding.append((len(chosen) - 1) // 2)
+        phases.append(Phase(parity, part, tuple(padding)))
     return sorted(phases, key=lambda phase: phase.weight[0].numel(), reverse=True)
 
 
@@ -215,7 +235,7 @@ def _wide_weight(images: torch.Tensor, gradients: torch.Tensor, out: torch.Tenso
     flat = empty([(planes + 2 * padding) * plane + 2 * margin], images.dtype).zero_()
     slab = flat[margin:-margin].view(-1, height, row, channels)
     grad_slab = empty([planes, height, row, channels], images.dtype).zero_()
-    weight = out.new_empty(channels, 1, kernel_size, NARROW)
+    weight = out.new_empty(channels, 1, out.shape[3], NARROW)
     for start in range(0, depth, planes):
         stop = min(start + planes, depth)
         low, high = max(0, start - padding), min(depth, stop + padding)

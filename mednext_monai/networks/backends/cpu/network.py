@@ -1,6 +1,7 @@
 """The whole MedNeXt in evaluation mode on the CPU: the same function in a fraction of the time and memory.
 
-Activations are channels-last volumes ``(D, H, W, C)``. One sample after the other passes through the network; every
+Activations are channels-last volumes ``(D, H, W, C)``, of a 2D
+network ``(H, 1, W, C)``. One sample after the other passes through the network; every
 volume of the encoder is changed in place, kept as the skip connection, and then becomes the decoder's. That is why the
 whole network is computed here and not block by block, where every block needs a volume for its output. What a block
 saves is explained in ``depthwise`` and ``pointwise``.
@@ -20,6 +21,7 @@ from ....memory import empty, release_with
 from ...blocks import MedNeXtBlock, MedNeXtDownBlock, MedNeXtOutBlock, MedNeXtUpBlock
 from ...mednext import MedNeXt
 from .common import (
+    CONVOLUTIONS,
     Block,
     block_parameters,
     is_exactly,
@@ -29,6 +31,7 @@ from .common import (
     is_pointwise,
     is_published_block,
     keeps_metadata,
+    lifted,
 )
 from .depthwise import Phase, depthwise_slabs, slab_ranges, transposed_phases
 from .pointwise import ChannelStatistics, PointwiseWeights, as_rows, expand_compress, fold_norm
@@ -43,7 +46,7 @@ def takes(network: nn.Module, x: torch.Tensor) -> bool:
     Return whether :py:func:`run` computes what the modules of ``network`` would compute for ``x``.
 
     It does for a MedNeXt in evaluation mode on the CPU in float32, if no gradient is asked for, nothing observes or
-    transforms the operations, and the network consists of the unaltered 3D blocks with one norm group per channel and
+    transforms the operations, and the network consists of the unaltered blocks with one norm group per channel and
     no GRN.
     """
     return bool(
@@ -71,14 +74,15 @@ def has_published_structure(network: MedNeXt) -> bool:
     decoder = [getattr(network, f"dec_block_{level}") for level in levels]
     down = [getattr(network, f"down_{level}") for level in levels]
     up = [getattr(network, f"up_{level}") for level in levels]
-    kinds = [(network.stem, nn.Conv3d), (network.out_0, MedNeXtOutBlock)]
+    plain, transposed = CONVOLUTIONS[network.spatial_dims]
+    kinds = [(network.stem, plain), (network.out_0, MedNeXtOutBlock)]
     kinds += [(stage, nn.Sequential) for stage in (*encoder, network.bottleneck, *decoder)]
     kinds += [(block, MedNeXtDownBlock) for block in down] + [(block, MedNeXtUpBlock) for block in up]
     kinds += [(block, MedNeXtBlock) for stage in (*encoder, network.bottleneck, *decoder) for block in stage]
-    if network.spatial_dims != 3 or not all(is_exactly(module, kind) for module, kind in kinds):
+    if not all(is_exactly(module, kind) for module, kind in kinds):
         return False
     head = network.out_0.conv_out
-    if not (is_pointwise(network.stem, nn.Conv3d) and is_pointwise(head, nn.ConvTranspose3d)):
+    if not (is_pointwise(network.stem, plain) and is_pointwise(head, transposed)):
         return False
     width = [network.stem.out_channels] + [block.conv3.out_channels for block in down]
     stages = list(zip((*encoder, network.bottleneck, *decoder), (*width, *width[:LEVELS])))
@@ -98,15 +102,15 @@ def run(network: MedNeXt, x: torch.Tensor) -> torch.Tensor:
 
     Args:
         network: the network.
-        x: ``(B, in_channels, D, H, W)``.
+        x: ``(B, in_channels, D, H, W)``, or of a 2D network ``(B, in_channels, H, W)``.
 
     Returns:
-        logits ``(B, out_channels, D, H, W)``, in memory of their own.
+        logits ``(B, out_channels, D, H, W)`` or ``(B, out_channels, H, W)``, in memory of their own.
     """
     release_with(network)
     with torch.no_grad():
         logits = x.new_empty((x.shape[0], network.out_0.conv_out.out_channels, *x.shape[2:]))
-        for image, target in zip(x, logits):
+        for image, target in zip(lifted(x), lifted(logits)):
             _run_one(network, image, target)
     return logits
 
@@ -114,7 +118,7 @@ def run(network: MedNeXt, x: torch.Tensor) -> torch.Tensor:
 def _run_one(network: MedNeXt, image: torch.Tensor, logits: torch.Tensor) -> None:
     """Put the logits ``(out_channels, D, H, W)`` of ``image``, ``(in_channels, D, H, W)``, into ``logits``."""
     width = [network.stem.out_channels] + [getattr(network, f"down_{i}").conv3.out_channels for i in range(LEVELS)]
-    shapes = [(*(size >> level for size in image.shape[1:]), n) for level, n in enumerate(width)]
+    shapes = [(*(-(-size // 2**level) for size in image.shape[1:]), n) for level, n in enumerate(width)]
     volumes = [empty(shape) for shape in shapes]
     memory = empty([max(map(prod, shapes))])  # for the depthwise values of one block after the other
     _stem(network.stem, image, volumes[0])
@@ -151,9 +155,10 @@ def _depthwise(block: MedNeXtBlock | MedNeXtDownBlock, x: torch.Tensor, out: tor
     brings the values near zero, where folding the norm costs no digits.
     """
     conv = block.conv1
+    weight, padding = _kernel(conv)
     statistics = ChannelStatistics()
     pivot = x.new_zeros(conv.out_channels)
-    for planes, slab in depthwise_slabs(x, conv.weight, pivot, conv.padding, conv.stride[0]):
+    for planes, slab in depthwise_slabs(x, weight, pivot, padding, conv.stride[0]):
         if statistics.is_empty:
             torch.mean(slab, dim=(0, 1, 2), out=pivot).neg_()
             torch.add(slab, pivot, out=out[planes])
@@ -161,6 +166,12 @@ def _depthwise(block: MedNeXtBlock | MedNeXtDownBlock, x: torch.Tensor, out: tor
             out[planes].copy_(slab)
         statistics.add(as_rows(out[planes]))
     return _weights(block, statistics)
+
+
+def _kernel(conv: Any) -> tuple[torch.Tensor, tuple[int, ...]]:
+    """Return the weight of a depthwise convolution of volumes, and its padding."""
+    weight = lifted(conv.weight)
+    return weight, tuple(size // 2 for size in weight.shape[2:])
 
 
 def _weights(block: Block, statistics: ChannelStatistics) -> PointwiseWeights:
@@ -190,7 +201,7 @@ def _add_up(block: MedNeXtUpBlock, x: torch.Tensor, out: torch.Tensor, memory: t
     """
     pivot = x.new_zeros(x.shape[3])
     statistics = ChannelStatistics()
-    phases = transposed_phases(block.conv1.weight)
+    phases = transposed_phases(_kernel(block.conv1)[0])
     kept = _phase_memory(phases, x, memory[: out.numel()])
     for i, phase in enumerate(phases):
         for planes, slab in depthwise_slabs(x, phase.weight, pivot, phase.padding):
@@ -207,8 +218,8 @@ def _add_up(block: MedNeXtUpBlock, x: torch.Tensor, out: torch.Tensor, memory: t
             slabs = ((planes, kept[i][planes]) for planes in slab_ranges(kept[i].shape))
         else:
             slabs = depthwise_slabs(x, phase.weight, pivot, phase.padding)
-        target = out[tuple(slice(1 + parity, None, 2) for parity in phase.parity)]
-        residual = block.res_conv if phase.parity == (0, 0, 0) else None
+        target = out[tuple(slice(1 + p, None, 2) if n > 1 else slice(1) for p, n in zip(phase.parity, out.shape))]
+        residual = None if any(phase.parity) else block.res_conv
         for planes, slab in slabs:
             value = empty((*slab.shape[:3], out.shape[3]))
             expand_compress(as_rows(slab), weights, as_rows(value))
