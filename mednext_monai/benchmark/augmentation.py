@@ -2,9 +2,9 @@
 
 Both read from memory-mapped two-channel cases, apply the recipe's nine augmentations with the same probabilities and
 ranges, and pass batches of two through a ``DataLoader``, whose start is timed as well. Differences that remain: ours
-interpolates images with cubic splines as published, ``batchgeneratorsv2`` linearly, which also enlarges lower
-resolutions linearly; ours returns uint8 labels, it int16. Both are random, so there is no agreement to show.
-A third of the patches is interpolated: use many.
+interpolates images with cubic splines as published, or linearly, which is a contestant of its own;
+``batchgeneratorsv2`` does so linearly, also to enlarge lower resolutions; ours returns uint8 labels, it int16. All are
+random, so there is no agreement to show. A third of the patches is interpolated: use many.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from .timing import OURS, Measurement, compare, seconds
 __all__ = ["measure_augmentation"]
 
 PEER = "batchgeneratorsv2"
+LINEAR = f"{OURS}, linear"
 MASK_CHANNELS = (0, 1)
 
 
@@ -43,7 +44,8 @@ def measure_augmentation(options: Namespace) -> Iterator[Measurement]:
     size = options.patch_size
     with tempfile.TemporaryDirectory() as folder:
         cases = _make_cases(Path(folder), shape=(size * 3 // 2, size * 3 // 2, size * 5 // 4))
-        transforms = {OURS: training_augmentation(size, mask_channels=MASK_CHANNELS)}
+        transforms: dict[str, Callable] = {OURS: training_augmentation(size, mask_channels=MASK_CHANNELS)}
+        transforms[LINEAR] = training_augmentation(size, mask_channels=MASK_CHANNELS, interpolation="linear")
         if find_spec(PEER):
             transforms[PEER] = _NnUNetV2Patch(size)
         datasets = {name: PatchDataset(cases, transform) for name, transform in transforms.items()}

@@ -222,6 +222,7 @@ OPTIONS: dict[str, Option] = {
     "seed": _or_null(_integer(0)),
     "val_interval": _integer(1),
     "pseudo_dice_batches": _integer(0),
+    "augmentation_interpolation": _one_of("cubic", "linear"),
     "best_by": _one_of("volume", "patches"),
     "checkpoint_interval": _integer(1),
     "log_interval": _integer(1),

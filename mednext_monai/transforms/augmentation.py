@@ -95,6 +95,7 @@ def training_augmentation(
     thin_axis: int = 2,
     ignore_label: int | None = None,
     slice_axis: int | None = None,
+    interpolation: str = "cubic",
 ) -> Compose:
     """
     Return the transform from stored case to training patch: sampling and nine augmentations, in the original's order.
@@ -127,6 +128,7 @@ def training_augmentation(
             label like any other. Defaults to ``None``.
         slice_axis: axis across the slices, for patches in 2D, see :py:class:`RandPatchd`; ``dummy_2d`` is then not
             used. Defaults to ``None``: patches are 3D.
+        interpolation: of rotated and scaled images, see :py:class:`RandRotateScaled`. Defaults to "cubic".
     """
     keys = (image_key, label_key)
     size = volume_patch(patch_size, slice_axis)
@@ -149,6 +151,7 @@ def training_augmentation(
                     dummy_2d=dummy_2d or slice_axis is not None,
                     thin_axis=thin_axis if slice_axis is None else slice_axis,
                     in_plane_range=LONG_ROTATION if is_long else 180,
+                    interpolation=interpolation,
                 ),
                 ignore_label=ignore_label,
                 slice_axis=slice_axis,

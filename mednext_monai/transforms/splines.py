@@ -24,7 +24,7 @@ import torch
 
 from ..memory import empty
 
-__all__ = ["affine_labels", "affine_spline", "apply_along_axes", "spline_matrix"]
+__all__ = ["affine_labels", "affine_linear", "affine_spline", "apply_along_axes", "spline_matrix"]
 
 HALO = 10  # voxels after which a voxel's influence on spline coefficients has fallen to (2 - sqrt(3))^10 = 2e-6
 SLAB, BLOCK = 8, 48  # rows of the prefilter's band per product: first axis (to stay in cache), others (times ROW)
@@ -240,6 +240,25 @@ def affine_spline(
         if inside is not None:
             out[:, i] *= inside
     return out.view(channels, *size)
+
+
+def affine_linear(
+    volume: torch.Tensor, matrix: torch.Tensor, offset: torch.Tensor, size: Sequence[int]
+) -> torch.Tensor:
+    """
+    Linear interpolation at ``matrix @ index + offset`` for every output index; the volume continues with zeros.
+
+    Equals ``scipy.ndimage.affine_transform(order=1, mode="grid-constant")`` per channel, with coordinates in float32.
+    It is what nnU-Net v2 does. Arguments and result as for :py:func:`affine_spline`.
+    """
+    positions = []  # of the output voxels, by one output axis after the other: (size[d], 3), for the corners -1 and 1
+    scale = 2 / (torch.tensor(volume.shape[1:], dtype=torch.float64) - 1).clamp(min=1)
+    for axis, n in enumerate(size):
+        steps = torch.arange(n, dtype=torch.float64)[:, None] * matrix[:, axis] * scale
+        positions.append((steps + (offset * scale - 1 if axis == 0 else 0)).flip(1).to(volume.dtype))
+    along_x, along_y, along_z = positions
+    grid = along_x[:, None, None] + along_y[:, None] + along_z
+    return torch.nn.functional.grid_sample(volume[None], grid[None], align_corners=True)[0]
 
 
 @lru_cache(maxsize=8)

@@ -15,17 +15,35 @@ from mednext_monai.transforms import (
 from mednext_monai.transforms.spatial import SpatialDraw, draw_about_one, interpolate_box, rotation_matrix
 
 
-def test_part_of_the_box_gives_the_same_as_the_box():
+@pytest.mark.parametrize("interpolation", ["cubic", "linear"])
+def test_part_of_the_box_gives_the_same_as_the_box(interpolation):
     for name in MAPS:
         shape, size = (90, 85, 80), (20, 20, 20)
         image = torch.from_numpy(volume(shape)).float()
         matrix, offset = affine(name, shape, size)
-        draw = SpatialDraw(matrix, offset, shape)
+        draw = SpatialDraw(matrix, offset, shape, interpolation)
         start, extent = draw.needed(size, "image")
         assert np.prod(extent) < 0.5 * np.prod(shape)
         part = image[(slice(None), *(slice(b, b + e) for b, e in zip(start, extent)))].contiguous()
         out = interpolate_box(part, draw, start, size, "image")
-        torch.testing.assert_close(out, interpolate_box(image, draw, np.zeros(3), size, "image"), atol=1e-5, rtol=0)
+        tolerance = 1e-5 if interpolation == "cubic" else 1e-4  # coordinates in float32
+        whole = interpolate_box(image, draw, np.zeros(3), size, "image")
+        torch.testing.assert_close(out, whole, atol=tolerance, rtol=0)
+
+
+def test_images_are_interpolated_as_asked_and_labels_always_the_same():
+    image, label = torch.from_numpy(volume((40, 40, 40), 1)).float(), torch.from_numpy(label_map((40, 40, 40)))[None]
+    outputs = {}
+    for interpolation in ("cubic", "linear"):
+        transform = RandRotateScaled(
+            ("image", "label"), 20, ("image", "label"), rotate_prob=1, scale_prob=1, interpolation=interpolation
+        ).set_random_state(3)
+        outputs[interpolation] = transform({"image": image, "label": label})
+    difference = (outputs["cubic"]["image"] - outputs["linear"]["image"]).abs().mean()
+    assert 0.01 < difference / image.std() < 0.5  # of white noise
+    torch.testing.assert_close(outputs["cubic"]["label"], outputs["linear"]["label"])
+    with pytest.raises(ValueError, match="interpolation must be one of .*'cubic', 'linear'.*, got 'nearest'"):
+        RandRotateScaled("image", interpolation="nearest")
 
 
 def test_rotation_turns_the_last_axis_first_as_the_original_s_reversed_axes_do():

@@ -8,7 +8,13 @@ import torch
 from helpers.augmentation import MAPS, affine, label_map, volume
 from scipy import ndimage
 
-from mednext_monai.transforms.splines import affine_labels, affine_spline, apply_along_axes, spline_matrix
+from mednext_monai.transforms.splines import (
+    affine_labels,
+    affine_linear,
+    affine_spline,
+    apply_along_axes,
+    spline_matrix,
+)
 
 
 def reference_labels(label, matrix, offset, size) -> np.ndarray:
@@ -33,6 +39,18 @@ def test_spline_interpolation_equals_scipy(name, channels):
     out = affine_spline(torch.from_numpy(image).float(), torch.from_numpy(matrix), torch.from_numpy(offset), size)
     assert (expected == 0).any() or MAPS[name][1] < 1  # points outside are among the maps
     np.testing.assert_allclose(out, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", MAPS)
+@pytest.mark.parametrize("shape, size", [((33, 28, 37), (20, 24, 18)), ((33, 1, 37), (20, 1, 18))])
+def test_linear_interpolation_equals_scipy(name, shape, size):
+    image = volume(shape, 2)
+    matrix, offset = affine(name, shape, size)
+    if 1 in shape:  # a slice is not turned out of its plane
+        matrix[1], matrix[:, 1], offset[1] = 0, 0, 0
+    expected = [ndimage.affine_transform(c, matrix, offset, size, order=1, mode="grid-constant") for c in image]
+    out = affine_linear(torch.from_numpy(image).float(), torch.from_numpy(matrix), torch.from_numpy(offset), size)
+    np.testing.assert_allclose(out, np.stack(expected), atol=1e-4)
 
 
 @pytest.mark.parametrize("name", MAPS)
