@@ -72,7 +72,7 @@ def _convolve(
     volume: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, stride: int, padding: Sequence[int]
 ) -> torch.Tensor:
     """Convolve ``(1, C, D, H, W)``. PyTorch leaves kernels of one row of taps to a slow operator on a single thread."""
-    if stride > 1 or any(padding) or weight.shape[3:].numel() > 1:
+    if stride > 1 or any(padding) or weight.shape[3:].numel() > 1 or volume.dtype not in (torch.float32, torch.float64):
         return F.conv3d(volume, weight, bias, stride, tuple(padding), groups=volume.shape[1])
     size = volume.shape[2] - weight.shape[2] + 1
     first, *others = weight[:, 0].unbind(1)  # (C, 1, 1) each
