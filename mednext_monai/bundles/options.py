@@ -158,6 +158,7 @@ OPTIONS: dict[str, Option] = {
     ),
     "device": Option("a device of this computer, such as 'cpu', 'cuda' or 'cuda:1'", _is_device),
     "amp": SWITCH,
+    "cpu_amp": SWITCH,
     "gradient_checkpointing": _or_null(SWITCH),
     "fold": _or_null(Option("0, 1, 2, ... or 'all'", _is_fold)),  # null: inference only
     "folds": _or_null(

@@ -11,6 +11,7 @@ import torch.nn as nn
 from monai.data.meta_tensor import MetaTensor
 
 from ...blocks import ChannelGroupNorm, MedNeXtBlock, MedNeXtDownBlock, MedNeXtUpBlock
+from .precision import wants_bfloat16
 
 __all__ = [
     "Block",
@@ -34,14 +35,15 @@ HOOKS = ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_h
 # --- calls and tensors -----------------------------------------------------------------------------------------------
 
 
-def is_observed() -> bool:
+def is_observed(allow_bfloat16: bool = False) -> bool:
     """Return whether something is active that looks at or changes operations, which only the plain modules serve.
 
-    That is compilation, autocast, a function transform, forward-mode gradients, a mode or a global hook.
+    That is compilation, autocast (unless with bfloat16, if that is allowed), a function transform, forward-mode
+    gradients, a mode or a global hook.
     """
     return bool(
         torch.compiler.is_compiling()
-        or torch.is_autocast_enabled("cpu")
+        or (torch.is_autocast_enabled("cpu") and not (allow_bfloat16 and wants_bfloat16()))
         or torch._C._functorch.peek_interpreter_stack() is not None
         or torch.autograd.forward_ad._current_level >= 0
         or torch._C._len_torch_dispatch_stack()
