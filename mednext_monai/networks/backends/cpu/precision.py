@@ -24,7 +24,7 @@ def bfloat16_pays() -> bool:
     """
     Return whether this processor multiplies bfloat16 matrices, measured once per process, faster than float32 ones.
 
-    Those with AVX512-BF16 or AMX do. oneDNN takes the type on others with AVX512 as well, and converts it.
+    Those with AVX512-BF16 do (measured). oneDNN takes the type on others with AVX512 as well, and converts it.
     """
     if not (torch.backends.mkldnn.enabled and torch.backends.mkldnn.is_available() and _is_native()):
         return False
