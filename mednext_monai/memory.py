@@ -26,7 +26,13 @@ __all__ = ["empty", "release", "release_with"]
 SMALLEST = 1 << 20  # bytes; the C library handles smaller tensors well
 ALIGNMENT = 64  # bytes, of a cache line
 SLACK = 2  # a tensor may use memory of up to this many times its size, since patches and slabs vary
-DTYPES = {torch.float32: np.float32, torch.float64: np.float64, torch.int8: np.int8, torch.int16: np.int16}
+DTYPES = {
+    torch.float32: np.float32,
+    torch.float64: np.float64,
+    torch.bfloat16: np.int16,  # NumPy has none: an integer of its size
+    torch.int8: np.int8,
+    torch.int16: np.int16,
+}
 
 _unused: OrderedDict[int, np.ndarray] = OrderedDict()  # by id, oldest first
 _lock = threading.RLock()  # reentrant: garbage collection may return memory during an allocation
@@ -39,7 +45,7 @@ def empty(shape: Sequence[int], dtype: torch.dtype = torch.float32) -> torch.Ten
 
     Args:
         shape: shape of the tensor.
-        dtype: float32, float64, int8 or int16. Defaults to float32.
+        dtype: float32, float64, bfloat16, int8 or int16. Defaults to float32.
     """
     shape = tuple(shape)
     size = prod(shape) * dtype.itemsize
@@ -49,7 +55,7 @@ def empty(shape: Sequence[int], dtype: torch.dtype = torch.float32) -> torch.Ten
     start = -memory.ctypes.data % ALIGNMENT
     array = memory[start : start + size].view(DTYPES[dtype])
     weakref.finalize(array, _give_back, memory).atexit = False
-    return torch.from_numpy(array).view(shape)
+    return torch.from_numpy(array).view(dtype).view(shape)
 
 
 def release() -> None:

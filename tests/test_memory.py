@@ -41,7 +41,7 @@ def test_unused_memory_is_dropped_before_more_is_taken(monkeypatch):
     assert len(memory._unused) == 0
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.int8, torch.int16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.int8, torch.int16])
 def test_a_smaller_tensor_takes_the_memory_of_a_larger_one_up_to_twice_its_size(dtype):
     memory.release()
     count = memory.SMALLEST // dtype.itemsize

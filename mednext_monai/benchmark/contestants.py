@@ -25,7 +25,7 @@ from mednext_monai.networks import MedNeXt, create_mednext, get_backend, using_b
 from mednext_monai.weights.conversion import from_monai, to_monai
 from mednext_monai.weights.state_dict import DUMMY
 
-__all__ = ["COMPILED", "IN_CHANNELS", "OUT_CHANNELS", "Contestant", "autocast", "build", "names_for"]
+__all__ = ["COMPILED", "IN_CHANNELS", "OUT_CHANNELS", "Contestant", "autocast", "build", "names_for", "without"]
 
 IN_CHANNELS, OUT_CHANNELS = 1, 3
 COMMON = {"in_channels": IN_CHANNELS, "out_channels": OUT_CHANNELS, "deep_supervision": True}
@@ -57,8 +57,7 @@ class Contestant:
 
 def names_for(options: Namespace, variant: str) -> list[str]:
     """Return the names of the contestants that exist for this variant, ours first."""
-    names = [name for name in options.contestants if name != "original" or options.upstream]
-    names = [name for name in names if name != "monai" or variant.startswith("S")]
+    names = [name for name in options.contestants if name not in without(options, variant)]
     return names + [name + COMPILED for name in names if name != "ours"] * options.compile
 
 
@@ -121,7 +120,18 @@ def _original(options: Namespace, letter: str, kernel_size: int) -> torch.nn.Mod
 BUILDERS = {"ours": _ours, "plain": _ours, "monai": _monai, "original": _original}
 
 
-def autocast(options: Namespace) -> AbstractContextManager:
-    """Return the context of the run's type: autocast for bf16 and fp16, disabled for float32."""
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "float32": None}[options.dtype]
+def without(options: Namespace, variant: str) -> dict[str, str]:
+    """Return the contestants of the run that cannot be built for this variant, and why."""
+    reasons = {}
+    if "original" in options.contestants and not options.upstream:
+        reasons["original"] = "needs --upstream, a checkout of MIC-DKFZ/MedNeXt"
+    if "monai" in options.contestants and not variant.startswith("S"):
+        reasons["monai"] = f"its {variant[0]} is another network"
+    return reasons
+
+
+def autocast(options: Namespace, kind: str = "ours") -> AbstractContextManager:
+    """Return the context of a contestant's type: autocast for bf16 and fp16, disabled for float32."""
+    name = options.dtype if kind == "ours" else options.others_dtype or options.dtype
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "float32": None}[name]
     return torch.autocast(torch.device(options.device).type, dtype, enabled=dtype is not None)

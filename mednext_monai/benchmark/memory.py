@@ -26,7 +26,7 @@ import torch
 
 from mednext_monai.networks import SHAPE_FACTOR
 
-from .contestants import COMPILED, autocast, build, names_for
+from .contestants import COMPILED, autocast, build, names_for, without
 from .network import case_name, run_once, step_inputs
 from .timing import Measurement, Step, compare
 
@@ -47,6 +47,7 @@ def measure_memory(options: Namespace) -> Iterator[Measurement]:
         steps = {name: partial(_peak_in_a_process, *arguments, name) for name in names if name not in left_out}
         compared = compare(steps, lambda step: step(), min(options.repeats, ROUNDS))
         compared["skipped"] |= dict.fromkeys(left_out, "on a CPU the compiler's own memory would be counted")
+        compared["skipped"] |= without(options, variant)
         case, notes = f"{step} {case_name(options, variant, size)}", [UNCERTAIN] * on_cpu
         yield Measurement("memory", case, "MiB", **compared, notes=notes)
 
@@ -66,7 +67,9 @@ def _peak(options: Namespace, variant: str, size: int, training: bool, name: str
     contestant = build(options, variant, [name], training)[name]
 
     def step_at(size: int, batch: int) -> Step:
-        return partial(run_once, contestant, *step_inputs(size, batch, options.device, training), autocast(options))
+        return partial(
+            run_once, contestant, *step_inputs(size, batch, options.device, training), autocast(options, name)
+        )
 
     step = step_at(size, options.batch)
     first = step if device.type == "cuda" else step_at(2 * SHAPE_FACTOR, 1)  # MONAI's norm refuses smaller ones

@@ -22,7 +22,7 @@ from monai.inferers import SlidingWindowInferer
 from mednext_monai.inferers import MedNeXtInferer
 from mednext_monai.networks import using_backend
 
-from .contestants import IN_CHANNELS, OUT_CHANNELS, Contestant, autocast, build, names_for
+from .contestants import IN_CHANNELS, OUT_CHANNELS, Contestant, autocast, build, names_for, without
 from .timing import Measurement, compare, seconds
 
 __all__ = ["case_name", "measure_networks", "measure_window", "reference", "relative_error", "run_once", "step_inputs"]
@@ -38,7 +38,7 @@ def measure_networks(options: Namespace, training: bool) -> Iterator[Measurement
     for variant, size in product(options.variants, options.size):
         x, gradients = step_inputs(size, options.batch, options.device, training)
         errors = reference(options, variant, x, gradients)
-        step = partial(run_once, x=x, gradients=gradients, context=autocast(options))
+        step = partial(_run, options=options, x=x, gradients=gradients)
         fields = _compare(options, variant, training, step, errors, x)
         yield Measurement(section, case_name(options, variant, size), "s", **fields)
 
@@ -69,6 +69,7 @@ def _compare(
     compared = compare(
         steps, measure, options.repeats, options.warmup, lambda name, out: errors(contestants[name], out)
     )
+    compared["skipped"] |= without(options, variant)
     return {**compared, "work": x.numel() / 1e6, "work_unit": "Mvoxel/s"}
 
 
@@ -87,6 +88,10 @@ def step_inputs(size: int, batch: int, device: str, training: bool) -> tuple[tor
     shapes = [(batch, OUT_CHANNELS, *[max(size >> level, 1)] * 3) for level in range(5)]
     gradients = [torch.randn(shape, generator=generator) for shape in shapes]
     return x, [(gradient / gradient.numel() ** 0.5).to(device) for gradient in gradients]
+
+
+def _run(contestant: Contestant, options: Namespace, x: torch.Tensor, gradients: Tensors | None) -> Tensors:
+    return run_once(contestant, x, gradients, autocast(options, contestant.kind))
 
 
 def run_once(
@@ -137,7 +142,7 @@ def _predict(contestant: Contestant, options: Namespace, mirror: bool, volume: t
     else:
         inferer = SlidingWindowInferer(options.roi, **WINDOWS)
         network = partial(_probabilities, contestant, mirror)
-    with torch.no_grad(), autocast(options):
+    with torch.no_grad(), autocast(options, contestant.kind):
         return [inferer(volume, network)]
 
 

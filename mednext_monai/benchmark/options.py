@@ -57,7 +57,10 @@ def _parser() -> argparse.ArgumentParser:
     add("warmup", 1, "runs of each contestant before the first round, at least 1; use more on a GPU")
     add("device", "cpu", "cpu, cuda or cuda:N")
     add("dtype", "float32", "bf16 and fp16 use autocast", choices=("float32", "bf16", "fp16"))
+    text = "that of the others, if they are to differ from ours; default: that of ours"
+    parser.add_argument("--others_dtype", choices=("float32", "bf16", "fp16"), help=text)
     add("reference", "float32", "type of the plain run that defines the errors", choices=("float32", "float64"))
+    add("load", 0, "processes of one thread that keep a core busy beside the benchmark")
     parser.add_argument("--threads", type=int, help="number of torch threads; default: torch's own choice")
     add("allocator", "default", "settings of glibc's malloc, or both in turn", choices=("default", "tuned", "both"))
     add("volume", "80x80x48", "size in voxels of the volume for the sliding window")
@@ -122,7 +125,8 @@ def _check(options: argparse.Namespace) -> None:
         raise ValueError(f"--classes must be at least 2, got {options.classes}.")
     if not 0 < options.scan_spacing < float("inf"):
         raise ValueError(f"--scan_spacing must be above 0, got {options.scan_spacing}.")
-    if options.workers < 0:
-        raise ValueError(f"--workers must be at least 0, got {options.workers}.")
+    for name in ("workers", "load"):
+        if getattr(options, name) < 0:
+            raise ValueError(f"--{name} must be at least 0, got {getattr(options, name)}.")
     if "ours" not in options.contestants:
         raise ValueError(f"--contestants must include ours, got {','.join(options.contestants)}.")

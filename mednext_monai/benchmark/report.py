@@ -51,7 +51,9 @@ def one_line(machine: dict) -> str:
     """Return the machine as a line of text."""
     gpu = f"{machine['gpu']}; " if "gpu" in machine else ""
     cpu = f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads"
-    return f"{gpu}{cpu}; torch {machine['torch']}, MONAI {machine['monai']}; backend {machine['backend']}"
+    count = machine.get("load", 0)
+    load = f"; {count} busy process{'es' * (count > 1)} beside it" if count else ""
+    return f"{gpu}{cpu}; torch {machine['torch']}, MONAI {machine['monai']}; backend {machine['backend']}{load}"
 
 
 def _command_line(arguments: Sequence[str]) -> str:

@@ -21,6 +21,7 @@ import torch
 
 from .augmentation import measure_augmentation
 from .contestants import build
+from .load import busy_processes
 from .memory import measure_memory
 from .network import measure_networks, measure_window
 from .prediction import measure_prediction
@@ -48,6 +49,7 @@ def run(options: Namespace, arguments: Sequence[str]) -> None:
     allocators = ["default", "tuned"] if options.allocator == "both" else [options.allocator]
     environments = {allocator: environment(allocator) for allocator in allocators}
     file, machine, measurements = Path(options.output) / "benchmark.json", describe_machine(options.device), []
+    machine["load"] = options.load
     for allocator, wanted in environments.items():
         here = len(allocators) == 1 and all(os.environ.get(name) == wanted.get(name) for name in TUNED)
         for measurement in _measure(options) if here else _measure_again(arguments, allocator):
@@ -89,11 +91,12 @@ def _prepare(options: Namespace) -> None:
 
 
 def _measure(options: Namespace) -> Iterator[Measurement]:
-    for section in options.sections:
-        print(f"{section} ...", file=sys.stderr, flush=True)
-        for measurement in SECTIONS[section](options):
-            print(f"  {measurement.case}", file=sys.stderr, flush=True)
-            yield measurement
+    with busy_processes(options.load):
+        for section in options.sections:
+            print(f"{section} ...", file=sys.stderr, flush=True)
+            for measurement in SECTIONS[section](options):
+                print(f"  {measurement.case}", file=sys.stderr, flush=True)
+                yield measurement
 
 
 def _measure_again(arguments: Sequence[str], allocator: str) -> list[Measurement]:

@@ -172,6 +172,7 @@ OPTIONS: dict[str, Option] = {
     ),
     "device": Option("a device of this computer, such as 'cpu', 'cuda' or 'cuda:1'", _is_device),
     "amp": SWITCH,
+    "cpu_amp": SWITCH,
     "compile": SWITCH,
     "gradient_checkpointing": _or_null(
         Option("true, false, 'block' or 'expansion', or a dictionary of them by variant", _is_checkpointing)

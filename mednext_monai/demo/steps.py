@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shlex
 import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from ..bundles.commands import ENVIRONMENT
+from ..bundles.commands import environment
 
 __all__ = ["run_step"]
 
@@ -22,10 +21,11 @@ def run_step(title: str, command: list[str], log: Path, progress: Callable[[], l
     """Run a command with its output in a log file, and print the lines about its progress as they become more."""
     print(f"\n{title}\n$ {shlex.join(command)}\n  log: {log}", flush=True)
     started, shown = time.monotonic(), 0
-    environment = {**ENVIRONMENT, **os.environ, "PYTHONUNBUFFERED": "1"}
     with (
         open(log, "w") as file,
-        subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT) as process,
+        subprocess.Popen(
+            command, env=environment({"PYTHONUNBUFFERED": "1"}), stdout=file, stderr=subprocess.STDOUT
+        ) as process,
     ):
         try:
             ended = False

@@ -9,6 +9,7 @@
 """
 
 from . import backends  # noqa: F401 - registers the implementations
+from .backends.cpu import bfloat16_pays
 from .blocks import MedNeXtBlock, MedNeXtDownBlock, MedNeXtOutBlock, MedNeXtUpBlock
 from .compiler import Compiler
 from .dispatch import BACKENDS, get_backend, set_backend, using_backend
@@ -29,6 +30,7 @@ __all__ = [
     "STAGES",
     "VARIANTS",
     "Variant",
+    "bfloat16_pays",
     "create_mednext",
     "ensemble",
     "get_backend",

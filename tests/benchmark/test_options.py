@@ -22,6 +22,7 @@ from mednext_monai.benchmark.options import SECTIONS, parse
         (["--volume", "64x64"], "--volume must be positive integers such as NxNxN, got '64x64'"),
         (["--roi", "40"], "--roi must be a multiple of 16, got 40"),
         (["--repeats", "0"], "--repeats must be at least 1, got 0"),
+        (["--load", "-1"], "--load must be at least 0, got -1"),
         (["--patches", "3"], "--patches must be even, got 3"),
         (["--contestants", "monai"], "--contestants must include ours, got monai"),
         (["--upstream", "/nowhere"], "--upstream must be a checkout of MIC-DKFZ/MedNeXt, but /nowhere/.* not exist"),

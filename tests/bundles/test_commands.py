@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -211,3 +212,23 @@ def test_a_command_has_the_keys_of_its_overrides_and_one_or_several_configs(tmp_
         "bundle_root": str(tmp_path),
         "a::b": [1.5, "x"],
     }
+
+
+def test_idle_threads_give_up_their_core_unless_the_user_says_how_they_wait(monkeypatch):
+    for name in commands.ENVIRONMENT:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "7")
+    found = commands.environment({"MORE": "1"})
+    assert found["OMP_WAIT_POLICY"] == "PASSIVE" and 0 < int(found["GOMP_SPINCOUNT"]) < 10_000
+    assert (found["MALLOC_TRIM_THRESHOLD_"], found["MORE"]) == ("7", "1") and "PATH" in found
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    found = commands.environment({})
+    assert found["OMP_WAIT_POLICY"] == "ACTIVE" and "GOMP_SPINCOUNT" not in found
+
+
+def test_the_command_is_started_with_that_environment(monkeypatch, tmp_path):
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    code = f"import os; open({str(tmp_path / 'found')!r}, 'w').write(os.environ['GOMP_SPINCOUNT'])"
+    assert commands.run_command([sys.executable, "-c", code], "train") == 0
+    assert (tmp_path / "found").read_text() == commands.ENVIRONMENT["GOMP_SPINCOUNT"]

@@ -96,7 +96,13 @@ def test_finished_cases_are_skipped_until_something_that_matters_changes(predict
     assert "3 of 5 cases are finished" in log and "2 are left" in log and log.count("wrote") == 2
     assert remade(out, before) == ["case_1", "case_3"]
 
-    for options in ({"overlap": 0.25}, {"overlap": 0.25, "accumulate": "half"}, {"patch_size": 32}, {"amp": False}):
+    for options in (
+        {"overlap": 0.25},
+        {"overlap": 0.25, "accumulate": "half"},
+        {"patch_size": 32},
+        {"amp": False},
+        {"amp": False, "cpu_amp": True},
+    ):
         before = state(out)
         assert "are finished" not in predict(**options) and remade(out, before) == IDS, options
     before = state(out)

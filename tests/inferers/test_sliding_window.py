@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import product
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -220,3 +221,27 @@ def test_a_slice_axis_needs_a_window_of_two_numbers():
         MedNeXtInferer((16, 16), windows="monai", slice_axis=0)
     with pytest.raises(ValueError, match="slice_axis must be 0, 1 or 2"):
         MedNeXtInferer((16, 16), slice_axis=3)
+
+
+@pytest.mark.parametrize("wanted, pays", [(True, True), (True, False), (False, True)])
+@pytest.mark.parametrize("windows", ["published", "monai"])
+def test_only_the_network_runs_in_bfloat16_and_only_if_wanted_and_faster(wanted, pays, windows):
+    seen = []
+
+    def watched(x: torch.Tensor) -> torch.Tensor:
+        seen.append(torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16)
+        return network(x).bfloat16()
+
+    with patch("mednext_monai.inferers.sliding_window.bfloat16_pays", return_value=pays):
+        result = MedNeXtInferer(16, mirror=True, windows=windows, cpu_amp=wanted)(
+            random_images(1, 1, 16, 16, 20), watched
+        )
+    assert result.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    torch.testing.assert_close(result.sum(1), torch.ones(1, 16, 16, 20), rtol=0, atol=1e-5)  # the softmax is float32
+    assert seen == [wanted and pays] * 16
+
+
+def test_cpu_amp_is_a_switch():
+    assert MedNeXtInferer(16, cpu_amp="true").cpu_amp is True
+    with pytest.raises(ValueError, match="cpu_amp must be true or false"):
+        MedNeXtInferer(16, cpu_amp="bf16")

@@ -70,6 +70,84 @@ def is_fast(network: nn.Module, x: torch.Tensor) -> bool:
     return run.called
 
 
+# --- bfloat16 --------------------------------------------------------------------------------------------------------
+
+
+def in_bfloat16(network: nn.Module, x: torch.Tensor, pays: bool = True) -> torch.Tensor:
+    """What the fast path gives under autocast, where bfloat16 is faster or is not."""
+    with patch.object(cpu_network, "bfloat16_pays", return_value=pays), torch.autocast("cpu", torch.bfloat16):
+        assert dispatched(network, x)
+        return network(x)
+
+
+def rounded(network: nn.Module) -> nn.Module:
+    """A copy in float64 whose matrices and kernels have values that bfloat16 can hold."""
+    network = copy.deepcopy(network)
+    for parameter in network.parameters():
+        if parameter.dim() > 1:
+            parameter.data = parameter.data.bfloat16().double()
+    return network.double()
+
+
+@pytest.mark.parametrize(
+    "arguments, size",
+    [
+        (dict(), (16, 16, 16)),
+        (dict(kernel_size=5), (16, 48, 16)),
+        (dict(use_residual=False, use_residual_resampling=False), (32, 32, 16)),
+        (dict(in_channels=4, out_channels=1), (32, 16, 48)),
+        (dict(base_channels=5, expansion_ratio=3), (32, 16, 32)),
+    ],
+)
+def test_in_bfloat16_it_errs_no_more_than_the_modules_under_autocast(arguments, size):
+    network = make_network(**arguments)
+    x = torch.randn(2, network.in_channels, *size)
+    with torch.no_grad():
+        expected = plainly(rounded(network), x.double())
+        result = in_bfloat16(network, x)
+        with torch.autocast("cpu", torch.bfloat16):
+            modules = plainly(network, x)
+    assert result.dtype == torch.float32 and result.shape == expected.shape
+    error, of_modules = ((y.double() - expected).square().mean().sqrt() for y in (result, modules))
+    assert error < 1.2 * of_modules
+    assert 1e-5 < error / expected.std() < 0.03  # it is not float32
+
+
+def test_autocast_without_a_gain_gives_float32_bit_for_bit():
+    network, x = make_network(), torch.randn(1, 1, 32, 16, 16)
+    with torch.no_grad():
+        assert torch.equal(in_bfloat16(network, x, pays=False), network(x))
+
+
+@pytest.mark.parametrize("elements", [1, 3000])
+def test_in_bfloat16_slabs_and_chunks_of_any_size_give_nearly_the_same(elements):
+    network, x = make_network(kernel_size=5), torch.randn(1, 1, 32, 16, 16)
+    with torch.no_grad():
+        expected = in_bfloat16(network, x)
+        with (
+            patch.object(depthwise, "SLAB_ELEMENTS", elements),
+            patch.object(pointwise, "CHUNK_ELEMENTS", elements * 50),
+        ):
+            result = in_bfloat16(network, x)
+    assert (result - expected).square().mean().sqrt() < 0.03 * expected.std()
+
+
+def test_in_bfloat16_without_the_fused_products_it_gives_nearly_the_same():
+    network, x = make_network(), torch.randn(1, 1, 32, 16, 16)
+    with torch.no_grad():
+        expected = in_bfloat16(network, x)
+        with patch.object(pointwise, "fused_products", return_value=None):
+            result = in_bfloat16(network, x)
+    assert (result - expected).square().mean().sqrt() < 0.03 * expected.std()
+
+
+def test_in_bfloat16_results_do_not_change_with_the_memory_that_is_reused():
+    network, x = make_network(), torch.randn(1, 1, 48, 48, 48)
+    with torch.no_grad():
+        first = in_bfloat16(network, x)
+        assert torch.equal(in_bfloat16(network, x), first)
+
+
 # --- the same numbers ------------------------------------------------------------------------------------------------
 
 
@@ -128,10 +206,10 @@ def test_slabs_and_chunks_of_any_size_give_the_same(elements, kernel_size):
         assert_fast_and_same(network, torch.randn(1, 1, 32, 16, 16))
 
 
-def test_without_the_fused_expansion_of_onednn_it_gives_the_same():
-    assert pointwise._fused_linear_gelu() is not None  # else nothing is compared
+def test_without_the_fused_products_of_onednn_it_gives_the_same():
+    assert pointwise.fused_products(torch.float32) is not None  # else nothing is compared
     network, x = make_network(kernel_size=5), torch.randn(2, 1, 32, 16, 32)
-    with patch.object(pointwise, "_fused_linear_gelu", return_value=None):
+    with patch.object(pointwise, "fused_products", return_value=None):
         assert_fast_and_same(network, x)
     assert_fast_and_same(network, x)
 
@@ -290,7 +368,7 @@ def test_gradients_and_transforms_take_the_plain_path():
 @pytest.mark.parametrize(
     "context",
     [
-        lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+        lambda: torch.autocast("cpu", dtype=torch.float16),
         lambda: using_backend("plain"),
         lambda: FlopCounterMode(display=False),
         lambda: torch.device("cpu"),

@@ -32,8 +32,14 @@ def test_statistics_of_parts_are_those_of_the_whole():
     torch.testing.assert_close(scale.pow(-2), rows.double().var(0, correction=0), rtol=1e-4, atol=0)
 
 
-@pytest.mark.parametrize("broken", [AttributeError("gone"), TypeError("arguments"), lambda *_: torch.zeros(8, 32)])
-def test_a_fused_expansion_that_is_missing_or_wrong_is_not_used(broken):
-    search = pointwise._fused_linear_gelu.__wrapped__  # without the cache
-    with patch.object(torch.ops.mkldnn, "_linear_pointwise", side_effect=broken):
-        assert search() is None
+def test_statistics_of_bfloat16_rows_are_float32():
+    rows = (torch.randn(5000, 4) * torch.tensor([1.0, 1e-3, 10, 1]) + torch.tensor([0.0, 0.01, 3, -5])).bfloat16()
+    statistics = pointwise.ChannelStatistics()
+    for part in rows.split(1500):
+        statistics.add(part)
+    mean, scale = statistics.mean_and_scale(0.0)
+    torch.testing.assert_close(mean, rows.double().mean(0), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(scale.pow(-2), rows.double().var(0, correction=0), rtol=1e-4, atol=0)
+    means = pointwise.channel_means(rows)
+    assert means.dtype == torch.float32
+    torch.testing.assert_close(means.double(), rows.double().mean(0), rtol=1e-5, atol=1e-6)

@@ -4,6 +4,8 @@
 - ``block``: one block in training.
 - ``autograd``: its autograd function.
 - ``depthwise``, ``pointwise``: the convolutions and products that both are made of.
+- ``fused``: products of oneDNN that inference uses.
+- ``precision``: whether inference may be in bfloat16, and whether that is faster.
 - ``common``: when both may be used, and what they read from a block.
 
 The memory that both work in is ``mednext_monai.memory``.
@@ -11,6 +13,9 @@ The memory that both work in is ``mednext_monai.memory``.
 
 from ... import dispatch
 from . import block, network
+from .precision import bfloat16_pays
+
+__all__ = ["bfloat16_pays"]
 
 dispatch.register("auto", network)
 dispatch.register("auto", block)

@@ -11,6 +11,7 @@ import torch.nn as nn
 from monai.data.meta_tensor import MetaTensor
 
 from ...blocks import ChannelGroupNorm, MedNeXtBlock, MedNeXtDownBlock, MedNeXtUpBlock
+from .precision import wants_bfloat16
 
 __all__ = [
     "CONVOLUTIONS",
@@ -38,12 +39,13 @@ HOOKS = ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_h
 # --- calls and tensors -----------------------------------------------------------------------------------------------
 
 
-def is_observed() -> bool:
+def is_observed(allow_bfloat16: bool = False) -> bool:
     """Return whether something is active that looks at or changes operations, which only the plain modules serve.
 
-    That is compilation, autocast, and what :py:func:`is_transformed` names.
+    That is compilation, autocast (unless with bfloat16, if that is allowed), and what :py:func:`is_transformed` names.
     """
-    return torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu") or is_transformed()
+    is_cast = torch.is_autocast_enabled("cpu") and not (allow_bfloat16 and wants_bfloat16())
+    return torch.compiler.is_compiling() or is_cast or is_transformed()
 
 
 def is_transformed() -> bool:

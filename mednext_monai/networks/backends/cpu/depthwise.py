@@ -32,7 +32,7 @@ from ....memory import empty
 
 __all__ = ["Phase", "backward_data", "backward_weight", "depthwise_slabs", "slab_ranges", "transposed_phases"]
 
-SLAB_ELEMENTS = 1 << 19  # values per output slab: 2 MiB
+SLAB_ELEMENTS = 1 << 19  # values per output slab: 2 MiB of float32; twice as many in bfloat16
 NARROW = 3  # taps in a row that the 2D backward-weight kernel takes
 
 
@@ -59,7 +59,7 @@ def depthwise_slabs(
     if min(sizes) < 1:
         return
     volume = x.unsqueeze(0).permute(0, 4, 1, 2, 3)  # in this order, its strides say "channels last"
-    for planes in slab_ranges((*sizes, x.shape[3])):
+    for planes in slab_ranges((*sizes, x.shape[3]), x.dtype):
         source, pad = volume, padding[0]
         if planes.stop - planes.start < sizes[0]:
             first = planes.start * stride - pad
@@ -82,9 +82,10 @@ def _convolve(
     return y if bias is None else y.add_(bias.view(-1, 1, 1, 1))
 
 
-def slab_ranges(shape: Sequence[int]) -> Iterator[slice]:
-    """Yield the planes of each slab of a volume of ``shape``, ``(D, H, W, C)``."""
-    planes = max(1, SLAB_ELEMENTS // max(1, shape[1] * shape[2] * shape[3]))
+def slab_ranges(shape: Sequence[int], dtype: torch.dtype) -> Iterator[slice]:
+    """Yield the planes of each slab of a volume of ``shape``, ``(D, H, W, C)``, and type."""
+    elements = 2 * SLAB_ELEMENTS if dtype == torch.bfloat16 else SLAB_ELEMENTS
+    planes = max(1, elements // max(1, shape[1] * shape[2] * shape[3]))
     for start in range(0, shape[0], planes):
         yield slice(start, min(start + planes, shape[0]))
 

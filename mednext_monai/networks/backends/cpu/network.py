@@ -34,7 +34,8 @@ from .common import (
     lifted,
 )
 from .depthwise import Phase, depthwise_slabs, slab_ranges, transposed_phases
-from .pointwise import ChannelStatistics, PointwiseWeights, as_rows, expand_compress, fold_norm
+from .pointwise import ChannelStatistics, PointwiseWeights, as_rows, channel_means, expand_compress, fold_norm
+from .precision import bfloat16_pays, wants_bfloat16
 
 __all__ = ["has_published_structure", "run", "takes"]
 
@@ -45,14 +46,14 @@ def takes(network: nn.Module, x: torch.Tensor) -> bool:
     """
     Return whether :py:func:`run` computes what the modules of ``network`` would compute for ``x``.
 
-    It does for a MedNeXt in evaluation mode on the CPU in float32, if no gradient is asked for, nothing observes or
-    transforms the operations, and the network consists of the unaltered blocks with one norm group per channel and
-    no GRN.
+    It does for a MedNeXt in evaluation mode on the CPU in float32, also under autocast with bfloat16, if no gradient is
+    asked for, nothing observes or transforms the operations, and the network consists of the unaltered blocks with one
+    norm group per channel and no GRN.
     """
     return bool(
         isinstance(network, MedNeXt)
         and not network.training
-        and not is_observed()
+        and not is_observed(allow_bfloat16=True)
         and torch.backends.mkldnn.enabled
         and torch.backends.mkldnn.is_available()
         and (is_parameter_like(x) or type(x) is MetaTensor)
@@ -100,27 +101,32 @@ def run(network: MedNeXt, x: torch.Tensor) -> torch.Tensor:
     """
     Compute a network that :py:func:`takes` accepts.
 
+    Under autocast with bfloat16, weights and activations in 3D are bfloat16 if that is faster on this processor, float32
+    otherwise. Statistics, sums of products, stem and head are float32 always.
+
     Args:
         network: the network.
         x: ``(B, in_channels, D, H, W)``, or of a 2D network ``(B, in_channels, H, W)``.
 
     Returns:
-        logits ``(B, out_channels, D, H, W)`` or ``(B, out_channels, H, W)``, in memory of their own.
+        logits ``(B, out_channels, D, H, W)`` or ``(B, out_channels, H, W)``, float32, in memory of their own.
     """
     release_with(network)
-    with torch.no_grad():
+    is_volume = x.dim() == 5  # slices are convolved by operations that are slow in bfloat16
+    dtype = torch.bfloat16 if is_volume and wants_bfloat16() and bfloat16_pays() else torch.float32
+    with torch.no_grad(), torch.autocast("cpu", enabled=False):
         logits = x.new_empty((x.shape[0], network.out_0.conv_out.out_channels, *x.shape[2:]))
         for image, target in zip(lifted(x), lifted(logits)):
-            _run_one(network, image, target)
+            _run_one(network, image, target, dtype)
     return logits
 
 
-def _run_one(network: MedNeXt, image: torch.Tensor, logits: torch.Tensor) -> None:
+def _run_one(network: MedNeXt, image: torch.Tensor, logits: torch.Tensor, dtype: torch.dtype) -> None:
     """Put the logits ``(out_channels, D, H, W)`` of ``image``, ``(in_channels, D, H, W)``, into ``logits``."""
     width = [network.stem.out_channels] + [getattr(network, f"down_{i}").conv3.out_channels for i in range(LEVELS)]
     shapes = [(*(-(-size // 2**level) for size in image.shape[1:]), n) for level, n in enumerate(width)]
-    volumes = [empty(shape) for shape in shapes]
-    memory = empty([max(map(prod, shapes))])  # for the depthwise values of one block after the other
+    volumes = [empty(shape, dtype) for shape in shapes]
+    memory = empty([max(map(prod, shapes))], dtype)  # for the depthwise values of one block after the other
     _stem(network.stem, image, volumes[0])
     for level in range(LEVELS):
         _stage(getattr(network, f"enc_block_{level}"), volumes[level], memory)
@@ -129,13 +135,26 @@ def _run_one(network: MedNeXt, image: torch.Tensor, logits: torch.Tensor) -> Non
     for level in reversed(range(LEVELS)):
         _add_up(getattr(network, f"up_{level}"), volumes[level + 1], volumes[level], memory)
         _stage(getattr(network, f"dec_block_{level}"), volumes[level], memory)
-    head = network.out_0.conv_out
-    torch.addmm(head.bias.unsqueeze(1), head.weight.flatten(1).t(), as_rows(volumes[0]).t(), out=logits.flatten(1))
+    _head(network.out_0.conv_out, volumes[0], logits)
 
 
 def _stem(stem: Any, image: torch.Tensor, out: torch.Tensor) -> None:
     for plane, target in zip(image.unbind(1), out):
-        torch.addmm(stem.bias, plane.flatten(1).t(), stem.weight.flatten(1).t(), out=as_rows(target))
+        if out.dtype == image.dtype:
+            torch.addmm(stem.bias, plane.flatten(1).t(), stem.weight.flatten(1).t(), out=as_rows(target))
+        else:
+            as_rows(target).copy_(torch.addmm(stem.bias, plane.flatten(1).t(), stem.weight.flatten(1).t()))
+
+
+def _head(head: Any, x: torch.Tensor, logits: torch.Tensor) -> None:
+    """Put the head's value at ``x``, ``(D, H, W, C)``, into ``logits``, ``(classes, D, H, W)``."""
+    bias, matrix, out = head.bias.unsqueeze(1), head.weight.flatten(1).t(), logits.flatten(1)
+    if x.dtype == logits.dtype:
+        torch.addmm(bias, matrix, as_rows(x).t(), out=out)
+        return
+    for planes in slab_ranges(x.shape, logits.dtype):
+        value = torch.addmm(bias, matrix, as_rows(x[planes]).float().t())
+        logits[:, planes] = value.view(-1, *x[planes].shape[:3])
 
 
 def _stage(blocks: nn.Sequential, x: torch.Tensor, memory: torch.Tensor) -> None:
@@ -158,14 +177,14 @@ def _depthwise(block: MedNeXtBlock | MedNeXtDownBlock, x: torch.Tensor, out: tor
     weight, padding = _kernel(conv)
     statistics = ChannelStatistics()
     pivot = x.new_zeros(conv.out_channels)
-    for planes, slab in depthwise_slabs(x, weight, pivot, padding, conv.stride[0]):
+    for planes, slab in depthwise_slabs(x, weight.to(x.dtype), pivot, padding, conv.stride[0]):
         if statistics.is_empty:
-            torch.mean(slab, dim=(0, 1, 2), out=pivot).neg_()
+            pivot.copy_(channel_means(as_rows(slab))).neg_()
             torch.add(slab, pivot, out=out[planes])
         else:
             out[planes].copy_(slab)
         statistics.add(as_rows(out[planes]))
-    return _weights(block, statistics)
+    return _weights(block, statistics, x.dtype)
 
 
 def _kernel(conv: Any) -> tuple[torch.Tensor, tuple[int, ...]]:
@@ -174,19 +193,23 @@ def _kernel(conv: Any) -> tuple[torch.Tensor, tuple[int, ...]]:
     return weight, tuple(size // 2 for size in weight.shape[2:])
 
 
-def _weights(block: Block, statistics: ChannelStatistics) -> PointwiseWeights:
+def _weights(block: Block, statistics: ChannelStatistics, dtype: torch.dtype) -> PointwiseWeights:
     mean, scale = statistics.mean_and_scale(block.norm.eps)
-    return fold_norm(block_parameters(block), scale, mean)
+    return fold_norm(block_parameters(block), scale, mean).to(dtype)
+
+
+def _residual_matrix(block: MedNeXtDownBlock | MedNeXtUpBlock, dtype: torch.dtype) -> torch.Tensor | None:
+    return None if block.res_conv is None else block.res_conv.weight.flatten(1).to(dtype)
 
 
 def _down(block: MedNeXtDownBlock, x: torch.Tensor, out: torch.Tensor, memory: torch.Tensor) -> None:
     """Put the down-sampling block's value at ``x`` into ``out``."""
     y = _view(memory, (*out.shape[:3], x.shape[3]))
     weights = _depthwise(block, x, y)
-    residual = block.res_conv
+    residual = _residual_matrix(block, x.dtype)
     if residual is not None:
         for plane, target in zip(x[::2, ::2, ::2], out):
-            torch.mm(as_rows(plane), residual.weight.flatten(1).t(), out=as_rows(target))
+            torch.mm(as_rows(plane), residual.t(), out=as_rows(target))
     expand_compress(as_rows(y), weights, as_rows(out), None if residual is None else as_rows(out))
 
 
@@ -201,30 +224,31 @@ def _add_up(block: MedNeXtUpBlock, x: torch.Tensor, out: torch.Tensor, memory: t
     """
     pivot = x.new_zeros(x.shape[3])
     statistics = ChannelStatistics()
-    phases = transposed_phases(_kernel(block.conv1)[0])
+    phases = transposed_phases(_kernel(block.conv1)[0].to(x.dtype))
     kept = _phase_memory(phases, x, memory[: out.numel()])
     for i, phase in enumerate(phases):
         for planes, slab in depthwise_slabs(x, phase.weight, pivot, phase.padding):
             if statistics.is_empty:
-                torch.mean(slab, dim=(0, 1, 2), out=pivot).neg_()
+                pivot.copy_(channel_means(as_rows(slab))).neg_()
                 slab = slab + pivot
             if i < len(kept):
                 slab = kept[i][planes].copy_(slab)
             statistics.add(as_rows(slab))
-    weights = _weights(block, statistics)
+    weights = _weights(block, statistics, x.dtype)
+    matrix = _residual_matrix(block, x.dtype)
     for i, phase in enumerate(phases):
         slabs: Iterable[tuple[slice, torch.Tensor]]
         if i < len(kept):
-            slabs = ((planes, kept[i][planes]) for planes in slab_ranges(kept[i].shape))
+            slabs = ((planes, kept[i][planes]) for planes in slab_ranges(kept[i].shape, x.dtype))
         else:
             slabs = depthwise_slabs(x, phase.weight, pivot, phase.padding)
         target = out[tuple(slice(1 + p, None, 2) if n > 1 else slice(1) for p, n in zip(phase.parity, out.shape))]
-        residual = None if any(phase.parity) else block.res_conv
+        residual = None if any(phase.parity) else matrix
         for planes, slab in slabs:
-            value = empty((*slab.shape[:3], out.shape[3]))
+            value = empty((*slab.shape[:3], out.shape[3]), x.dtype)
             expand_compress(as_rows(slab), weights, as_rows(value))
             if residual is not None:
-                as_rows(value).addmm_(as_rows(x[planes]), residual.weight.flatten(1))
+                as_rows(value).addmm_(as_rows(x[planes]), residual)
             target[planes].add_(value)
             del value  # its memory serves the next slab
 

@@ -2,26 +2,29 @@
 
 With one group per channel the norm is, given each channel's mean and variance over the voxels, a scale and a shift per
 channel; both are folded into the weight and bias of the expansion. Rows then pass through expansion, GELU and
-compression in chunks whose expanded values stay in the processor's cache. Where torch has it, inference uses the matrix
-product of oneDNN that applies bias and GELU before it stores a value, as ``torch.compile`` does.
+compression in chunks whose expanded values stay in the processor's cache. Where torch has them, inference uses oneDNN's
+``fused`` products.
+
+Rows may be bfloat16: products then have bfloat16 factors and float32 sums, and the statistics are float32.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 
 from ....memory import empty
 from .common import BlockParameters
+from .fused import FusedProducts, fused_products
 
 __all__ = [
     "ChannelStatistics",
     "PointwiseWeights",
     "PreciseChannelStatistics",
     "as_rows",
+    "channel_means",
     "chunk_buffers",
     "chunks",
     "expand_compress",
@@ -39,7 +42,7 @@ def as_rows(volume: torch.Tensor) -> torch.Tensor:
 
 def chunks(rows: torch.Tensor, width: int, factor: int = 1) -> Iterator[tuple[slice, torch.Tensor]]:
     """Yield slices of the rows, and the rows in them: with ``width`` columns, ``factor * CHUNK_ELEMENTS`` at a time."""
-    length = max(1, factor * CHUNK_ELEMENTS // width)
+    length = _chunk_length(rows, width, factor)
     for start in range(0, len(rows), length):
         part = slice(start, start + length)
         yield part, rows[part]
@@ -47,8 +50,13 @@ def chunks(rows: torch.Tensor, width: int, factor: int = 1) -> Iterator[tuple[sl
 
 def chunk_buffers(rows: torch.Tensor, width: int, *columns: int, factor: int = 1) -> list[torch.Tensor]:
     """Return uninitialized matrices with the rows of one of the ``chunks`` and the given numbers of columns."""
-    length = min(len(rows), max(1, factor * CHUNK_ELEMENTS // width))
+    length = min(len(rows), _chunk_length(rows, width, factor))
     return [empty((length, count), rows.dtype) for count in columns]
+
+
+def _chunk_length(rows: torch.Tensor, width: int, factor: int) -> int:
+    halves = 2 if rows.dtype == torch.bfloat16 else 1
+    return max(1, halves * factor * CHUNK_ELEMENTS // width)
 
 
 # --- statistics of the norm ------------------------------------------------------------------------------------------
@@ -69,7 +77,7 @@ class ChannelStatistics:
 
     def add(self, rows: torch.Tensor) -> None:
         """Add voxels ``(V, C)``."""
-        mean, variance = torch.batch_norm_update_stats(rows, None, None, 0.0)
+        mean, variance = _mean_and_variance(rows)
         self._counts.append(rows.shape[0])
         self._means.append(mean)
         self._variances.append(variance)
@@ -86,6 +94,18 @@ class ChannelStatistics:
         means, variances = torch.stack(self._means).double(), torch.stack(self._variances).double()
         mean = weights @ means
         return mean, torch.rsqrt(weights @ (variances + (means - mean).square_()) + eps)
+
+
+def channel_means(rows: torch.Tensor) -> torch.Tensor:
+    """Return the mean of each channel of voxels ``(V, C)``, float32; for bfloat16 without a copy of them in float32."""
+    return _mean_and_variance(rows)[0]
+
+
+def _mean_and_variance(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    running: list[torch.Tensor | None] = [None, None]
+    if rows.dtype == torch.bfloat16:  # with running statistics in float32, the results are, too
+        running = list(torch.zeros(2, rows.shape[1], device=rows.device, dtype=torch.float32))
+    return torch.batch_norm_update_stats(rows, running[0], running[1], 0.0)
 
 
 class PreciseChannelStatistics:
@@ -130,6 +150,10 @@ class PointwiseWeights(NamedTuple):
     compress: torch.Tensor  # (E, C')
     compress_bias: torch.Tensor  # (C')
 
+    def to(self, dtype: torch.dtype) -> PointwiseWeights:
+        """Return them in a type."""
+        return PointwiseWeights(*(tensor.to(dtype) for tensor in self))
+
 
 def fold_norm(parameters: BlockParameters, scale: torch.Tensor, mean: torch.Tensor | None = None) -> PointwiseWeights:
     """
@@ -170,39 +194,40 @@ def expand_compress(
         out: ``(V, C')``, contiguous.
         base: ``(V, C')``, which may be ``out`` itself. Defaults to ``None``, nothing.
         mean: ``(C)``, for training. Defaults to ``None``, zero: the weights then have it in them. Only without it the
-            fused product of oneDNN is used, whose GELU differs by rounding from the one that the backward pass repeats.
+            fused products of oneDNN are used, whose GELU differs by rounding from the one that the backward pass
+            repeats.
     """
+    fused = fused_products(rows.dtype) if mean is None else None
+    if fused is not None:
+        _expand_compress_fused(fused, rows, weights, out, base)
+        return
     width, columns = weights.expand.shape
-    linear_gelu = _fused_linear_gelu() if mean is None else None
-    factor = INFERENCE_CHUNKS if mean is None else 1
-    buffers = chunk_buffers(rows, width, columns, width, factor=factor) if linear_gelu is None else []
-    for part, chunk in chunks(rows, width, factor):
-        if linear_gelu is not None:
-            hidden = linear_gelu(chunk, weights.expand, weights.expand_bias)
-        else:
-            centered, hidden = (buffer[: len(chunk)] for buffer in buffers)
-            chunk = chunk if mean is None else torch.sub(chunk, mean, out=centered)
-            torch.addmm(weights.expand_bias, chunk, weights.expand.t(), out=hidden)
-            torch.ops.aten.gelu_(hidden)
+    buffers = chunk_buffers(rows, width, columns, width)
+    for part, chunk in chunks(rows, width):
+        centered, hidden = (buffer[: len(chunk)] for buffer in buffers)
+        chunk = chunk if mean is None else torch.sub(chunk, mean, out=centered)
+        torch.addmm(weights.expand_bias, chunk, weights.expand.t(), out=hidden)
+        torch.ops.aten.gelu_(hidden)
         if base is None:
             torch.addmm(weights.compress_bias, hidden, weights.compress, out=out[part])
         else:
             torch.add(base[part], weights.compress_bias, out=out[part]).addmm_(hidden, weights.compress)
 
 
-@functools.cache
-def _fused_linear_gelu() -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor] | None:
-    """Return ``gelu(rows @ weight' + bias)`` in one operation, or ``None`` if this torch has none that is correct."""
-
-    def linear_gelu(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-        return torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "gelu", [], "none")
-
-    options: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
-    rows, weight = torch.linspace(-6.0, 6.0, 128, **options).view(8, 16), torch.eye(32, 16, **options)
-    bias = torch.linspace(-0.5, 0.5, 32, **options)
-    expected = torch.nn.functional.gelu(torch.addmm(bias, rows, weight.t()))
-    try:  # the operation is private to torch: its name and arguments may change
-        value = linear_gelu(rows, weight, bias)
-    except (AttributeError, NotImplementedError, RuntimeError, TypeError):
-        return None
-    return linear_gelu if torch.allclose(value, expected, rtol=1e-5, atol=1e-6) else None
+def _expand_compress_fused(
+    fused: FusedProducts,
+    rows: torch.Tensor,
+    weights: PointwiseWeights,
+    out: torch.Tensor,
+    base: torch.Tensor | None,
+) -> None:
+    """Do the same with the fused products of oneDNN, without a mean."""
+    compress = weights.compress.t().contiguous()
+    if base is not None and base.data_ptr() != out.data_ptr():
+        out.copy_(base)
+    for part, chunk in chunks(rows, len(weights.expand), INFERENCE_CHUNKS):
+        hidden = fused.linear_gelu(chunk, weights.expand, weights.expand_bias)
+        if base is None:
+            out[part] = fused.linear(hidden, compress, weights.compress_bias)
+        else:
+            fused.add_linear(out[part], hidden, compress, weights.compress_bias)
