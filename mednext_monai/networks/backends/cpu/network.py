@@ -101,8 +101,8 @@ def run(network: MedNeXt, x: torch.Tensor) -> torch.Tensor:
     """
     Compute a network that :py:func:`takes` accepts.
 
-    Under autocast with bfloat16, weights and activations in 3D are bfloat16 if that is faster on this processor, float32
-    otherwise. Statistics, sums of products, stem and head are float32 always.
+    Under autocast with bfloat16, weights and activations in 3D are bfloat16 if that is faster on this processor,
+    float32 otherwise. Statistics, sums of products, stem and head are float32 always.
 
     Args:
         network: the network.
