@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from mednext_monai.networks import MedNeXt
+from mednext_monai.networks.backends.cpu import network as cpu_network
 from mednext_monai.networks.backends.triton import forward, measured, table
 from mednext_monai.tuning.cases import Case
 
@@ -33,6 +34,7 @@ def make_network(**changes) -> MedNeXt:
 def let_cpu_tensors_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the backend take CPU tensors, which its operators compute by torch; all around the kernels is the same."""
     monkeypatch.setattr(measured, "_interpreting", True)
+    monkeypatch.setattr(cpu_network, "takes", lambda network, x: False)
     monkeypatch.setattr(forward, "_check_device", lambda x: None)
 
 
