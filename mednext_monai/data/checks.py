@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from ..arrays import contiguous, value_counts
 from ..preprocessing.geometry import spacing_of
 from .dataset import Dataset
 from .dicom import DicomSeries
@@ -197,10 +198,7 @@ def check_case(case: Mapping, expected: Expected) -> tuple[CaseCheck, Volume | N
     check.problems += _grid_problems(read)
     for path in readable:
         with np.errstate(over="ignore"):  # becomes infinite, which is reported
-            read[path] = (
-                np.ascontiguousarray(read[path][0], dtype=np.float32),
-                read[path][1],
-            )  # as the network sees it
+            read[path] = contiguous(read[path][0], np.float32), read[path][1]  # as the network sees it
         problems, warnings = _value_problems(path, read[path][0])
         check.problems += problems
         check.warnings += warnings
@@ -241,7 +239,7 @@ def check_image(name: str, image: np.ndarray, affine: np.ndarray, expected: Expe
         raise ValueError(" ".join(problems + found))
     for note in warnings + _spacing_warnings(name, affine):
         logger.warning(note)
-    return Volume(np.ascontiguousarray(image, dtype=np.float32), None, np.asarray(affine, dtype=np.float64))
+    return Volume(contiguous(image, np.float32), None, np.asarray(affine, dtype=np.float64))
 
 
 def checked_arrays(case: Mapping, expected: Expected) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
@@ -476,7 +474,7 @@ def _checked_label(path: File, array: np.ndarray, expected: Expected) -> tuple[n
     """Return the label ``(X, Y, Z)`` as signed integers, or ``None``; problems; warnings."""
     if len(array) != 1:
         return None, [f"{path}: has {len(array)} channels, a label must have one."], []
-    values, counts = np.unique(array, return_counts=True)
+    values, counts = value_counts(array)
     problems, warnings = _class_problems(path, values, counts, expected)
     return None if problems else to_labels(array[0], path), problems, warnings
 

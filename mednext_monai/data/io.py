@@ -21,6 +21,7 @@ import nibabel
 import numpy as np
 from nibabel.nifti1 import Nifti1Image
 
+from ..arrays import contiguous
 from ..files import atomic_path
 
 __all__ = [
@@ -134,7 +135,7 @@ def read_image(paths: Paths) -> tuple[np.ndarray, np.ndarray]:
     for path in files:
         stored, affine = read_stored(path)
         with np.errstate(over="ignore"):  # becomes infinite
-            array = np.ascontiguousarray(stored, dtype=np.float32)
+            array = contiguous(stored, np.float32)
         if len(files) > 1 and len(array) > 1:
             raise ValueError(f"{path}: one of {len(files)} files of a case must have one channel, got {len(array)}.")
         if np.isinf(array).any():
@@ -184,7 +185,7 @@ def to_labels(values: np.ndarray, path: str | PathLike) -> np.ndarray:
     low, high = float(values.min()), float(values.max())
     if low < np.iinfo(np.int16).min or high > np.iinfo(np.int16).max:
         raise ValueError(f"{path}: label values must fit int16, got {low:g} to {high:g}.")
-    return np.ascontiguousarray(values, dtype=np.int8 if low >= -128 and high <= 127 else np.int16)
+    return contiguous(values, np.int8 if low >= -128 and high <= 127 else np.int16)
 
 
 def check_grid(

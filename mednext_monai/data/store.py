@@ -58,6 +58,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from ..arrays import value_counts
 from ..files import hash_file, naming_a_full_disk, write_atomically
 from ..parallel import map_cases
 from ..preprocessing.case import PreprocessedCase, check_settings, preprocess_case
@@ -562,7 +563,7 @@ def _write_arrays(result: PreprocessedCase, is_labeled: bool, ignore_label: int 
         if error.filename is not None:
             raise
         raise OSError(error.errno or errno.EIO, f"cannot be written: {error}", str(folder)) from error
-    values, counts = np.unique(result.label, return_counts=True)
+    values, counts = value_counts(result.label)
     return {str(value): int(count) for value, count in zip(values.tolist(), counts)}
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..arrays import value_counts
 from ..parallel import map_cases
 from .cases import FileStates, Pair, naming_files, pair_cases, read_pair
 from .labels import Labels
@@ -158,7 +159,7 @@ def refuse_unexpected(path: str, array: np.ndarray, labels: Labels) -> None:
     Raises:
         ValueError: naming the file, if it has values that are neither classes nor ignored.
     """
-    unexpected = labels.unexpected([int(value) for value in np.unique(array) if value])
+    unexpected = labels.unexpected([int(value) for value in value_counts(array)[0] if value])
     if unexpected:
         known = sorted((labels.classes or {}).values())
         raise ValueError(f"{path}: contains the label value(s) {unexpected}; the classes are {known}.")

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
+from ..arrays import value_counts
 from ..data.checks import check_outputs
 from ..data.io import read_label, write_segmentation
 from ..environment import package_versions
@@ -366,7 +367,7 @@ def _with_classes(labels: Labels, pairs: Mapping[str, Pair], processes: int | No
 
 
 def _values_of_pair(pair: Pair) -> set[int]:
-    return {int(value) for array in read_pair(pair)[:2] for value in np.unique(array)}
+    return {int(value) for array in read_pair(pair)[:2] for value in value_counts(array)[0]}
 
 
 def _largest_sizes(pair: Pair, before: Sequence[Step], steps: Sequence[Step]) -> list[float | None]:

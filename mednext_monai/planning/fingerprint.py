@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import nibabel as nib
 import numpy as np
 
+from ..arrays import mean_and_sd, value_counts
 from ..data.checks import CaseCheck, Expected, Volume, check_across_cases, check_case, image_hash
 from ..data.dataset import Dataset, DatasetError
 from ..parallel import map_cases
@@ -137,11 +138,14 @@ def measure_case(case_id: str, volume: Volume, classes: int, ignore_label: int |
         ignored = int(np.count_nonzero(full == ignore_label))
         full = np.where(full == ignore_label, 0, full)
     image, label = (crop(array, start, stop) for array in (volume.image, full))
-    class_voxels = np.bincount(full.ravel(), minlength=classes)
+    class_voxels = np.zeros(classes, np.int64)
+    found, counts = value_counts(full)
+    class_voxels[found] = counts
     class_voxels[0] -= ignored
     # transposed: voxels are enumerated in the original's (z, y, x) order
     foreground = np.stack([channel.T[label.T > 0][::FOREGROUND_STRIDE] for channel in image])
     flat = image.reshape(len(image), -1)
+    mean, sd = np.transpose([mean_and_sd(channel) for channel in flat])
     return CaseFingerprint(
         id=case_id,
         shape=tuple(full.shape),
@@ -151,8 +155,8 @@ def measure_case(case_id: str, volume: Volume, classes: int, ignore_label: int |
         class_voxels=class_voxels,
         foreground=foreground,
         preview=flat[:, :: max(1, flat.shape[1] // PREVIEW_VOXELS)].copy(),
-        mean=flat.mean(1, dtype=np.float64),
-        sd=flat.std(1, dtype=np.float64),
+        mean=mean,
+        sd=sd,
         foreground_outside=int(np.count_nonzero(full > 0) - np.count_nonzero(label > 0)),
         content=image_hash(volume.image),
         ignored_voxels=ignored,
