@@ -118,7 +118,7 @@ def test_a_plan_before_the_config_is_an_error(tmp_path):
             "train",
             "patch_size",
             [64] * 4,
-            "patch_size must be one or three \\(in 2D one or two\\) positive multiples of 16, or null, got",
+            "patch_size must be one or three (in 2D one or two) positive multiples of 16, or null, got",
         ),
         ("train", "normalization", ["z"], "normalization must be a list with one of CT, masked_CT, zscore"),
         ("train", "orientation", "RAX", "orientation must be axis codes such as 'RAS', or null, got 'RAX'."),
