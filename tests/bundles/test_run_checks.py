@@ -114,7 +114,12 @@ def test_a_plan_before_the_config_is_an_error(tmp_path):
         ("train", "resume", "maybe", "resume must be true or false, got 'maybe'."),
         ("train", "device", "gpu", "device must be a device of this computer"),
         ("train", "device", "cuda:99", "device must be a device of this computer"),
-        ("train", "patch_size", [64, 64], "patch_size must be one or three positive multiples of 16, or null, got"),
+        (
+            "train",
+            "patch_size",
+            [64] * 4,
+            "patch_size must be one or three (in 2D one or two) positive multiples of 16, or null, got",
+        ),
         ("train", "normalization", ["z"], "normalization must be a list with one of CT, masked_CT, zscore"),
         ("train", "orientation", "RAX", "orientation must be axis codes such as 'RAS', or null, got 'RAX'."),
         ("train", "spacing", [1, 1, 0], "spacing must be one or three positive numbers (mm), or null, got [1, 1, 0]."),
