@@ -126,7 +126,10 @@ def test_without_a_gpu_the_command_says_so_in_one_sentence(capsys, monkeypatch):
             ["mednext_s_k3", "--patch_size", "100"],
             "patch_size must be one or three (in 2D one or two) positive multiples of 16, or null, got 100",
         ),
-        (["mednext_s_k3", "--patch_size", "64,64"], "patch_size must be one or three (in 2D one or two) positive multiples of 16"),
+        (
+            ["mednext_s_k3", "--patch_size", "64,64"],
+            "patch_size must be one or three (in 2D one or two) positive multiples of 16",
+        ),
         (["mednext_s_k3", "--batch_size", "0"], "batch_size must be an integer of at least 1"),
         (["mednext_s_k3", "--gradient_checkpointing", "maybe"], "gradient_checkpointing must be"),
         (["nowhere"], "bundle: nowhere is not a bundle"),
