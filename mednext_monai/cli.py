@@ -294,7 +294,7 @@ def plan(
     processes: int | None = None,
     spatial_dims: int = 3,
     slice_axis: int | None = None,
-    slice_spacing: str | float | None = None,
+    slice_spacing: str | None = None,
 ) -> None:
     """
     Check a data set and plan its training.
