@@ -95,12 +95,16 @@ def plan_slices(
 
 
 def _distance(slice_spacing: str | float | None) -> float | None:
+    """Return the distance in mm, which may be given as text; ``None`` to keep that of each case."""
     if slice_spacing in (None, KEEP):
         return None
-    is_number = isinstance(slice_spacing, (int, float)) and not isinstance(slice_spacing, bool)
-    if not is_number or not (math.isfinite(slice_spacing) and slice_spacing > 0):  # type: ignore[arg-type, operator]
+    try:
+        distance = math.nan if isinstance(slice_spacing, bool) else float(slice_spacing)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        distance = math.nan
+    if not (math.isfinite(distance) and distance > 0):
         raise ValueError(f"slice_spacing must be {KEEP} or a positive number of mm, got {slice_spacing!r}.")
-    return float(slice_spacing)  # type: ignore[arg-type]
+    return distance
 
 
 def _flat_axis(cases: Sequence[CaseFingerprint]) -> int | None:

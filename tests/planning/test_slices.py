@@ -38,6 +38,7 @@ def planned(shape, spacing=PUBLISHED, **options) -> dict:
         ((60, 50, 40), (5.0, 1.0, 1.0), {}, 2, [1, 1, None]),  # of the target, where all axes are equal
         ((60, 50, 40), (5.0, 1.0, 1.0), {"slice_axis": 0, "slice_spacing": "keep"}, 0, [None, 1, 1]),
         ((60, 50, 40), (1.0, 1.0, 3.0), {"slice_spacing": 1}, 2, [1, 1, 1]),
+        ((60, 50, 40), (1.0, 1.0, 3.0), {"slice_spacing": "1.5"}, 2, [1, 1, 1.5]),  # as typed
         ((60, 50, 40), (1.0, 1.0, 3.0), {"slice_axis": 1, "slice_spacing": 2.5}, 1, [1, 2.5, 1]),
         ((60, 50, 1), (1.0, 1.0, 9.0), {}, 2, [1, 1, None]),
         ((1, 50, 40), (9.0, 1.0, 1.0), {}, 0, [None, 1, 1]),
