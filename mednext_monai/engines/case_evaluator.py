@@ -24,7 +24,7 @@ from ..distributed import gather, wait_for_all
 from ..errors import ERROR_FILE, TRACEBACK
 from ..handlers.case_names import case_names
 from .case_dataset import ERROR, CaseDataset
-from .failures import CasesFailed, concerns_all, is_of_a_worker, reason
+from .failures import WORKER, CasesFailed, concerns_all, is_of_a_worker, reason
 
 __all__ = ["CaseEvaluator"]
 
@@ -102,8 +102,13 @@ class CaseEvaluator(SupervisedEvaluator):
         self.written, self.failures = 0, dict(dataset.failures) if is_ours else {}
         self.state.epoch_length = len(self.data_loader)  # the checks may have left out cases since __init__
         if self.state.epoch_length:
-            with self._shown(), Background(self._postprocess_all) as self._writer:
-                self._run_explained(global_epoch)
+            try:
+                with self._shown(), Background(self._postprocess_all) as self._writer:
+                    self._run_explained(global_epoch)
+            except RuntimeError as error:  # torch raises the error of a process anywhere, also when another is handled
+                if str(error).startswith(WORKER):
+                    raise self._killed(error) from error
+                raise
         _report(self.failures, dataset.total if is_ours else len(dataset))
 
     def _run_explained(self, global_epoch: int) -> None:
@@ -114,13 +119,16 @@ class CaseEvaluator(SupervisedEvaluator):
             is_on_its_way = self.state.batch is None and isinstance(error, (OSError, EOFError))
             if not (is_of_a_worker(error) or (is_on_its_way and self.data_loader.num_workers)):
                 raise
-            text = str(error).strip().split("\n")[0].split(". ")[0].rstrip(".") or type(error).__name__
-            raise RuntimeError(
-                f"a process that reads images was killed, probably because memory ran out ({text}). num_workers is "
-                f"{self.data_loader.num_workers}, and each of these processes holds a few images: choose fewer, or "
-                "--num_workers 0 to read them in the main process. Finished cases are kept, and skipped by the same "
-                "command."
-            ) from error
+            raise self._killed(error) from error
+
+    def _killed(self, error: Exception) -> RuntimeError:
+        text = str(error).strip().split("\n")[0].split(". ")[0].rstrip(".") or type(error).__name__
+        return RuntimeError(
+            f"a process that reads images was killed, probably because memory ran out ({text}). num_workers is "
+            f"{self.data_loader.num_workers}, and each of these processes holds a few images: choose fewer, or "
+            "--num_workers 0 to read them in the main process. Finished cases are kept, and skipped by the same "
+            "command."
+        )
 
     def _register_postprocessing(self, posttrans: Callable) -> None:
         self._transform = posttrans  # not after the network, as in MONAI, but in the thread

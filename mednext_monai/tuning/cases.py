@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from os import PathLike
 from typing import Any, NamedTuple
 
+from ..errors import diagnosis
 from ..options import literal
 
 __all__ = ["Case", "bundle_cases"]
@@ -45,8 +46,11 @@ def bundle_cases(bundle: str | PathLike[str], options: Mapping[str, Any], compil
     parser.read_config(f"{bundle}/configs/train.json")
     parser.update({name: literal(value) for name, value in {**options, "bundle_root": str(bundle)}.items()})
     parser.parse(reset=True)
-    network = _arguments(parser.get_parsed_content("network_def"))
-    patch, batch = parser.get_parsed_content("patch"), parser.get_parsed_content("batch_size")
+    try:
+        network = _arguments(parser.get_parsed_content("network_def"))
+        patch, batch = parser.get_parsed_content("patch"), parser.get_parsed_content("batch_size")
+    except RuntimeError as error:  # MONAI's, about an item of the config
+        raise ValueError(diagnosis(error) or str(error)) from error
     autocast = "float16" if parser.get_parsed_content("use_amp") else None  # torch.autocast's own choice on a GPU
     steps = [(batch, True), *((windows, False) for windows in sorted({1, batch}))]
     return [
