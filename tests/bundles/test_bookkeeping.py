@@ -59,6 +59,7 @@ def test_tensorboard_has_the_curves_and_pictures_of_every_epoch_and_the_best_wei
         assert not any((pixels[:-60, : pixels.shape[1] // 3] == color).all(-1).any() for color in COLORS)
 
 
+@pytest.mark.slow
 def test_mlflow_tracks_a_training_with_monais_own_settings(run_bundle, monkeypatch):
     pytest.importorskip("mlflow", reason="MLflow is not installed (mednext-monai[tracking])")
     pytest.importorskip("sqlalchemy", reason="MLflow's database needs sqlalchemy (mednext-monai[tracking])")

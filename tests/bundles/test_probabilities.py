@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import nibabel as nib
 import numpy as np
+import pytest
 import torch
 
 from mednext_monai.inferers import MedNeXtInferer
@@ -12,6 +13,7 @@ from mednext_monai.preprocessing.geometry import Geometry, restore_image
 from mednext_monai.transforms import Preprocessd
 
 
+@pytest.mark.slow
 def test_inference_writes_the_mean_probabilities_of_folds(run_bundle, dataset):
     models, output, networks = run_bundle.bundle / "models", run_bundle.bundle / "eval", []
     for seed, folder in enumerate((models, models / "fold_1")):

@@ -210,6 +210,7 @@ def test_a_page_without_the_marks_is_named():
         replace_weights_section("# Title\n", "text")
 
 
+@pytest.mark.slow
 def test_a_bundle_is_trained_evaluated_and_released_by_the_documented_commands(tmp_path):
     """In a bundle that has released weights of another task, from which it starts and which it keeps."""
     data = make_decathlon(tmp_path / "data", cases=5)

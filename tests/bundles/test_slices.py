@@ -83,7 +83,7 @@ def give_weights(bundle: Path, **settings) -> torch.nn.Module:
     return network.eval()
 
 
-@pytest.mark.parametrize("axis", [0, 2])
+@pytest.mark.parametrize("axis", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_a_volume_is_segmented_slice_by_slice_on_its_own_grid(axis, tmp_path, run):
     dataset = make_boxes(tmp_path / "data")
     bundle = new_bundle(tmp_path, dataset, slice_axis=axis, slice_spacing=1.0)

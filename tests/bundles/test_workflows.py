@@ -137,6 +137,7 @@ def test_a_fold_has_its_own_folder_and_no_training_or_evaluation_takes_that_of_a
     assert {file: file.stat().st_mtime_ns for file in trained.parent.iterdir()}.keys() == written.keys()
 
 
+@pytest.mark.slow
 def test_channel_files_are_segmented_into_one_file_a_case(run_bundle, tmp_path):
     make_nnunet(tmp_path / "nnunet", 2, cases=2)
     network = create_mednext("S", 3, in_channels=2, out_channels=3, deep_supervision=True, base_channels=4)
