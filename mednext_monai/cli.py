@@ -104,7 +104,7 @@ def bundle_zip(bundle: str, output: str | None = None) -> None:
     """
     from . import bundles
 
-    folder = _folder(bundle)
+    folder = bundles.find(bundle)
     print(bundles.zip_bundle(folder, output or f"{folder.resolve().name}.zip"))
     _report_zip(folder)
     if not bundles.has_weights(folder):
@@ -176,8 +176,9 @@ def bundle_zoo(bundle: str, output_dir: str, weights_url: str | None = None) -> 
     """
     from . import bundles
 
-    print(bundles.zoo_folder(_folder(bundle), output_dir, weights_url))
-    _report_dataset_dir(_folder(bundle))
+    folder = bundles.find(bundle)
+    print(bundles.zoo_folder(folder, output_dir, weights_url))
+    _report_dataset_dir(folder)
 
 
 def bundle_publish(bundle: str, repo: str, private: bool = True, dry_run: bool = False) -> None:
@@ -200,13 +201,6 @@ def bundle_publish(bundle: str, repo: str, private: bool = True, dry_run: bool =
     for name, size in files.items():
         print(f"{size:>12,}  {name}")
     print(f"{'would send' if dry_run else 'sent'} {len(files)} files, {sum(files.values()) / 1e6:.1f} MB, to {repo}")
-
-
-def _folder(bundle: str) -> Path:
-    """Return the folder of a bundle, given by its path or as the name of one of the package."""
-    from . import bundles
-
-    return bundles.path(bundle) if bundle in bundles.names() and not Path(bundle).exists() else Path(bundle)
 
 
 def _report_dataset_dir(folder: Path) -> None:
@@ -367,6 +361,7 @@ def tune(
         compile: measure compiled code, too, which takes some minutes.
         timeout: seconds after which a measurement is given up.
     """
+    from .bundles import find
     from .bundles.options import check_option
     from .tuning.run import check_device, tune
 
@@ -385,10 +380,7 @@ def tune(
     for name, value in {**options, "variant": variant or "S", "kernel_size": kernel_size or 3}.items():
         check_option(name, value)
     check_device(device)
-    folder = _folder(bundle or f"mednext_{str(variant).lower()}_k{kernel_size}")
-    if not (folder / "configs" / "train.json").is_file():
-        raise ValueError(f"bundle: {bundle} is not a bundle, it has no configs/train.json.")
-    file = tune(folder, options, device, compile, timeout)
+    file = tune(find(bundle or f"mednext_{str(variant).lower()}_k{kernel_size}"), options, device, compile, timeout)
     print(f"wrote {file}" if file else "nothing is known about these kernels here, and nothing was written")
 
 

@@ -7,7 +7,7 @@ Importing this package imports neither torch nor monai.
 from .archive import left_out, zip_bundle
 from .builder import build, check
 from .hub import publish
-from .library import copy, has_weights, names, path
+from .library import copy, find, has_weights, names, path
 from .release import release
 from .task_bundle import new_bundle
 from .zoo import zoo_folder
@@ -16,6 +16,7 @@ __all__ = [
     "build",
     "check",
     "copy",
+    "find",
     "has_weights",
     "left_out",
     "names",

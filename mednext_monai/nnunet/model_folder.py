@@ -58,8 +58,8 @@ def export(source: str | Path, output_dir: str | Path, overwrite: bool = False) 
     Raises:
         FileNotFoundError: if there is no checkpoint.
         ValueError: if the checkpoint has no settings, no auxiliary heads or is not of a published variant; if nnU-Net
-            v2 cannot do what the bundle does: masked CT, orientations other than RAS; or if the folder has another
-            model, or a checkpoint of this fold.
+            v2 cannot do what the bundle does: masked CT, orientations other than RAS, axes that keep their spacing; or
+            if the folder has another model, or a checkpoint of this fold.
     """
     path = find_checkpoint(None, Path(source, "models")) if Path(source).is_dir() else str(source)
     settings, weights = read_settings(path), read_weights(path)
@@ -100,6 +100,8 @@ def _plans(settings: Mapping[str, Any]) -> dict[str, Any]:
     reader = next((name for name, codes in READERS.items() if codes == settings["orientation"]), None)
     if reader is None:
         raise ValueError(f"nnU-Net v2 orients images to RAS or not at all, not to {settings['orientation']}.")
+    if None in settings["spacing"]:
+        raise ValueError(f"nnU-Net v2 resamples all axes, and the spacing is {settings['spacing']}.")
     patch = list(settings["patch_size"])[::-1]
     configuration = {
         "data_identifier": f"{PLANS}_{CONFIGURATION}",

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..bundles.record import spacing_text
 from ..data.dataset import Dataset, read_dataset
 from ..data.folds import FOLDS, make_folds, read_groups, read_splits, some
 from ..data.io import file_ending, read_grid
@@ -175,7 +176,7 @@ def make_plan(
     why_spacing = f"the published target; {_describe_spacing(cases)}"
     decisions = [
         *_label_decisions(dataset, cases),
-        {"what": "spacing", "value": _spacing_text(spacing), "why": why_spacing},
+        {"what": "spacing", "value": spacing_text(spacing), "why": why_spacing},
         *_slice_decisions(slices),
         {"what": "resampling", "value": _resampling(cases, spacing)[0], "why": _resampling(cases, spacing)[1]},
         *(
@@ -382,10 +383,6 @@ def _label_decisions(dataset: Dataset, cases: Sequence[CaseFingerprint]) -> list
         )
         decisions.append({"what": "ignore_label", "value": str(dataset.ignore_label), "why": why})
     return decisions
-
-
-def _spacing_text(spacing: Sequence[float | None]) -> str:
-    return " x ".join("kept" if value is None else f"{value:g}" for value in spacing) + " mm"
 
 
 def _slice_decisions(slices: Slices | None) -> list[dict[str, str]]:

@@ -27,11 +27,8 @@ TOLERANCE = (
     + " of the tensor"
 )
 SMALL = 2.0**-10  # of the largest tensor of a kind: below, gradients are rounding errors of others
-SHIFTED = (
-    "conv1.bias",
-    "norm.bias",
-)  # the norm removes the bias before it, whose gradient is 0: its errors are compared
-# with the gradient of the norm's own bias
+# The norm removes the bias before it, whose gradient is 0: its errors are compared with the gradient of the norm's own.
+SHIFTED = ("conv1.bias", "norm.bias")
 
 
 class Error(NamedTuple):

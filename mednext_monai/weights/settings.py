@@ -80,9 +80,8 @@ def task_settings(
     Args:
         stated: ``in_channels``, ``out_channels``, ``spatial_dims`` (3, or 2 for slices), ``slice_axis`` (across the
             slices), ``spacing``, ``orientation``, ``normalization``, ``intensity`` and ``patch_size`` of the options,
-            the plan or the bundle; ``None`` for one that is not stated. ``regions``
-            (values of classes by the name of their union) and ``ignore_label`` (of voxels without annotation) may be
-            missing.
+            the plan or the bundle; ``None`` for one that is not stated. ``regions`` (values of classes by the name of
+            their union) and ``ignore_label`` (of voxels without annotation) may be missing.
         checkpoint: the checkpoint of an inference or evaluation, or several of one task. Its settings are used; a
             stated one must agree, except for the patch size, which is then the size of the windows, and for regions
             and ignore label, which belong to the labels that are evaluated. If the checkpoint
@@ -93,9 +92,8 @@ def task_settings(
             neither what is stated nor the checkpoint does. One that cannot be read is left to the checks of the cases.
             Defaults to ``None``: there are no labels.
         released: ``in_channels``, ``out_channels`` and, of slices, ``spatial_dims`` of the weights that the bundle came
-        with. They replace the
-            published ones where there is neither a checkpoint nor a data set, as in ``monai.bundle.load``, which then
-            loads all weights. Defaults to ``None``: there are none.
+            with. They replace the published ones where there is neither a checkpoint nor a data set, as in
+            ``monai.bundle.load``, which then loads all weights. Defaults to ``None``: there are none.
 
     Returns:
         these nine settings, in the form of :py:func:`~mednext_monai.preprocessing.case.check_settings`, and

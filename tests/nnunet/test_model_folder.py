@@ -102,6 +102,7 @@ def test_folds_share_a_folder_and_another_model_is_not_mixed_in(tmp_path, networ
             {"normalization": ["masked_CT", "CT_v2"], "intensity": [SETTINGS["intensity"][1]] * 2},
             "no normalization masked",
         ),
+        ({"spacing": [1.0, 1.0, None]}, r"resamples all axes, and the spacing is \[1.0, 1.0, None\]"),
         ({"orientation": "LPS"}, "orients images to RAS or not at all, not to LPS"),
         ({"labels": ["background"]}, r"the names of the 3 classes are \['background'\]"),
     ],

@@ -1,10 +1,9 @@
 """The whole MedNeXt in evaluation mode on the CPU: the same function in a fraction of the time and memory.
 
-Activations are channels-last volumes ``(D, H, W, C)``, of a 2D
-network ``(H, 1, W, C)``. One sample after the other passes through the network; every
-volume of the encoder is changed in place, kept as the skip connection, and then becomes the decoder's. That is why the
-whole network is computed here and not block by block, where every block needs a volume for its output. What a block
-saves is explained in ``depthwise`` and ``pointwise``.
+Activations are channels-last volumes ``(D, H, W, C)``, of a 2D network ``(H, 1, W, C)``. One sample after the other
+passes through the network; every volume of the encoder is changed in place, kept as the skip connection, and then
+becomes the decoder's. That is why the whole network is computed here and not block by block, where every block needs a
+volume for its output. What a block saves is explained in ``depthwise`` and ``pointwise``.
 """
 
 from __future__ import annotations
