@@ -8,9 +8,11 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+import torch
 from helpers.bundles import BundleRunner
 from helpers.datasets import example, make_boxes, rotated_affine, save
 from helpers.patches import numbered_case
+from monai.bundle import ConfigWorkflow
 
 from mednext_monai import bundles
 from mednext_monai.data import store, training_cases
@@ -32,6 +34,36 @@ def dataset(tmp_path: Path) -> Path:
 def run_bundle(tmp_path: Path, dataset: Path) -> BundleRunner:
     """Run ``python -m monai.bundle run`` on a copy of mednext_s_k3, far from the checkout, with a tiny network."""
     return BundleRunner(bundles.copy("mednext_s_k3", tmp_path), dataset, tmp_path)
+
+
+TRAINING = {  # of `train`
+    "patch_size": [32, 32, 32],
+    "num_workers": 0,
+    "pseudo_dice_batches": 1,
+    "iterations_per_epoch": 2,
+    "val_interval": 2,
+    "seed": 0,
+    "out_channels": 3,
+    "network_def::base_channels": 4,
+    "device": "cpu",
+}
+
+
+@pytest.fixture
+def train(dataset: Path, tmp_path: Path):
+    """Run a training in this process; return the network's state in the checkpoint to resume from."""
+    folder = bundles.copy("mednext_s_k3", tmp_path)
+
+    def run(name: str, **options) -> dict[str, torch.Tensor]:
+        paths = {"bundle_root": str(folder), "dataset_dir": str(dataset), "ckpt_dir": str(tmp_path / name)}
+        config = str(folder / "configs" / "train.json")
+        workflow = ConfigWorkflow(config, workflow_type="train", **{**TRAINING, **paths, **options})
+        workflow.initialize()
+        workflow.run()
+        workflow.finalize()
+        return torch.load(tmp_path / name / "last.pt", weights_only=True)["model"]
+
+    return run
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import nullcontext
 from itertools import chain, combinations, product
 from math import ceil, prod
 from typing import Any
@@ -15,8 +14,8 @@ from monai.inferers import SlidingWindowInferer
 from monai.utils import BlendMode, convert_to_dst_type, ensure_tuple_rep, fall_back_tuple
 from tqdm import tqdm
 
-from ..networks import bfloat16_pays
 from ..options import parse_switch
+from .autocast import AutocastInferer
 
 __all__ = ["MedNeXtInferer"]
 
@@ -68,8 +67,7 @@ class MedNeXtInferer(SlidingWindowInferer):
         slice_axis: for a 2D network and 3D images, the axis across the slices, 0, 1 or 2: a window is a part of one
             slice, ``roi_size`` has two numbers, and a batch may hold windows of several slices. Defaults to ``None``:
             the network has the axes of the images.
-        cpu_amp: whether the network runs under autocast with bfloat16 on a CPU where that was measured to be faster
-            (:py:func:`mednext_monai.networks.bfloat16_pays`). Defaults to ``False``.
+        cpu_amp: as for :py:class:`AutocastInferer`. Defaults to ``False``.
         kwargs: other arguments of :py:class:`monai.inferers.SlidingWindowInferer`: ``sigma_scale``,
             ``padding_mode``, ``cval``, ``sw_device``, ``device`` and ``progress``; ``cache_roi_weight_map``,
             ``cpu_thresh``, ``buffer_steps``, ``buffer_dim`` and ``with_coord`` only with ``windows="monai"``.
@@ -115,7 +113,7 @@ class MedNeXtInferer(SlidingWindowInferer):
         self.windows = windows
         self.accumulate = accumulate
         self.slice_axis = slice_axis
-        self.cpu_amp = parse_switch("cpu_amp", cpu_amp)
+        self.patch_inferer = AutocastInferer(cpu_amp)
 
     def __call__(  # type: ignore[override]  # of the networks that MONAI allows, those that return a tensor
         self, inputs: torch.Tensor, network: Callable[..., torch.Tensor], *args: Any, **kwargs: Any
@@ -203,9 +201,7 @@ class MedNeXtInferer(SlidingWindowInferer):
             window = window.squeeze(2 + self.slice_axis)
 
         def softmax(window: torch.Tensor) -> torch.Tensor:
-            enabled = self.cpu_amp and window.device.type == "cpu" and bfloat16_pays()
-            with torch.autocast("cpu", torch.bfloat16) if enabled else nullcontext():
-                logits = network(window, *args, **kwargs)
+            logits = self.patch_inferer(window, network, *args, **kwargs)
             return torch.softmax(logits.float(), dim=1)
 
         total = softmax(window)

@@ -128,11 +128,25 @@ class _BlockBase(nn.Module):
 
     def _transform(self, x: torch.Tensor) -> torch.Tensor:
         """The block without residual, with C' hidden channels; ``(d, h, w)`` is the size after the depthwise one."""
-        x = self.conv1(x)  # (B, C_in, D, H, W) -> (B, C_in, d, h, w)
-        if not torch.jit.is_scripting():
+        if torch.jit.is_scripting():
+            x = self.conv1(x)  # (B, C_in, D, H, W) -> (B, C_in, d, h, w)
+        else:
+            x = self._depthwise(x)
             if self.use_checkpoint == "expansion" and self.training:
                 return checkpoint(self._pointwise, x, use_reentrant=False)
         return self._pointwise(x)
+
+    def _depthwise(self, x: torch.Tensor) -> torch.Tensor:
+        """
+        The depthwise convolution, in float32 where the gradient of its weight would be garbage.
+
+        That is on a CPU under autocast (torch 2.13, bfloat16, channels-last) if an axis is not longer than the kernel.
+        """
+        if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+            if torch.is_grad_enabled() and min(x.shape[2:]) <= self.conv1.kernel_size[0]:
+                with torch.autocast("cpu", enabled=False):
+                    return self.conv1(x.to(self.conv1.weight.dtype))
+        return self.conv1(x)
 
     def _pointwise(self, x: torch.Tensor) -> torch.Tensor:
         """What follows the depthwise convolution; the norm belongs to it, so that only its input is stored."""

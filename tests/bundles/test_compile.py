@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from helpers.bundles import make_member
-from monai.bundle import ConfigWorkflow
 from torch._dynamo.utils import counters
 
 from mednext_monai import Predictor, bundles
@@ -21,16 +20,6 @@ from mednext_monai.planning import plan
 from mednext_monai.weights import read_state_dict, upkern
 
 EAGER = {"compile": "true", "compiler::backend": "eager"}  # traced as for any backend, then run as it is
-TINY = {
-    "patch_size": [32, 32, 32],
-    "num_workers": 0,
-    "pseudo_dice_batches": 1,
-    "iterations_per_epoch": 2,
-    "val_interval": 2,
-    "seed": 0,
-    "out_channels": 3,
-    "network_def::base_channels": 4,
-}
 
 
 @pytest.fixture(autouse=True)
@@ -41,23 +30,6 @@ def as_compiled():
     with using_backend("plain"):
         yield
     torch.compiler.reset()
-
-
-@pytest.fixture
-def train(dataset, tmp_path):
-    """Run a training in this process; return the network's state in the checkpoint to resume from."""
-    folder = bundles.copy("mednext_s_k3", tmp_path)
-
-    def run(name: str, **options) -> dict[str, torch.Tensor]:
-        paths = {"bundle_root": str(folder), "dataset_dir": str(dataset), "ckpt_dir": str(tmp_path / name)}
-        config = str(folder / "configs" / "train.json")
-        workflow = ConfigWorkflow(config, workflow_type="train", **{**TINY, **paths, "device": "cpu", **options})
-        workflow.initialize()
-        workflow.run()
-        workflow.finalize()
-        return torch.load(tmp_path / name / "last.pt", weights_only=True)["model"]
-
-    return run
 
 
 def assert_same(found: dict, expected: dict) -> None:

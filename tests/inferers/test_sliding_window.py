@@ -232,7 +232,7 @@ def test_only_the_network_runs_in_bfloat16_and_only_if_wanted_and_faster(wanted,
         seen.append(torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16)
         return network(x).bfloat16()
 
-    with patch("mednext_monai.inferers.sliding_window.bfloat16_pays", return_value=pays):
+    with patch("mednext_monai.inferers.autocast.bfloat16_pays", return_value=pays):
         result = MedNeXtInferer(16, mirror=True, windows=windows, cpu_amp=wanted)(
             random_images(1, 1, 16, 16, 20), watched
         )
@@ -242,6 +242,6 @@ def test_only_the_network_runs_in_bfloat16_and_only_if_wanted_and_faster(wanted,
 
 
 def test_cpu_amp_is_a_switch():
-    assert MedNeXtInferer(16, cpu_amp="true").cpu_amp is True
+    assert MedNeXtInferer(16, cpu_amp="true").patch_inferer.cpu_amp is True
     with pytest.raises(ValueError, match="cpu_amp must be true or false"):
         MedNeXtInferer(16, cpu_amp="bf16")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers.reference import make_input
 
-from mednext_monai.networks import MedNeXtBlock, MedNeXtDownBlock, MedNeXtOutBlock, MedNeXtUpBlock
+from mednext_monai.networks import MedNeXtBlock, MedNeXtDownBlock, MedNeXtOutBlock, MedNeXtUpBlock, using_backend
 from mednext_monai.networks.blocks import ChannelLayerNorm
 
 BLOCK_OPTIONS = [
@@ -117,3 +117,18 @@ def test_the_norm_of_images_is_as_precise_in_channels_last_memory():
     for memory_format in (torch.contiguous_format, torch.channels_last):
         found = norm(x.to(memory_format=memory_format)).double()
         torch.testing.assert_close(found, expected, rtol=0, atol=5e-6)
+
+
+@pytest.mark.parametrize("size", [(1, 1, 1), (2, 2, 2), (2, 5, 4), (4, 4, 4), (6, 6, 6)], ids=str)
+@pytest.mark.parametrize("kernel_size", [3, 5])
+@pytest.mark.parametrize("block_type", [MedNeXtBlock, MedNeXtDownBlock, MedNeXtUpBlock])
+def test_gradients_of_few_channels_last_voxels_under_autocast_are_right(block_type, kernel_size, size):
+    block = block_type(3, 32, 32, 2, kernel_size=kernel_size, norm="layer").to(memory_format=torch.channels_last_3d)
+    x = make_input([2, 32, *size])
+    exact = copy.deepcopy(block).double()
+    exact(x.double()).sin().sum().backward()
+    with using_backend("plain"), torch.autocast("cpu", torch.bfloat16):
+        y = block(x.to(memory_format=torch.channels_last_3d))
+    y.float().sin().sum().backward()
+    expected = exact.conv1.weight.grad
+    assert (block.conv1.weight.grad - expected).norm() < 0.05 * expected.norm()

@@ -12,7 +12,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from mednext_monai import memory
 from mednext_monai.networks import MedNeXt, MedNeXtBlock, MedNeXtDownBlock, MedNeXtUpBlock, using_backend
-from mednext_monai.networks.backends.cpu import autograd, depthwise, pointwise
+from mednext_monai.networks.backends.cpu import autograd, depthwise, pointwise, precision
 from mednext_monai.networks.backends.cpu import block as cpu_block
 from mednext_monai.networks.backends.cpu.common import BlockParameters
 
@@ -176,6 +176,100 @@ def test_outputs_do_not_depend_on_the_size_of_chunks_beyond_rounding(monkeypatch
     expected = run(block, x, "auto")
     monkeypatch.setattr(pointwise, "CHUNK_ELEMENTS", 64)
     assert_same(run(block, x, "auto"), expected, 1e-5)
+
+
+# --- bfloat16 --------------------------------------------------------------------------------------------------------
+
+
+def run_in_bfloat16(module: torch.nn.Module, x: torch.Tensor, backend: str) -> dict[str, torch.Tensor]:
+    """Run under autocast, where bfloat16 pays; the gradients are those of the outputs in bfloat16."""
+    with torch.autocast("cpu", torch.bfloat16):
+        return run(module, x, backend)
+
+
+@pytest.fixture
+def pays(monkeypatch):
+    monkeypatch.setattr(precision, "bfloat16_pays", lambda: True)
+
+
+@pytest.mark.parametrize("size", [(6, 5, 7), (1, 1, 1), (2, 2, 3), (4, 4, 4)], ids=str)
+@pytest.mark.parametrize("kernel_size", [3, 5])
+@pytest.mark.parametrize("kind", BLOCKS)
+def test_a_block_in_bfloat16_errs_no_more_than_the_modules_under_autocast(kind, kernel_size, size, calls, pays):
+    torch.manual_seed(0)
+    block = BLOCKS[kind](3, 32, 32 if kind == "same" else 48, expansion_ratio=2, kernel_size=kernel_size)
+    torch.nn.init.normal_(block.norm.weight)
+    x = (make_input(2, 32, *size, dtype=torch.float32) + 1).bfloat16()
+    exact = run(copy.deepcopy(block).double(), x.double(), "plain")
+    modules = run_in_bfloat16(block, x, "plain")
+    found = run_in_bfloat16(block, x.to(memory_format=CHANNELS_LAST), "auto")
+    assert calls == [kind]
+    assert found["output 0"].dtype == found["x"].dtype == torch.bfloat16
+    assert found.keys() == exact.keys()
+    for name, value in exact.items():
+        scale = max(value.abs().max().item(), 1e-3)
+        error, of_modules = (((one[name].double() - value).abs().max() / scale).item() for one in (found, modules))
+        if name == "conv1.bias":
+            assert torch.count_nonzero(found[name]) == 0
+        elif name == "x" or not name.startswith("output"):
+            assert found[name].dtype == (torch.bfloat16 if name == "x" else torch.float32)
+            assert error < max(2 * of_modules, 0.05), (name, error, of_modules)  # of few voxels, the norm amplifies it
+        else:
+            assert 1e-5 < error < 2 * of_modules, (name, error, of_modules)
+
+
+def test_a_network_in_bfloat16_gives_gradients_as_near_as_the_modules_under_autocast(calls, pays):
+    network, x = small(base_channels=16), make_input(1, 1, 32, 32, 32, dtype=torch.float32)
+    exact = run(copy.deepcopy(network).double(), x.double(), "plain")
+    modules, found = (run_in_bfloat16(network, x, backend) for backend in ("plain", "auto"))
+    assert len(calls) == 17
+    names = [name for name in exact if not name.endswith("conv1.bias")]
+    errors, of_modules = (
+        torch.stack([(one[name].double() - exact[name]).norm() / exact[name].norm() for name in names])
+        for one in (found, modules)
+    )
+    assert 1e-3 < errors.median() < 1.2 * of_modules.median()
+    assert errors.max() < 1.5 * of_modules.max()
+
+
+def test_autocast_without_a_gain_trains_in_float32_bit_for_bit(monkeypatch, calls):
+    monkeypatch.setattr(precision, "bfloat16_pays", lambda: False)
+    block, x = make_block("same", torch.float32), make_input(1, 4, *SIZE, dtype=torch.float32)
+    expected, found = run(block, x, "auto"), run_in_bfloat16(block, x, "auto")
+    assert calls == ["same"] * 2
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+def test_terms_smaller_than_half_a_unit_in_the_last_place_of_bfloat16_are_not_lost():
+    rows, grad = torch.zeros(200_000, 2, dtype=torch.bfloat16), torch.rand(200_000, 2).add_(1).bfloat16()
+    expected = grad.double().mul(0.7).add(1e-3).mean(0)  # a unit in the last place is 2**-7 of 1
+    autograd._backward_norm(rows, torch.full((2,), 0.7), torch.zeros(2), torch.full((2,), 1e-3), grad)
+    torch.testing.assert_close(grad.double().mean(0), expected, rtol=0, atol=1e-4)
+
+
+def test_second_derivatives_under_autocast_are_those_of_the_modules_in_float32(pays):
+    block, x = make_block("same", torch.float32), make_input(1, 4, *SIZE, dtype=torch.float32).requires_grad_()
+    found = []
+    for enabled in (True, False):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            y = block(x)
+        (grad,) = torch.autograd.grad(y.float().square().sum(), x, create_graph=True)
+        found.append(torch.autograd.grad(grad.square().sum(), x)[0])
+    torch.testing.assert_close(*found, rtol=0, atol=0.03 * float(found[1].abs().max()))
+
+
+def test_bfloat16_keeps_half_of_the_bytes_for_the_backward_pass(pays):
+    kept = []
+    block, x = BLOCKS["same"](3, 32, 32, expansion_ratio=2), torch.randn(1, 32, 16, 16, 16)
+    for enabled in (True, False):
+        sizes = []
+        with (
+            torch.autocast("cpu", torch.bfloat16, enabled=enabled),
+            saved_tensors_hooks(lambda t, sizes=sizes: sizes.append(t.nbytes) or t, lambda t: t),
+        ):
+            block(x)
+        kept.append(sum(size for size in sizes if size > 10**5))
+    assert kept[0] * 2 == kept[1] > 0
 
 
 # --- what PyTorch offers ---------------------------------------------------------------------------------------------
@@ -357,10 +451,12 @@ def test_other_modes_go_the_plain_way(calls):
     expected = run(block, x, "plain")["output 0"]
     with torch.no_grad():
         torch.testing.assert_close(block(x), expected)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast("cpu", dtype=torch.float16):
         found = block.float()(x.float())
         with using_backend("plain"):
             assert torch.equal(found, block(x.float()))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert not cpu_block.takes(block.double(), x)
     block.double().zero_grad()
     values = torch.func.grad(lambda p: torch.func.functional_call(block, p, x).square().sum())(
         dict(block.named_parameters())

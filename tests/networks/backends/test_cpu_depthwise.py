@@ -57,6 +57,24 @@ def test_outputs_and_gradients_equal_pytorchs(kernel_size, stride, channels, dty
             assert error <= tolerance * value.abs().max(), (name, size, error)
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("kernel_size", [1, 3, 5])
+def test_the_backward_pass_of_bfloat16_volumes_is_computed_in_float32(kernel_size, stride, small_slabs):
+    for size in ((5, 6, 7), (1, 1, 1), (2, 2, 2), (4, 4, 4), (9, 8, 2)):
+        x = make_input(*size, 16, dtype=torch.bfloat16)
+        weight = make_input(16, 1, *[kernel_size] * 3, dtype=torch.float32)
+        grad = make_input(*[(n - 1) // stride + 1 for n in size], 16, dtype=torch.bfloat16)
+        found, expected = (torch.zeros_like(weight) for _ in range(2))
+        depthwise.backward_weight(x, grad, stride, found)
+        depthwise.backward_weight(x.float(), grad.float(), stride, expected)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+        if stride == 2:
+            found, expected = torch.empty_like(x), torch.empty_like(x, dtype=torch.float32)
+            depthwise.backward_data(grad, weight, found)
+            depthwise.backward_data(grad.float(), weight, expected)
+            assert torch.equal(found, expected.bfloat16())
+
+
 def test_transposed_phases_are_the_transposed_convolution():
     x = torch.randn(1, 6, 4, 5, 3)
     for kernel in (3, 5, 7):

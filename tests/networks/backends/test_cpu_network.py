@@ -17,8 +17,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mednext_monai import memory
 from mednext_monai.networks import VARIANTS, MedNeXt, MedNeXtBlock, create_mednext, dispatch, set_backend, using_backend
-from mednext_monai.networks.backends.cpu import depthwise, pointwise
+from mednext_monai.networks.backends.cpu import depthwise, pointwise, precision
 from mednext_monai.networks.backends.cpu import network as cpu_network
+from mednext_monai.networks.backends.cpu.products import OneDNNProducts, Products, products_for
 
 TINY = dict(base_channels=8, out_channels=3, block_counts=(1,) * 9)
 
@@ -75,7 +76,7 @@ def is_fast(network: nn.Module, x: torch.Tensor) -> bool:
 
 def in_bfloat16(network: nn.Module, x: torch.Tensor, pays: bool = True) -> torch.Tensor:
     """What the fast path gives under autocast, where bfloat16 is faster or is not."""
-    with patch.object(cpu_network, "bfloat16_pays", return_value=pays), torch.autocast("cpu", torch.bfloat16):
+    with patch.object(precision, "bfloat16_pays", return_value=pays), torch.autocast("cpu", torch.bfloat16):
         assert dispatched(network, x)
         return network(x)
 
@@ -132,11 +133,11 @@ def test_in_bfloat16_slabs_and_chunks_of_any_size_give_nearly_the_same(elements)
     assert (result - expected).square().mean().sqrt() < 0.03 * expected.std()
 
 
-def test_in_bfloat16_without_the_fused_products_it_gives_nearly_the_same():
+def test_in_bfloat16_without_the_products_of_onednn_it_gives_nearly_the_same():
     network, x = make_network(), torch.randn(1, 1, 32, 16, 16)
     with torch.no_grad():
         expected = in_bfloat16(network, x)
-        with patch.object(pointwise, "fused_products", return_value=None):
+        with patch.object(pointwise, "products_for", return_value=Products()):
             result = in_bfloat16(network, x)
     assert (result - expected).square().mean().sqrt() < 0.03 * expected.std()
 
@@ -206,10 +207,10 @@ def test_slabs_and_chunks_of_any_size_give_the_same(elements, kernel_size):
         assert_fast_and_same(network, torch.randn(1, 1, 32, 16, 16))
 
 
-def test_without_the_fused_products_of_onednn_it_gives_the_same():
-    assert pointwise.fused_products(torch.float32) is not None  # else nothing is compared
+def test_without_the_products_of_onednn_it_gives_the_same():
+    assert isinstance(products_for(torch.float32), OneDNNProducts)  # else nothing is compared
     network, x = make_network(kernel_size=5), torch.randn(2, 1, 32, 16, 32)
-    with patch.object(pointwise, "fused_products", return_value=None):
+    with patch.object(pointwise, "products_for", return_value=Products()):
         assert_fast_and_same(network, x)
     assert_fast_and_same(network, x)
 

@@ -3,9 +3,8 @@
 - ``network``: the whole network in evaluation mode.
 - ``block``: one block in training.
 - ``autograd``: its autograd function.
-- ``depthwise``, ``pointwise``: the convolutions and products that both are made of.
-- ``fused``: products of oneDNN that inference uses.
-- ``precision``: whether inference may be in bfloat16, and whether that is faster.
+- ``depthwise``, ``pointwise``, ``products``: the convolutions and matrix products that both are made of.
+- ``precision``: whether they may be in bfloat16, and whether that is faster.
 - ``common``: when both may be used, and what they read from a block.
 
 The memory that both work in is ``mednext_monai.memory``.

@@ -1,8 +1,8 @@
 """One block in training on the CPU, where its autograd function computes it.
 
-Everything that the function does not know is left to the plain modules: other devices and types, autocast, other norms,
-groups, modules that were replaced or have hooks, and everything that looks at the operators (tracing, compiling,
-``torch.func``, forward-mode derivatives, dispatch modes).
+Everything that the function does not know is left to the plain modules: other devices and types, autocast with float16,
+other norms, groups, modules that were replaced or have hooks, and everything that looks at the operators (tracing,
+compiling, ``torch.func``, forward-mode derivatives, dispatch modes).
 """
 
 from __future__ import annotations
@@ -27,9 +27,11 @@ from .common import (
     keeps_metadata,
     lifted,
 )
+from .precision import type_here, wants_bfloat16
 
 __all__ = ["run", "takes"]
 
+FLOATS = (torch.float32, torch.float64)
 LEAST_VOXELS = {3: 0, 2: 4096}  # of an image, below which the plain modules are faster in 2D, measured
 TYPES = (MedNeXtBlock, MedNeXtDownBlock, MedNeXtUpBlock)  # themselves: a subclass may compute something else
 
@@ -39,9 +41,9 @@ def takes(block: nn.Module, x: torch.Tensor) -> bool:
     return (
         type(block) in TYPES
         and torch.is_grad_enabled()
-        and not is_observed()
+        and not is_observed(allow_bfloat16=True)
         and (is_parameter_like(x) or type(x) is MetaTensor)
-        and is_on_cpu(x, torch.float32, torch.float64)
+        and is_on_cpu(x, *((torch.float32, torch.bfloat16) if wants_bfloat16() else FLOATS))
         and x.dim() == 2 + block.spatial_dims  # type: ignore[operator]  # of a block
         and x[0, 0].numel() >= LEAST_VOXELS[x.dim() - 2]
         and x.numel() > 0
@@ -55,7 +57,8 @@ def _is_ordinary_block(block: Any, x: torch.Tensor) -> bool:
     if not is_published_block(block, x.shape[1], out_channels):
         return False
     parameters = [parameter for parameter in block_parameters(block) if parameter is not None]
-    return all(is_parameter_like(p) and p.dtype == x.dtype and p.device == x.device for p in parameters) and (
+    dtype = torch.float32 if wants_bfloat16() else x.dtype
+    return all(is_parameter_like(p) and p.dtype == dtype and p.device == x.device for p in parameters) and (
         x.requires_grad or any(p.requires_grad for p in parameters)
     )
 
@@ -65,6 +68,8 @@ def run(block: Block, x: torch.Tensor) -> torch.Tensor:
     """
     Compute a block that :py:func:`takes` accepts, differentiable in the input and in every parameter.
 
+    Under autocast with bfloat16, volumes are bfloat16 if that is faster on this processor (``precision``).
+
     Args:
         block: the block.
         x: its input, ``(B, C, D, H, W)`` or, for a 2D block, ``(B, C, H, W)``.
@@ -72,6 +77,8 @@ def run(block: Block, x: torch.Tensor) -> torch.Tensor:
     Returns:
         the block's output in channels-last storage.
     """
+    if wants_bfloat16():
+        x = x.to(type_here(x))
     is_flat = block.spatial_dims == 2
     parameters = BlockParameters._make(None if p is None else lifted(p) for p in block_parameters(block))
     kind = block.stride, block.transposed, has_residual(block), block.norm.eps

@@ -152,12 +152,24 @@ def backward_data(grad: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -
 
     Args:
         grad: gradient of the output, ``(D', H', W', C)``, contiguous.
-        weight: ``(C, 1, k, k, k)``, odd ``k``, the convolution's padding being ``k // 2``.
-        out: where the gradient is put, ``(D, H, W, C)``.
+        weight: ``(C, 1, k, k, k)``, odd ``k``, the convolution's padding being ``k // 2``; not bfloat16.
+        out: where the gradient is put, ``(D, H, W, C)``; bfloat16 values are summed in the type of ``weight``.
     """
-    images, gradients = _images(out.zero_()), _images(grad)
+    grad = grad.to(weight.dtype)
+    if out.dtype == weight.dtype:
+        _add_data(grad, weight, out.zero_(), 0)
+        return
+    for planes in slab_ranges(out.shape, weight.dtype):
+        slab = empty(out[planes].shape, weight.dtype).zero_()
+        _add_data(grad, weight, slab, planes.start)
+        out[planes] = slab
+
+
+def _add_data(grad: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, start: int) -> None:
+    """Add the gradient of the planes of the input from ``start`` on to ``out``."""
+    images, gradients = _images(out), _images(grad)
     for tap in range(weight.shape[2]):
-        planes, grad_planes = _slices(tap - weight.shape[2] // 2, len(images), len(gradients), stride=2)
+        planes, grad_planes = _slices(tap - weight.shape[2] // 2 - start, len(images), len(gradients), stride=2)
         target, source = images[planes], gradients[grad_planes]
         if len(source):
             like = torch.empty_like(target, memory_format=torch.channels_last)  # for its shape
@@ -168,21 +180,34 @@ def backward_weight(x: torch.Tensor, grad: torch.Tensor, stride: int, out: torch
     """
     Add the gradient of a depthwise convolution with respect to its weight to ``out``.
 
+    Slabs of bfloat16 volumes are converted to the type of ``out``: PyTorch's kernels for bfloat16 are not faster, and
+    return garbage for some sizes (torch 2.13: two voxels per axis with stride 1 in 3D, one with stride 2 in 2D).
+
     Args:
         x: the input, ``(D, H, W, C)``, contiguous.
         grad: gradient of the output, ``(D', H', W', C)``, contiguous.
         stride: 1 or 2, on every axis.
-        out: ``(C, 1, k, k, k)``, odd ``k``, the convolution's padding being ``k // 2``.
+        out: ``(C, 1, k, k, k)``, odd ``k``, the convolution's padding being ``k // 2``; not bfloat16.
     """
-    images, gradients, kernel_size = _images(x), _images(grad), out.shape[2]
+    kernel_size = out.shape[2]
     if kernel_size > NARROW and stride == 1:
-        _wide_weight(images, gradients, out)
+        _wide_weight(_images(x), _images(grad), out)
         return
-    for tap in range(kernel_size):
-        planes, grad_planes = _slices(tap - kernel_size // 2, len(images), len(gradients), stride)
-        source = gradients[grad_planes]
-        if len(source):
-            out[:, :, tap] += _backward_2d(source, images[planes], out[:, :, tap], stride, data=False)
+    padding = kernel_size // 2
+    planes = max(1, 2 * SLAB_ELEMENTS // max(1, stride**2 * grad[0].numel()))
+    for start in range(0, len(grad), planes):
+        stop = min(start + planes, len(grad))
+        first = max(0, stride * start - padding)
+        source, target = x[first : stride * (stop - 1) + padding + 1], grad[start:stop]
+        if source.dtype != out.dtype:
+            source, target = (empty(slab.shape, out.dtype).copy_(slab) for slab in (source, target))
+        images, gradients = _images(source), _images(target)
+        for tap in range(kernel_size):
+            offset = tap - padding + stride * start - first
+            used, grad_used = _slices(offset, len(images), len(gradients), stride)
+            if len(gradients[grad_used]):
+                part = _backward_2d(gradients[grad_used], images[used], out[:, :, tap], stride, data=False)
+                out[:, :, tap] += part
 
 
 def _images(volume: torch.Tensor) -> torch.Tensor:
@@ -233,9 +258,9 @@ def _wide_weight(images: torch.Tensor, gradients: torch.Tensor, out: torch.Tenso
     plane = height * row * channels
     planes = max(1, min(depth, 2 * SLAB_ELEMENTS // plane))
     margin = 2 * kernel_size * channels  # the largest shift to either side
-    flat = empty([(planes + 2 * padding) * plane + 2 * margin], images.dtype).zero_()
+    flat = empty([(planes + 2 * padding) * plane + 2 * margin], out.dtype).zero_()
     slab = flat[margin:-margin].view(-1, height, row, channels)
-    grad_slab = empty([planes, height, row, channels], images.dtype).zero_()
+    grad_slab = empty([planes, height, row, channels], out.dtype).zero_()
     weight = out.new_empty(channels, 1, out.shape[3], NARROW)
     for start in range(0, depth, planes):
         stop = min(start + planes, depth)

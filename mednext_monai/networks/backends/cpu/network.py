@@ -34,7 +34,7 @@ from .common import (
 )
 from .depthwise import Phase, depthwise_slabs, slab_ranges, transposed_phases
 from .pointwise import ChannelStatistics, PointwiseWeights, as_rows, channel_means, expand_compress, fold_norm
-from .precision import bfloat16_pays, wants_bfloat16
+from .precision import type_here
 
 __all__ = ["has_published_structure", "run", "takes"]
 
@@ -111,8 +111,7 @@ def run(network: MedNeXt, x: torch.Tensor) -> torch.Tensor:
         logits ``(B, out_channels, D, H, W)`` or ``(B, out_channels, H, W)``, float32, in memory of their own.
     """
     release_with(network)
-    is_volume = x.dim() == 5  # slices are convolved by operations that are slow in bfloat16
-    dtype = torch.bfloat16 if is_volume and wants_bfloat16() and bfloat16_pays() else torch.float32
+    dtype = type_here(x)
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
         logits = x.new_empty((x.shape[0], network.out_0.conv_out.out_channels, *x.shape[2:]))
         for image, target in zip(lifted(x), lifted(logits)):
@@ -162,7 +161,8 @@ def _stage(blocks: nn.Sequential, x: torch.Tensor, memory: torch.Tensor) -> None
     for block in blocks:
         y = _view(memory, x.shape)
         weights = _depthwise(block, x, y)
-        expand_compress(as_rows(y), weights, as_rows(x), as_rows(x) if block.use_residual else None)
+        rows = as_rows(x)
+        expand_compress(as_rows(y), weights, rows, rows if block.use_residual else None)
 
 
 def _depthwise(block: MedNeXtBlock | MedNeXtDownBlock, x: torch.Tensor, out: torch.Tensor) -> PointwiseWeights:
@@ -209,7 +209,8 @@ def _down(block: MedNeXtDownBlock, x: torch.Tensor, out: torch.Tensor, memory: t
     if residual is not None:
         for plane, target in zip(x[::2, ::2, ::2], out):
             torch.mm(as_rows(plane), residual.t(), out=as_rows(target))
-    expand_compress(as_rows(y), weights, as_rows(out), None if residual is None else as_rows(out))
+    rows = as_rows(out)
+    expand_compress(as_rows(y), weights, rows, None if residual is None else rows)
 
 
 def _add_up(block: MedNeXtUpBlock, x: torch.Tensor, out: torch.Tensor, memory: torch.Tensor) -> None:

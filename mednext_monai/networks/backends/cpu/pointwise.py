@@ -2,8 +2,7 @@
 
 With one group per channel the norm is, given each channel's mean and variance over the voxels, a scale and a shift per
 channel; both are folded into the weight and bias of the expansion. Rows then pass through expansion, GELU and
-compression in chunks whose expanded values stay in the processor's cache. Where torch has them, inference uses oneDNN's
-``fused`` products.
+compression in chunks whose expanded values stay in the processor's cache, by the matrix ``products`` of the type.
 
 Rows may be bfloat16: products then have bfloat16 factors and float32 sums, and the statistics are float32.
 """
@@ -17,7 +16,7 @@ import torch
 
 from ....memory import empty
 from .common import BlockParameters
-from .fused import FusedProducts, fused_products
+from .products import products_for
 
 __all__ = [
     "ChannelStatistics",
@@ -25,14 +24,12 @@ __all__ = [
     "PreciseChannelStatistics",
     "as_rows",
     "channel_means",
-    "chunk_buffers",
     "chunks",
     "expand_compress",
     "fold_norm",
 ]
 
-CHUNK_ELEMENTS = 1 << 18  # of the expanded tensor at a time: the four such buffers of training stay in the caches
-INFERENCE_CHUNKS = 2  # times as long: there is only one buffer
+CHUNK_ELEMENTS = 1 << 19  # of the expanded tensor at a time: it, and the three of the backward pass, stay in the caches
 
 
 def as_rows(volume: torch.Tensor) -> torch.Tensor:
@@ -40,23 +37,13 @@ def as_rows(volume: torch.Tensor) -> torch.Tensor:
     return volume.reshape(-1, volume.shape[-1])
 
 
-def chunks(rows: torch.Tensor, width: int, factor: int = 1) -> Iterator[tuple[slice, torch.Tensor]]:
-    """Yield slices of the rows, and the rows in them: with ``width`` columns, ``factor * CHUNK_ELEMENTS`` at a time."""
-    length = _chunk_length(rows, width, factor)
+def chunks(rows: torch.Tensor, width: int) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Yield slices of the rows, and the rows in them: with ``width`` columns, ``CHUNK_ELEMENTS`` at a time."""
+    halves = 2 if rows.dtype == torch.bfloat16 else 1
+    length = max(1, halves * CHUNK_ELEMENTS // width)
     for start in range(0, len(rows), length):
         part = slice(start, start + length)
         yield part, rows[part]
-
-
-def chunk_buffers(rows: torch.Tensor, width: int, *columns: int, factor: int = 1) -> list[torch.Tensor]:
-    """Return uninitialized matrices with the rows of one of the ``chunks`` and the given numbers of columns."""
-    length = min(len(rows), _chunk_length(rows, width, factor))
-    return [empty((length, count), rows.dtype) for count in columns]
-
-
-def _chunk_length(rows: torch.Tensor, width: int, factor: int) -> int:
-    halves = 2 if rows.dtype == torch.bfloat16 else 1
-    return max(1, halves * factor * CHUNK_ELEMENTS // width)
 
 
 # --- statistics of the norm ------------------------------------------------------------------------------------------
@@ -147,7 +134,7 @@ class PointwiseWeights(NamedTuple):
 
     expand: torch.Tensor  # (E, C)
     expand_bias: torch.Tensor  # (E)
-    compress: torch.Tensor  # (E, C')
+    compress: torch.Tensor  # (C', E)
     compress_bias: torch.Tensor  # (C')
 
     def to(self, dtype: torch.dtype) -> PointwiseWeights:
@@ -155,79 +142,47 @@ class PointwiseWeights(NamedTuple):
         return PointwiseWeights(*(tensor.to(dtype) for tensor in self))
 
 
-def fold_norm(parameters: BlockParameters, scale: torch.Tensor, mean: torch.Tensor | None = None) -> PointwiseWeights:
+def fold_norm(parameters: BlockParameters, scale: torch.Tensor, mean: torch.Tensor) -> PointwiseWeights:
     """
     Return the products of a block with the norm in the first.
 
     Args:
         parameters: those of the block.
         scale: ``(C)``, 1 / sqrt(variance + eps) of each channel.
-        mean: ``(C)``. Defaults to ``None``: the rows come with it subtracted.
+        mean: ``(C)``, that of each channel.
 
     Returns:
         the products; the bias of the second one includes that of ``res_conv``, if there is one.
     """
     matrix = parameters.expansion_weight.flatten(1)
     factor = parameters.norm_weight.to(scale.dtype) * scale
-    shift = parameters.norm_bias if mean is None else parameters.norm_bias.to(scale.dtype) - mean * factor
+    shift = parameters.norm_bias.to(scale.dtype) - mean * factor
     expand_bias = torch.addmv(parameters.expansion_bias, matrix, shift.to(matrix.dtype))
     compress_bias = parameters.compression_bias
     if parameters.residual_bias is not None:
         compress_bias = compress_bias + parameters.residual_bias
-    compress = parameters.compression_weight.flatten(1).t()
+    compress = parameters.compression_weight.flatten(1)
     return PointwiseWeights(matrix * factor.to(matrix.dtype), expand_bias, compress, compress_bias)
 
 
 def expand_compress(
-    rows: torch.Tensor,
-    weights: PointwiseWeights,
-    out: torch.Tensor,
-    base: torch.Tensor | None = None,
-    mean: torch.Tensor | None = None,
+    rows: torch.Tensor, weights: PointwiseWeights, out: torch.Tensor, base: torch.Tensor | None = None
 ) -> None:
     """
-    Put ``gelu((rows - mean) @ expand' + expand_bias) @ compress + compress_bias + base`` into ``out``.
+    Put ``gelu(rows @ expand' + expand_bias) @ compress' + compress_bias + base`` into ``out``.
 
     Args:
         rows: ``(V, C)``, contiguous.
         weights: the matrices and biases.
         out: ``(V, C')``, contiguous.
         base: ``(V, C')``, which may be ``out`` itself. Defaults to ``None``, nothing.
-        mean: ``(C)``, for training. Defaults to ``None``, zero: the weights then have it in them. Only without it the
-            fused products of oneDNN are used, whose GELU differs by rounding from the one that the backward pass
-            repeats.
     """
-    fused = fused_products(rows.dtype) if mean is None else None
-    if fused is not None:
-        _expand_compress_fused(fused, rows, weights, out, base)
-        return
-    width, columns = weights.expand.shape
-    buffers = chunk_buffers(rows, width, columns, width)
-    for part, chunk in chunks(rows, width):
-        centered, hidden = (buffer[: len(chunk)] for buffer in buffers)
-        chunk = chunk if mean is None else torch.sub(chunk, mean, out=centered)
-        torch.addmm(weights.expand_bias, chunk, weights.expand.t(), out=hidden)
-        torch.ops.aten.gelu_(hidden)
+    products = products_for(rows.dtype)
+    for part, chunk in chunks(rows, len(weights.expand)):
+        hidden = products.linear_gelu(chunk, weights.expand, weights.expand_bias)
         if base is None:
-            torch.addmm(weights.compress_bias, hidden, weights.compress, out=out[part])
-        else:
-            torch.add(base[part], weights.compress_bias, out=out[part]).addmm_(hidden, weights.compress)
-
-
-def _expand_compress_fused(
-    fused: FusedProducts,
-    rows: torch.Tensor,
-    weights: PointwiseWeights,
-    out: torch.Tensor,
-    base: torch.Tensor | None,
-) -> None:
-    """Do the same with the fused products of oneDNN, without a mean."""
-    compress = weights.compress.t().contiguous()
-    if base is not None and base.data_ptr() != out.data_ptr():
-        out.copy_(base)
-    for part, chunk in chunks(rows, len(weights.expand), INFERENCE_CHUNKS):
-        hidden = fused.linear_gelu(chunk, weights.expand, weights.expand_bias)
-        if base is None:
-            out[part] = fused.linear(hidden, compress, weights.compress_bias)
-        else:
-            fused.add_linear(out[part], hidden, compress, weights.compress_bias)
+            out[part] = products.linear(hidden, weights.compress, weights.compress_bias)
+            continue
+        if base is not out:
+            out[part] = base[part]
+        products.add_linear(out[part], hidden, weights.compress, weights.compress_bias)

@@ -7,7 +7,7 @@ import time
 
 import torch
 
-__all__ = ["bfloat16_pays", "wants_bfloat16"]
+__all__ = ["bfloat16_pays", "type_here", "wants_bfloat16"]
 
 ROWS, COLUMNS, WIDTH = 2048, 64, 256  # of the product that is measured
 ROUNDS = 20
@@ -17,6 +17,16 @@ GAIN = 1.3  # with the instructions, 4 was measured; without them oneDNN convert
 def wants_bfloat16() -> bool:
     """Return whether the caller has put the CPU under autocast with bfloat16."""
     return torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+
+
+def type_here(x: torch.Tensor) -> torch.dtype:
+    """
+    Return the type in which to compute float32 or bfloat16 input ``(B, C, *spatial)``.
+
+    That is bfloat16 for volumes under autocast with bfloat16 if that is faster on this processor, else float32. Images
+    are convolved by operations that are slow in bfloat16.
+    """
+    return torch.bfloat16 if x.dim() == 5 and wants_bfloat16() and bfloat16_pays() else torch.float32
 
 
 @functools.cache
