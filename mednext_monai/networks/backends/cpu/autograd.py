@@ -31,6 +31,7 @@ channels-first, in channels-last storage.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -143,6 +144,7 @@ def _depthwise(
             backward_data(x[i], weight, y[i])
         pivot, is_first = x.new_zeros(channels), True
         statistics = ChannelStatistics() if x.dtype == torch.bfloat16 else PreciseChannelStatistics(channels, x.dtype)
+        slabs: Iterable[tuple[slice, torch.Tensor]]
         if kind.transposed:
             slabs = ((planes, y[i, planes]) for planes in slab_ranges(y[i].shape, y.dtype))
         else:

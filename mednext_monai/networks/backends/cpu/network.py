@@ -137,11 +137,13 @@ def _run_one(network: MedNeXt, image: torch.Tensor, logits: torch.Tensor, dtype:
 
 
 def _stem(stem: Any, image: torch.Tensor, out: torch.Tensor) -> None:
-    for plane, target in zip(image.unbind(1), out):
+    matrix = stem.weight.flatten(1).t()
+    for planes in slab_ranges(out.shape, image.dtype):
+        rows, target = image[:, planes].flatten(1).t(), as_rows(out[planes])
         if out.dtype == image.dtype:
-            torch.addmm(stem.bias, plane.flatten(1).t(), stem.weight.flatten(1).t(), out=as_rows(target))
+            torch.addmm(stem.bias, rows, matrix, out=target)
         else:
-            as_rows(target).copy_(torch.addmm(stem.bias, plane.flatten(1).t(), stem.weight.flatten(1).t()))
+            target.copy_(torch.addmm(stem.bias, rows, matrix))
 
 
 def _head(head: Any, x: torch.Tensor, logits: torch.Tensor) -> None:
