@@ -7,8 +7,8 @@
 - ``probabilities``: saving class probabilities.
 - ``regions``: saving unions of classes as masks.
 - ``patch``: drawing a patch from a stored case.
-- ``spatial``: rotation and scaling in one interpolation.
-- ``intensity``: smoothing, lower resolution and gamma per channel.
+- ``spatial``: rotation and scaling in one interpolation, and mirroring.
+- ``intensity``: noise; smoothing, lower resolution and gamma per channel.
 - ``augmentation``: the complete training augmentation, in the original's order.
 - ``ignore``: voxels without annotation in a validation on whole volumes.
 - ``splines``: the interpolation.
@@ -18,13 +18,13 @@ from .augmentation import CleanOutsided, patch_transforms, training_augmentation
 from .components import KeepComponentsd
 from .dicom import SaveDicomSegd
 from .ignore import ExcludeIgnoredd
-from .intensity import RandChannelGammad, RandChannelLowResolutiond, RandChannelSmoothd
+from .intensity import RandChannelGammad, RandChannelLowResolutiond, RandChannelSmoothd, RandNoised
 from .others import PreprocessOthersd
 from .patch import RandPatchd
 from .preprocess import LoadLabeld, Preprocessd, RestoreClassesd, SaveImageOnSourceGridd
 from .probabilities import SaveProbabilitiesd
 from .regions import SaveRegionsd, region_folders
-from .spatial import RandRotateScaled
+from .spatial import RandMirrord, RandRotateScaled
 
 __all__ = [
     "CleanOutsided",
@@ -36,6 +36,8 @@ __all__ = [
     "RandChannelGammad",
     "RandChannelLowResolutiond",
     "RandChannelSmoothd",
+    "RandMirrord",
+    "RandNoised",
     "RandPatchd",
     "RandRotateScaled",
     "RestoreClassesd",

@@ -15,16 +15,14 @@ from monai.data.meta_obj import get_track_meta
 from monai.transforms import (
     Compose,
     MapTransform,
-    RandFlipd,
-    RandGaussianNoised,
     RandScaleIntensityd,
     RandScaleIntensityFixedMeand,
 )
 from monai.utils import convert_to_tensor
 
-from .intensity import RandChannelGammad, RandChannelLowResolutiond, RandChannelSmoothd
+from .intensity import RandChannelGammad, RandChannelLowResolutiond, RandChannelSmoothd, RandNoised
 from .patch import RandPatchd, volume_patch
-from .spatial import RandRotateScaled
+from .spatial import RandMirrord, RandRotateScaled
 
 __all__ = ["CleanOutsided", "patch_transforms", "training_augmentation"]
 
@@ -156,7 +154,7 @@ def training_augmentation(
                 ignore_label=ignore_label,
                 slice_axis=slice_axis,
             ),
-            RandGaussianNoised(image_key, prob=0.1, mean=0.0, std=0.1, sample_std=True),
+            RandNoised(image_key, prob=0.1, std=0.1),
             RandChannelSmoothd(image_key, prob=0.2, channel_prob=0.5, sigma_range=(0.5, 1.0)),
             RandScaleIntensityd(image_key, factors=0.25, prob=0.15, channel_wise=True),
             RandScaleIntensityFixedMeand(
@@ -171,7 +169,7 @@ def training_augmentation(
             ),
             RandChannelGammad(image_key, prob=0.1, gamma_range=(0.7, 1.5), invert=True),
             RandChannelGammad(image_key, prob=0.3, gamma_range=(0.7, 1.5), invert=False),
-            *(RandFlipd(keys, prob=0.5, spatial_axis=axis) for axis in range(len(in_plane))),
+            RandMirrord(keys, prob=0.5, axes=range(len(in_plane))),
             CleanOutsided(image_key, label_key, mask_channels),
         ]
     )

@@ -1,8 +1,8 @@
-"""Per-channel intensity augmentation: Gaussian smoothing, lower resolution, gamma.
+"""Intensity augmentation: Gaussian noise, and per channel Gaussian smoothing, lower resolution, gamma.
 
-MONAI's corresponding transforms draw one value for all channels and differ in the operation, as described for each
-class. Each class here draws the parameters of a function that can also be used alone. All are pure PyTorch, do not
-modify their input, and work in a ``Compose(lazy=True)``, although they are not lazy themselves.
+MONAI's corresponding transforms differ, as described for each class. Those per channel draw the parameters of a
+function that can also be used alone. All are pure PyTorch, do not modify their input, and work in a
+``Compose(lazy=True)``, although they are not lazy themselves.
 
 Source: recipe of MIC-DKFZ/MedNeXt (nnU-Net v1's ``get_moreDA_augmentation``), reimplemented.
 """
@@ -13,6 +13,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
@@ -27,6 +28,7 @@ __all__ = [
     "RandChannelGammad",
     "RandChannelLowResolutiond",
     "RandChannelSmoothd",
+    "RandNoised",
     "adjust_gamma",
     "lower_resolution",
     "smooth",
@@ -117,6 +119,61 @@ def _mean_std(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return mean, (values - mean).square_().mean().sqrt_()
 
 
+class RandNoised(RandomizableTransform, MapTransform):
+    """
+    Dictionary transform: add Gaussian noise with one standard deviation, drawn uniformly, for all channels.
+
+    The distribution is that of MONAI's ``RandGaussianNoised``, which draws float64 at a fifth of the speed. Here it is
+    float32 and comes from a generator of PyTorch with a drawn seed. All keys get the same noise.
+
+    Args:
+        keys: keys of images ``(C, *spatial)`` of one shape.
+        prob: probability. Defaults to 0.1.
+        std: largest standard deviation. Defaults to 0.1.
+        allow_missing_keys: see :py:class:`monai.transforms.MapTransform`.
+
+    Raises:
+        ValueError: if the probability is outside [0, 1], or ``std`` is negative.
+    """
+
+    def __init__(
+        self, keys: KeysCollection, prob: float = 0.1, std: float = 0.1, allow_missing_keys: bool = False
+    ) -> None:
+        if not 0 <= prob <= 1:
+            raise ValueError(f"prob must be between 0 and 1, got {prob}.")
+        if std < 0:
+            raise ValueError(f"std must be at least 0, got {std}.")
+        MapTransform.__init__(self, keys, allow_missing_keys)
+        RandomizableTransform.__init__(self, prob)
+        self.std = std
+        self.noise: torch.Tensor | None = None
+
+    def randomize(self, data: Sequence[int]) -> None:
+        """Draw ``noise`` of shape ``data``, float32; ``None`` if not applied."""
+        super().randomize(None)
+        self.noise = None
+        if self._do_transform:
+            std = self.R.uniform(0, self.std)
+            generator = torch.Generator().manual_seed(int(self.R.randint(2**32, dtype=np.int64)))
+            self.noise = torch.empty(tuple(data)).normal_(0, std, generator=generator)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        first = self.first_key(d)
+        if first == ():
+            return d
+        self.randomize(d[first].shape)
+        for key in self.key_iterator(d):
+            image = convert_to_tensor(d[key], track_meta=get_track_meta())
+            if self.noise is not None:
+                noise = self.noise.to(image.device)
+                values = image.as_tensor() if isinstance(image, MetaTensor) else image
+                image = _like(values + noise, image)
+            d[key] = image
+        self.noise = None
+        return d
+
+
 class _RandChannelTransformd(RandomizableTransform, MapTransform):
     """
     Base class of the transforms below, applied with ``prob`` per sample and then with ``channel_prob`` per channel.
@@ -176,9 +233,14 @@ def _per_channel(
     out = torch.empty_like(values)
     for target, channel, parameter in zip(out, values, parameters):
         target.copy_(channel if parameter is None else operation(channel, parameter))
+    return _like(out, image)
+
+
+def _like(values: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+    """Return ``values`` with the metadata of ``image``, if it has any."""
     if not isinstance(image, MetaTensor):
-        return out
-    return MetaTensor(out, meta=image.meta, applied_operations=image.applied_operations)
+        return values
+    return MetaTensor(values, meta=image.meta, applied_operations=image.applied_operations)
 
 
 class RandChannelSmoothd(_RandChannelTransformd):

@@ -1,4 +1,4 @@
-"""Rotation and scaling in one interpolation, as in the original training.
+"""Rotation and scaling in one interpolation, as in the original training, and mirroring.
 
 Source: recipe of MIC-DKFZ/MedNeXt (nnU-Net v1's ``augment_spatial`` with its default 3D parameters), reimplemented.
 """
@@ -19,7 +19,7 @@ from monai.utils import convert_to_tensor, ensure_tuple_rep, ensure_tuple_size
 
 from .splines import HALO, affine_labels, affine_linear, affine_spline
 
-__all__ = ["RandRotateScaled", "SpatialDraw", "draw_about_one", "interpolate_box"]
+__all__ = ["RandMirrord", "RandRotateScaled", "SpatialDraw", "draw_about_one", "interpolate_box"]
 
 MODES = ("image", "label")
 INTERPOLATIONS = {
@@ -265,6 +265,56 @@ class RandRotateScaled(MapTransform, Randomizable):
                 out = interpolate_box(part, draw, start, size, mode).to(values.dtype)
                 to_input = homogeneous(draw.matrix, draw.offset)
             d[key] = on_new_grid(out, values, to_input)
+        return d
+
+
+class RandMirrord(MapTransform, Randomizable):
+    """
+    Dictionary transform: mirror ``(C, *spatial)`` along each axis with the same probability, and copy it once.
+
+    MONAI's ``RandFlipd`` for one axis after the other gives the same, with a copy for each axis. It is not lazy and not
+    invertible; a ``MetaTensor`` gets the affine matrix of its new grid.
+
+    Args:
+        keys: keys of images and labels of one spatial shape.
+        prob: probability per axis. Defaults to 0.5.
+        axes: spatial axes that may be mirrored. Defaults to ``(0, 1, 2)``.
+        allow_missing_keys: see :py:class:`monai.transforms.MapTransform`.
+
+    Raises:
+        ValueError: if the probability is outside [0, 1].
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        prob: float = 0.5,
+        axes: Sequence[int] = (0, 1, 2),
+        allow_missing_keys: bool = False,
+    ) -> None:
+        if not 0 <= prob <= 1:
+            raise ValueError(f"prob must be between 0 and 1, got {prob}.")
+        MapTransform.__init__(self, keys, allow_missing_keys)
+        self.prob, self.axes = prob, tuple(axes)
+        self.mirrored: tuple[int, ...] = ()
+
+    def randomize(self, data: Any = None) -> None:
+        """Draw ``mirrored``, some of the axes."""
+        self.mirrored = tuple(axis for axis in self.axes if self.R.uniform() < self.prob)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        d = dict(data)
+        self.randomize()
+        for key in self.key_iterator(d):
+            values = convert_to_tensor(d[key], track_meta=get_track_meta())
+            if self.mirrored:
+                plain = values.as_tensor() if isinstance(values, MetaTensor) else values
+                matrix, last = np.eye(3), np.zeros(3)
+                for axis in self.mirrored:
+                    matrix[axis, axis], last[axis] = -1, values.shape[1 + axis] - 1
+                out = plain.flip([1 + axis for axis in self.mirrored])
+                values = on_new_grid(out, values, homogeneous(matrix, last))
+            d[key] = values
         return d
 
 

@@ -15,6 +15,8 @@ from mednext_monai.transforms import (
     RandChannelGammad,
     RandChannelLowResolutiond,
     RandChannelSmoothd,
+    RandMirrord,
+    RandNoised,
     RandPatchd,
     RandRotateScaled,
     training_augmentation,
@@ -22,6 +24,8 @@ from mednext_monai.transforms import (
 
 ALONE = {
     "spatial": RandRotateScaled("image", rotate_prob=1, scale_prob=1),
+    "mirror": RandMirrord("image", prob=1),
+    "noise": RandNoised("image", prob=1),
     "smooth": RandChannelSmoothd("image", prob=1, channel_prob=1),
     "low resolution": RandChannelLowResolutiond("image", prob=1, channel_prob=1),
     "gamma": RandChannelGammad("image", prob=1),
@@ -91,16 +95,14 @@ def test_pipeline_has_the_published_order_and_probabilities():
     transforms = training_augmentation(16, mask_channels=(0,)).transforms
     assert [type(t).__name__ for t in transforms] == [
         "RandPatchd",
-        "RandGaussianNoised",
+        "RandNoised",
         "RandChannelSmoothd",
         "RandScaleIntensityd",
         "RandScaleIntensityFixedMeand",
         "RandChannelLowResolutiond",
         "RandChannelGammad",
         "RandChannelGammad",
-        "RandFlipd",
-        "RandFlipd",
-        "RandFlipd",
+        "RandMirrord",
         "CleanOutsided",
     ]
     assert [t.prob for t in transforms[1:8]] == [0.1, 0.2, 0.15, 0.15, 0.25, 0.1, 0.3]
@@ -140,7 +142,7 @@ def test_monai_s_contrast_keeps_mean_and_range_per_channel():
     assert factor.min() < 0.8 and factor.max() > 1.2
 
 
-def test_monai_s_noise_has_a_drawn_standard_deviation_up_to_a_tenth():
+def test_the_noise_has_a_drawn_standard_deviation_up_to_a_tenth():
     transform = training_augmentation(16).transforms[1]
     image, outs = changed_share(transform, channels=2, shape=(8, 8, 8))
     assert within(len(outs), 500, 0.1)
@@ -148,6 +150,33 @@ def test_monai_s_noise_has_a_drawn_standard_deviation_up_to_a_tenth():
     assert spreads.max() < 0.11 and spreads.min() < 0.02 and 0.03 < spreads.mean() < 0.07
     one = [(out - image).reshape(2, -1).std(1) for out in outs]
     assert max(abs(a / b - 1) for a, b in one) < 0.25  # one standard deviation for all channels
+    assert all(abs((out - image).mean()) < 4 * spread / 1024**0.5 for out, spread in zip(outs, spreads))
+    assert len({float(out.ravel()[0]) for out in outs}) == len(outs)  # each another seed
+
+
+def test_mirroring_is_that_of_monai_s_flips_with_their_affine():
+    image, label = MetaTensor(volume((5, 6, 7), 2), affine=np.diag([2.0, 3.0, 4.0, 1.0])), label_map((5, 6, 7))[None]
+    transform = RandMirrord(("image", "label"))
+    transform.set_random_state(1)
+    seen = set()
+    for _ in range(60):
+        out = transform({"image": image, "label": label})
+        seen.add(transform.mirrored)
+        flips = Compose([RandFlipd(("image", "label"), prob=1, spatial_axis=axis) for axis in transform.mirrored])
+        expected = flips({"image": image, "label": label})
+        for key in ("image", "label"):
+            assert torch.equal(torch.as_tensor(out[key]), torch.as_tensor(expected[key]))
+        torch.testing.assert_close(out["image"].affine, expected["image"].affine)
+    assert len(seen) == 8
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: RandMirrord("image", prob=2), lambda: RandNoised("image", prob=-1), lambda: RandNoised("i", std=-1)],
+)
+def test_probabilities_and_deviations_are_checked(make):
+    with pytest.raises(ValueError, match="must be"):
+        make()
 
 
 def test_whole_pipeline_keeps_image_and_label_together():
@@ -170,7 +199,7 @@ def test_slices_are_augmented_in_their_plane_as_the_original_does():
     transform = training_augmentation((512, 512), slice_axis=2).transforms
     augmentation = transform[0].augmentation
     assert augmentation.box_size((512, 512, 1)) == (602, 602, 1)  # 512 / 0.85
-    assert sum(isinstance(one, RandFlipd) for one in transform) == 2
+    assert [tuple(one.axes) for one in transform if isinstance(one, RandMirrord)] == [(0, 1)]
     augmentation.set_random_state(0)
     angles = []
     for _ in range(2000):
