@@ -1,7 +1,7 @@
 """The section ``augmentation``: patches per second, against ``batchgeneratorsv2`` (nnU-Net v2's) with the same recipe.
 
-Both read from memory-mapped two-channel cases, apply the recipe's nine augmentations with the same probabilities and
-ranges, and pass batches of two through a ``DataLoader``, whose start is timed as well. Differences that remain: ours
+Both read from memory-mapped cases, apply the recipe's nine augmentations with the same probabilities and ranges, and
+pass batches of two through a ``DataLoader``, whose start is timed as well. Differences that remain: ours
 interpolates images with cubic splines as published, or linearly, which is a contestant of its own;
 ``batchgeneratorsv2`` does so linearly, also to enlarge lower resolutions; ours returns uint8 labels, it int16. All are
 random, so there is no agreement to show. A third of the patches is interpolated: use many.
@@ -36,24 +36,23 @@ __all__ = ["measure_augmentation"]
 
 PEER = "batchgeneratorsv2"
 LINEAR = f"{OURS}, linear"
-MASK_CHANNELS = (0, 1)
 
 
 def measure_augmentation(options: Namespace) -> Iterator[Measurement]:
     """Load patches through both pipelines in turn, other patches in every round; the values are seconds per patch."""
-    size = options.patch_size
+    size, masked = options.patch_size, tuple(range(options.channels))
     with tempfile.TemporaryDirectory() as folder:
-        cases = _make_cases(Path(folder), shape=(size * 3 // 2, size * 3 // 2, size * 5 // 4))
-        transforms: dict[str, Callable] = {OURS: training_augmentation(size, mask_channels=MASK_CHANNELS)}
-        transforms[LINEAR] = training_augmentation(size, mask_channels=MASK_CHANNELS, interpolation="linear")
+        cases = _make_cases(Path(folder), (options.channels, size * 3 // 2, size * 3 // 2, size * 5 // 4))
+        transforms: dict[str, Callable] = {OURS: training_augmentation(size, mask_channels=masked)}
+        transforms[LINEAR] = training_augmentation(size, mask_channels=masked, interpolation="linear")
         if find_spec(PEER):
-            transforms[PEER] = _NnUNetV2Patch(size)
+            transforms[PEER] = _NnUNetV2Patch(size, options.channels)
         datasets = {name: PatchDataset(cases, transform) for name, transform in transforms.items()}
         steps = {name: partial(_load, data, options, count(0, options.patches)) for name, data in datasets.items()}
         compared = compare(steps, lambda step: seconds(step) / options.patches, options.repeats)
     if PEER not in steps:
         compared["skipped"][PEER] = "not installed"
-    case = f"patch of {size}^3, 2 channels, {options.workers} workers"
+    case = f"patch of {size}^3, {options.channels} channels, {options.workers} workers"
     yield Measurement("augmentation", case, "s", **compared, work=1, work_unit="patches/s")
 
 
@@ -80,13 +79,13 @@ def _stack(items: list[dict]) -> dict[str, torch.Tensor]:
     return default_collate([{key: item[key].as_subclass(torch.Tensor) for key in ("image", "label")} for item in items])
 
 
-def _make_cases(folder: Path, shape: tuple[int, int, int]) -> list[dict]:
-    """Write four smooth random cases with three nested classes and an outside, and return their paths."""
+def _make_cases(folder: Path, shape: tuple[int, ...]) -> list[dict]:
+    """Write four smooth random cases with three nested classes and an outside; return their paths."""
     random, cases = np.random.RandomState(0), []
     for number in range(4):
-        radius, label = make_ball(shape, phase=number)
+        radius, label = make_ball(shape[1:], phase=number)
         label[radius >= 1.1] = -1
-        image = random.standard_normal((2, *shape)).astype(np.float32) * 0.2 + np.cos(9 * radius)
+        image = random.standard_normal(shape).astype(np.float32) * 0.2 + np.cos(9 * radius)
         files = {"image": f"{number}_image.npy", "label": f"{number}_label.npy", "foreground": f"{number}.npz"}
         case = {key: str(folder / file) for key, file in files.items()}
         np.save(case["image"], np.where(label < 0, 0, image).astype(np.float32))
@@ -99,12 +98,12 @@ def _make_cases(folder: Path, shape: tuple[int, int, int]) -> list[dict]:
 class _NnUNetV2Patch(RandPatchd):
     """Read the enlarged box from the memory-mapped arrays and transform it, as nnU-Net v2's loader does."""
 
-    def __init__(self, patch_size: int) -> None:
+    def __init__(self, patch_size: int, channels: int) -> None:
         super().__init__(("image", "label"), patch_size, augmentation=RandRotateScaled("image"))
-        self.transforms = _nnunet_v2_transforms(patch_size)
+        self.transforms = _nnunet_v2_transforms(patch_size, channels)
         blur = next(t.transform for t in self.transforms.transforms[1:] if hasattr(t.transform, "benchmark"))
         for _ in range(12):  # it measures which of two methods is faster for a kernel size; not to be timed here
-            blur(image=torch.zeros(2, *self.patch_size))
+            blur(image=torch.zeros(channels, *self.patch_size))
 
     def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> _NnUNetV2Patch:
         np.random.seed(seed)
@@ -123,7 +122,7 @@ class _NnUNetV2Patch(RandPatchd):
         return {"image": patch["image"], "label": patch["segmentation"]}
 
 
-def _nnunet_v2_transforms(patch_size: int) -> Callable:
+def _nnunet_v2_transforms(patch_size: int, channels: int) -> Callable:
     """Return nnU-Net v2's default 3D training transforms without the deep-supervision targets."""
     from batchgeneratorsv2.transforms.intensity.brightness import MultiplicativeBrightnessTransform
     from batchgeneratorsv2.transforms.intensity.contrast import BGContrast, ContrastTransform
@@ -155,7 +154,7 @@ def _nnunet_v2_transforms(patch_size: int) -> Callable:
         SpatialTransform((patch_size,) * 3, **center, **rotation, **scaling, bg_style_seg_sampling=False),
         *(RandomTransform(transform, apply_probability=p) for transform, p in sometimes),
         MirrorTransform((0, 1, 2)),
-        MaskImageTransform(list(MASK_CHANNELS)),
+        MaskImageTransform(list(range(channels))),
         RemoveLabelTansform(-1, 0),
     ]
     return ComposeTransforms(transforms)

@@ -67,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     add("roi", 48, "edge of the window in voxels, a multiple of 16")
     add("mirror", "both", "mirror images in the sliding window", choices=("off", "on", "both"))
     add("patch_size", 128, "edge of the augmented patches in voxels")
+    add("channels", 2, "channels of the augmented patches")
     add("patches", 48, "augmented patches in a round, an even number")
     add("workers", 2, "worker processes of the augmentation")
     add("case_shape", "160x160x40", "size in voxels of the case to preprocess")
@@ -107,6 +108,7 @@ def _check(options: argparse.Namespace) -> None:
         "warmup",
         "roi",
         "patch_size",
+        "channels",
         "patches",
         "threads",
         "scan_windows",

@@ -53,7 +53,7 @@ def test_contestants_that_cannot_run_are_skipped_with_the_reason(tmp_path, capsy
 
 def test_ours_in_bfloat16_runs_against_others_in_another_type(tmp_path):
     arguments = ["--sections", "forward,window", "--mirror", "off", "--contestants", "ours,plain"]
-    with patch("mednext_monai.networks.backends.cpu.network.bfloat16_pays", return_value=True):
+    with patch("mednext_monai.networks.backends.cpu.precision.bfloat16_pays", return_value=True):
         both, ours = (
             run(tmp_path / n, *arguments, "--dtype", "bf16", *more) for n, more in (("a", []), ("b", FLOAT32))
         )
