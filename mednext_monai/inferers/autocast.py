@@ -47,4 +47,4 @@ class AutocastInferer(SimpleInferer):
             return network(inputs, *args, **kwargs)
         with torch.autocast("cpu", torch.bfloat16):
             out = network(inputs, *args, **kwargs)
-        return tuple(part.float() for part in out) if isinstance(out, tuple) else out.float()  # type: ignore[return-value]
+        return tuple(part.float() for part in out) if isinstance(out, (tuple, list)) else out.float()  # type: ignore[return-value]
