@@ -113,7 +113,8 @@ class MedNeXtInferer(SlidingWindowInferer):
         self.windows = windows
         self.accumulate = accumulate
         self.slice_axis = slice_axis
-        self.patch_inferer = AutocastInferer(cpu_amp)
+        self._patch_inferer = AutocastInferer(cpu_amp)
+        self.cpu_amp = self._patch_inferer.cpu_amp  # a setting that the results name
 
     def __call__(  # type: ignore[override]  # of the networks that MONAI allows, those that return a tensor
         self, inputs: torch.Tensor, network: Callable[..., torch.Tensor], *args: Any, **kwargs: Any
@@ -201,7 +202,7 @@ class MedNeXtInferer(SlidingWindowInferer):
             window = window.squeeze(2 + self.slice_axis)
 
         def softmax(window: torch.Tensor) -> torch.Tensor:
-            logits = self.patch_inferer(window, network, *args, **kwargs)
+            logits = self._patch_inferer(window, network, *args, **kwargs)
             return torch.softmax(logits.float(), dim=1)
 
         total = softmax(window)

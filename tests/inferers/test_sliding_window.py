@@ -242,6 +242,6 @@ def test_only_the_network_runs_in_bfloat16_and_only_if_wanted_and_faster(wanted,
 
 
 def test_cpu_amp_is_a_switch():
-    assert MedNeXtInferer(16, cpu_amp="true").patch_inferer.cpu_amp is True
+    assert MedNeXtInferer(16, cpu_amp="true").cpu_amp is True
     with pytest.raises(ValueError, match="cpu_amp must be true or false"):
         MedNeXtInferer(16, cpu_amp="bf16")
