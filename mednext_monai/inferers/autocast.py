@@ -21,8 +21,9 @@ class AutocastInferer(SimpleInferer):
     What the network returns is float32, so that the loss is computed in it.
 
     Args:
-        cpu_amp: whether the network runs under autocast with bfloat16 for input on a CPU where that was measured to be
-            faster (:py:func:`mednext_monai.networks.bfloat16_pays`). Defaults to ``False``.
+        cpu_amp: whether the network runs under autocast with bfloat16 for volumes on a CPU where that was measured to
+            be faster (:py:func:`mednext_monai.networks.bfloat16_pays`); for images, ``(B, C, H, W)``, it is not.
+            Defaults to ``False``.
 
     Raises:
         ValueError: if ``cpu_amp`` is not a switch.
@@ -43,7 +44,7 @@ class AutocastInferer(SimpleInferer):
             network: is called with them.
             args, kwargs: passed to ``network``.
         """
-        if not (self.cpu_amp and inputs.device.type == "cpu" and bfloat16_pays()):
+        if not (self.cpu_amp and inputs.device.type == "cpu" and inputs.dim() == 5 and bfloat16_pays()):
             return network(inputs, *args, **kwargs)
         with torch.autocast("cpu", torch.bfloat16):
             out = network(inputs, *args, **kwargs)

@@ -181,7 +181,7 @@ def backward_weight(x: torch.Tensor, grad: torch.Tensor, stride: int, out: torch
     Add the gradient of a depthwise convolution with respect to its weight to ``out``.
 
     Slabs of bfloat16 volumes are converted to the type of ``out``: PyTorch's kernels for bfloat16 are not faster, and
-    return garbage for some sizes (torch 2.13: two voxels per axis with stride 1 in 3D, one with stride 2 in 2D).
+    return garbage for some sizes (torch 2.13: in 3D if an axis is not longer than the kernel, in 2D for one voxel).
 
     Args:
         x: the input, ``(D, H, W, C)``, contiguous.
